@@ -1,0 +1,1 @@
+"""Datasets, the input pipeline and augmentation."""

@@ -1,0 +1,1 @@
+"""Flax modules: VQ-VAE, quantizers and priors."""

@@ -1,0 +1,67 @@
+"""Package definition of dermvq_jax; tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+_VERSION = re.search(
+  r"__version__ = '(.+)'",
+  (_HERE / 'dermvq_jax' / '__init__.py').read_text(),
+).group(1)
+
+# clu's metric writers need TensorFlow. JAX does the computing, so the CPU build
+# is enough where there is one.
+_LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+_OTHERS = "sys_platform != 'linux' or platform_machine != 'x86_64'"
+
+setuptools.setup(
+  name='dermvq_jax',
+  version=_VERSION,
+  description=(
+    'VQ-VAE and autoregressive priors for dermoscopic images in JAX/Flax'
+  ),
+  long_description=(_HERE / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11,<3.14',
+  # configs/ stays at the top level for editing and ships inside the package.
+  packages=[
+    'dermvq_jax',
+    'dermvq_jax.configs',
+    'dermvq_jax.data',
+    'dermvq_jax.models',
+  ],
+  package_dir={'dermvq_jax.configs': 'configs'},
+  entry_points={'console_scripts': ['dermvq=dermvq_jax.main:main']},
+  install_requires=[
+    'absl-py',
+    'array_record',
+    'clu',
+    'einops',
+    'etils[epath]',
+    'flax>=0.12',
+    'grain>=0.2.18',
+    # tensorflow-datasets imports it without declaring it.
+    'importlib_resources',
+    'jax>=0.10',
+    'matplotlib',
+    'ml_collections>=1.1',
+    'numpy',
+    'optax',
+    'orbax-checkpoint>=0.12',
+    'pillow',
+    'scipy',
+    f'tensorflow-cpu>=2.21; {_LINUX_X86}',
+    f'tensorflow>=2.21; {_OTHERS}',
+    'tensorflow-datasets>=4.9.10',
+    'tqdm',
+  ],
+  extras_require={
+    'test': ['pytest', 'ruff'],
+    'bench': ['torch'],
+    'tpu': ['jax[tpu]', 'gcsfs'],
+    'cuda': ['jax[cuda13]'],
+  },
+)
