@@ -55,6 +55,8 @@ setuptools.setup(
     'scipy',
     f'tensorflow-cpu>=2.21; {_LINUX_X86}',
     f'tensorflow>=2.21; {_OTHERS}',
+    # clu imports its hparams plugin.
+    'tensorboard',
     'tensorflow-datasets>=4.9.10',
     'tqdm',
   ],

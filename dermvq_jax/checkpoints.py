@@ -1,0 +1,81 @@
+"""Checkpoints on disk; the only module that imports orbax.
+
+A phase's folder holds `checkpoints/`, the latest states to go on from, and
+`best/`, the weights to evaluate and sample with.
+"""
+
+from typing import Any
+
+import flax
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from dermvq_jax import errors
+
+PyTree = Any
+_KEEP = 2
+
+
+def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep, cleanup_tmp_directories=True
+  )
+  return ocp.CheckpointManager(folder, options=options)
+
+
+class Checkpoints:
+  """Saves and restores one phase. A step counts only when committed."""
+
+  def __init__(self, folder: epath.Path):
+    folder = epath.Path(folder).resolve()
+    self._states = _manager(folder / 'checkpoints', _KEEP)
+    self._best = _manager(folder / 'best', 1)
+
+  def latest_step(self) -> int | None:
+    """The last committed step; None if there is none."""
+    return self._states.latest_step()
+
+  def save(self, step: int, tree: PyTree):
+    """Saves a tree in the background; `close` waits for it."""
+    # Host copies: the device buffers are donated to the next step.
+    plain = flax.serialization.to_state_dict(jax.device_get(tree))
+    self._states.save(step, args=ocp.args.StandardSave(plain))
+
+  def restore(self, like: PyTree) -> PyTree:
+    """The latest tree, as NumPy arrays in the structure of `like`."""
+    plain = flax.serialization.to_state_dict(jax.device_get(like))
+    restored = self._states.restore(
+      self._states.latest_step(), args=ocp.args.StandardRestore(plain)
+    )
+    return flax.serialization.from_state_dict(like, restored)
+
+  def save_best(self, step: int, weights: PyTree):
+    """Replaces the weights in `best/`."""
+    self._best.save(
+      step, args=ocp.args.StandardSave(jax.device_get(weights)), force=True
+    )
+
+  def close(self):
+    """Waits for what is being written."""
+    for manager in (self._states, self._best):
+      manager.wait_until_finished()
+      manager.close()
+
+
+def load_best(folder: epath.Path) -> PyTree:
+  """The weights in `folder/best`: `{'params': ..., 'model_state': ...}`.
+
+  Raises:
+    UserError: there are none.
+  """
+  folder = epath.Path(folder).resolve()
+  if (folder / 'best').exists():
+    with _manager(folder / 'best', 1) as manager:
+      step = manager.latest_step()
+      if step is not None:
+        return manager.restore(step, args=ocp.args.StandardRestore())
+  raise errors.UserError(
+    f'{folder} holds no trained weights; run dermvq train '
+    f'--config={folder.name} --workdir={folder.parent} first'
+  )

@@ -1,0 +1,106 @@
+"""Augmentations of uint8 images, in NumPy, for grain's `random_map`.
+
+Coarse cut-out and RGB shift have the meaning of Albumentations 2.0.8
+(`CoarseDropout`, `RGBShift`; Buslaev et al. 2020).
+"""
+
+import dataclasses
+
+import grain
+import numpy as np
+
+CLEAN, AUGMENTED = 'clean', 'augmented'
+
+
+def flip_and_turn(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Applies one of the square's eight symmetries to `[H, W, C]`, uniformly."""
+  image = np.rot90(image, k=rng.integers(4))
+  return image[:, ::-1] if rng.integers(2) else image
+
+
+def coarse_cutout(
+  image: np.ndarray,
+  rng: np.random.Generator,
+  max_holes: int,
+  min_side: float,
+  max_side: float,
+) -> np.ndarray:
+  """Blackens 1 to `max_holes` boxes, each wholly inside the image.
+
+  Args:
+    image: `[H, W, C]`.
+    rng: source of randomness.
+    max_holes: at most so many boxes.
+    min_side: least side of a box, as a share of the image's side.
+    max_side: greatest side, likewise.
+
+  Returns:
+    A changed copy.
+  """
+  image = image.copy()
+  size = np.array(image.shape[:2])
+  for _ in range(rng.integers(1, max_holes + 1)):
+    sides = np.maximum(1, (rng.uniform(min_side, max_side, 2) * size).astype(int))
+    top, left = rng.integers(0, size - sides + 1)
+    image[top : top + sides[0], left : left + sides[1]] = 0
+  return image
+
+
+def rgb_shift(
+  image: np.ndarray, rng: np.random.Generator, limit: int
+) -> np.ndarray:
+  """Adds to each channel one uniform shift in +-`limit` (of 255), clipped."""
+  shift = rng.uniform(-limit, limit, size=image.shape[-1])
+  return np.clip(np.rint(image + shift), 0, 255).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment(grain.transforms.RandomMap):
+  """Changes `record['image']`; a record without an image is left alone.
+
+  Attributes:
+    flips: whether to apply a random flip and quarter turn.
+    rgb_shift_probability: how often the colours are shifted.
+    rgb_shift_limit: greatest shift of a channel, of 255.
+    cutout_probability: how often boxes are cut out.
+    cutout_max_holes: at most so many boxes.
+    cutout_min_side: least side of a box, as a share of the image's.
+    cutout_max_side: greatest side of a box, likewise.
+    cutout_target: 'clean' adds `record['target']`, the image before the
+      cut-out, which the model then learns to restore; 'augmented' makes the
+      boxes themselves part of the target.
+  """
+
+  flips: bool = False
+  rgb_shift_probability: float = 0.0
+  rgb_shift_limit: int = 20
+  cutout_probability: float = 0.0
+  cutout_max_holes: int = 2
+  cutout_min_side: float = 0.1
+  cutout_max_side: float = 0.2
+  cutout_target: str = CLEAN
+
+  def random_map(
+    self, element: dict[str, np.ndarray], rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    """Returns the augmented record."""
+    if 'image' not in element:
+      return element
+    image = element['image']
+    if self.flips:
+      image = flip_and_turn(image, rng)
+    if rng.random() < self.rgb_shift_probability:
+      image = rgb_shift(image, rng, self.rgb_shift_limit)
+    element = {**element, 'image': image}
+    if self.cutout_probability:
+      if self.cutout_target == CLEAN:
+        element['target'] = image
+      if rng.random() < self.cutout_probability:
+        element['image'] = coarse_cutout(
+          image,
+          rng,
+          self.cutout_max_holes,
+          self.cutout_min_side,
+          self.cutout_max_side,
+        )
+    return element

@@ -1,0 +1,84 @@
+"""Reads prepared datasets: from their files alone, without their code."""
+
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from dermvq_jax import errors
+
+
+def _builder(
+  dataset: str, data_dir: epath.PathLike
+) -> tfds.core.DatasetBuilder:
+  name, _, config = dataset.partition('/')
+  folder = epath.Path(data_dir).expanduser() / name / config
+  versions = [
+    path for path in (folder.iterdir() if folder.is_dir() else ())
+    if (path / 'dataset_info.json').exists()
+  ]
+  if not versions:
+    command = (
+      'encode --workdir=WORKDIR'
+      if name == 'codes'
+      else f'prepare --dataset={dataset}'
+    )
+    raise errors.UserError(
+      f'{dataset} is not prepared in {data_dir}; run dermvq {command} '
+      f'--data_dir={data_dir}'
+    )
+  # Versions are x.y.z; the newest counts.
+  newest = max(versions, key=lambda p: tuple(map(int, p.name.split('.'))))
+  return tfds.builder_from_directory(newest)
+
+
+def describe(dataset: str, data_dir: epath.PathLike) -> dict[str, Any]:
+  """What models must know of a dataset, as JSON values.
+
+  Args:
+    dataset: 'name/config', for example 'ham10000/64' or 'codes/<digest>'.
+    data_dir: where it was prepared.
+
+  Returns:
+    `dataset`, `class_names`, `num_train`, `num_val`, `num_test`, of images
+    `image_size`, and what the dataset's own metadata says, for example
+    `train_variance`, `codebook_size`, `grid`.
+
+  Raises:
+    UserError: the dataset is not prepared.
+  """
+  info = _builder(dataset, data_dir).info
+  facts = {
+    'dataset': dataset,
+    'class_names': list(info.features['label'].names),
+    **{f'num_{k}': info.splits[k].num_examples for k in info.splits},
+    **(info.metadata or {}),
+  }
+  if 'image' in info.features:
+    facts['image_size'] = info.features['image'].shape[0]
+  return facts
+
+
+def open_split(dataset: str, data_dir: epath.PathLike, split: str):
+  """Returns a split as a sequence of examples, a TFDS data source.
+
+  Args:
+    dataset: 'name/config', for example 'ham10000/64' or 'codes/<digest>'.
+    data_dir: where it was prepared.
+    split: 'train', 'val' or 'test'.
+
+  Returns:
+    A sequence, for example for `grain.MapDataset.source`; its items are
+    dictionaries with `image` uint8 `[size, size, 3]` or `codes` int32
+    `[h, w]`, `label` int, `id` and `group` bytes, and extra features.
+
+  Raises:
+    UserError: the dataset is not prepared, or it has no such split.
+  """
+  builder = _builder(dataset, data_dir)
+  if split not in builder.info.splits:
+    raise errors.UserError(
+      f'{dataset} has no split {split!r}; choose one of: '
+      + ', '.join(builder.info.splits)
+    )
+  return builder.as_data_source(split)

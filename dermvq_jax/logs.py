@@ -1,0 +1,100 @@
+"""What a run leaves to read: metrics.jsonl, TensorBoard events, console lines.
+
+`metrics.jsonl` is the record: one JSON object a line, with its `step`. The
+events are a view of it. CLU's writers need TensorFlow, whose import takes
+seconds, so both are imported only when a log is opened.
+"""
+
+import json
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import logging as absl_logging
+from etils import epath
+
+_FILE = 'metrics.jsonl'
+
+
+class _TqdmHandler(logging.Handler):
+  """Prints log lines above a progress bar instead of through it."""
+
+  def emit(self, record: logging.LogRecord):
+    """Prints one record."""
+    tqdm.tqdm.write(self.format(record))
+
+
+def setup_console():
+  """Plain log lines on stdout, none of TensorFlow's chatter."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # Its use is announced even at that level; only the event writer runs in TF.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  logger = absl_logging.get_absl_logger()
+  logger.handlers = [_TqdmHandler()]
+  logger.propagate = False
+  absl_logging.set_verbosity(absl_logging.INFO)
+  # orbax and grain tell each step they take.
+  logger.addFilter(lambda record: not _is_chatter(record))
+
+
+def _is_chatter(record: logging.LogRecord) -> bool:
+  ours = ('logging_writer', 'parameter_overview', 'dermvq_jax')
+  return record.levelno < logging.ERROR and not any(
+    name in record.pathname for name in ours
+  )
+
+
+def read(folder: epath.PathLike) -> list[dict[str, Any]]:
+  """All rows of a phase's metrics.jsonl; empty when there is none."""
+  path = epath.Path(folder) / _FILE
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Log:
+  """Writes a phase's metrics."""
+
+  def __init__(self, folder: epath.Path, step: int):
+    """Opens the log of a run at `step`; later rows, if any, are cut off."""
+    from clu import metric_writers  # needs TensorFlow
+
+    folder = epath.Path(folder)
+    rows = [row for row in read(folder) if row['step'] <= step]
+    path = folder / _FILE
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    self._file = path.open('a')
+    self._writer = metric_writers.create_default_writer(
+      os.fspath(folder), asynchronous=False
+    )
+
+  def scalars(self, step: int, values: dict[str, float]):
+    """Writes one row."""
+    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._writer.write_scalars(step, values)
+
+  def images(self, step: int, images: dict[str, np.ndarray]):
+    """Writes pictures `[N, H, W, 3]` in [0, 1] to TensorBoard."""
+    if images:
+      self._writer.write_images(step, images)
+
+  def parameters(self, params: Any):
+    """Prints the table of parameters."""
+    from clu import parameter_overview  # needs TensorFlow
+
+    parameter_overview.log_parameter_overview(
+      params, include_stats=False, msg='Parameters:'
+    )
+
+  def flush(self):
+    """Makes sure that all is on disk."""
+    self._file.flush()
+    self._writer.flush()
+
+  def close(self):
+    """Flushes and closes."""
+    self.flush()
+    self._file.close()
+    self._writer.close()

@@ -1,0 +1,377 @@
+"""Building blocks that every model shares, in the form each backend runs fast.
+
+XLA's CPU backend is fast at convolutions and slow at their gradient for the
+kernel, at strided convolutions and at scatters written as matmuls; TPU and GPU
+are the other way round. Which form runs is chosen here and nowhere else, by
+`jax.default_backend()`; every function gives the same values in each form.
+"""
+
+from collections.abc import Callable
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Padding = tuple[tuple[int, int], tuple[int, int]]
+Initializer = Callable[..., Array]
+
+_DIMENSION_NUMBERS = ('NHWC', 'HWIO', 'NHWC')
+_NO_PADDING = ((0, 0), (0, 0))
+
+default_kernel_init = nn.initializers.lecun_normal()
+
+
+def space_to_depth(x: Array, factor: int) -> Array:
+  """[B, H, W, C] -> [B, H/f, W/f, f*f*C]: each f x f block becomes channels."""
+  return einops.rearrange(
+    x, 'b (h i) (w j) c -> b h w (i j c)', i=factor, j=factor
+  )
+
+
+def depth_to_space(x: Array, factor: int) -> Array:
+  """[B, h, w, f*f*C] -> [B, h*f, w*f, C]: the inverse of `space_to_depth`."""
+  return einops.rearrange(
+    x, 'b h w (i j c) -> b (h i) (w j) c', i=factor, j=factor
+  )
+
+
+def _on_cpu() -> bool:
+  return jax.default_backend() == 'cpu'
+
+
+def _pad(x: Array, padding: Padding) -> Array:
+  """Pads height and width with zeros; negative padding crops."""
+  if all(amount == 0 for pair in padding for amount in pair):
+    return x
+  config = [(0, 0, 0), *((a, b, 0) for a, b in padding), (0, 0, 0)]
+  return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _xla_conv(x: Array, kernel: Array, padding: Padding) -> Array:
+  if any(amount < 0 for pair in padding for amount in pair):
+    # XLA:CPU has no fast convolution with negative padding.
+    x, padding = _pad(x, padding), _NO_PADDING
+  return lax.conv_general_dilated(
+    x, kernel, (1, 1), padding, dimension_numbers=_DIMENSION_NUMBERS
+  )
+
+
+def _transposed_padding(kernel: Array, padding: Padding) -> Padding:
+  """The padding with which the flipped kernel maps the output's grid back."""
+  return tuple(
+    (size - 1 - before, size - 1 - after)
+    for size, (before, after) in zip(kernel.shape, padding)
+  )
+
+
+def _shifted_rows(x: Array, kernel: Array, padding: Padding) -> list[Array]:
+  """What each row of the kernel sees: a list of kh arrays [B*H*W, kw*C]."""
+  x = _pad(x, padding)
+  kh, kw = kernel.shape[:2]
+  height, width = x.shape[1] - kh + 1, x.shape[2] - kw + 1
+  rows = []
+  for i in range(kh):
+    shifts = [x[:, i : i + height, j : j + width] for j in range(kw)]
+    rows.append(jnp.concatenate(shifts, -1).reshape(-1, kw * x.shape[3]))
+  return rows
+
+
+def _kernel_gradient(
+  x: Array, kernel: Array, grad: Array, padding: Padding
+) -> Array:
+  """The gradient for the kernel: a matmul over shifted copies a kernel row.
+
+  The operand with fewer channels is the one that is copied.
+  """
+  kh, kw, inputs, features = kernel.shape
+  flat_x, flat_grad = x.reshape(-1, inputs), grad.reshape(-1, features)
+  if inputs <= features:
+    rows = [
+      (row.T @ flat_grad).reshape(kw, inputs, features)
+      for row in _shifted_rows(x, kernel, padding)
+    ]
+    return jnp.stack(rows)
+  back = _transposed_padding(kernel, padding)
+  rows = [
+    (flat_x.T @ row).reshape(inputs, kw, features)
+    for row in _shifted_rows(grad, kernel, back)
+  ]
+  return einops.rearrange(jnp.stack(rows), 'h i w o -> h w i o')[::-1, ::-1]
+
+
+_cpu_conv = jax.custom_vjp(_xla_conv, nondiff_argnums=(2,))
+
+
+def _cpu_conv_forward(x, kernel, padding):
+  return _xla_conv(x, kernel, padding), (x, kernel)
+
+
+def _cpu_conv_backward(padding, residuals, grad):
+  x, kernel = residuals
+  flipped = einops.rearrange(kernel[::-1, ::-1], 'h w i o -> h w o i')
+  back = _transposed_padding(kernel, padding)
+  return (
+    _xla_conv(grad, flipped, back),
+    _kernel_gradient(x, kernel, grad, padding),
+  )
+
+
+_cpu_conv.defvjp(_cpu_conv_forward, _cpu_conv_backward)
+
+
+def conv(
+  x: Array, kernel: Array, padding: Padding, *, cpu: bool | None = None
+) -> Array:
+  """Convolution with stride 1.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [kh, kw, C, features]; kh or kw may be 0, which gives zeros.
+    padding: ((top, bottom), (left, right)) zeros; negative amounts crop.
+    cpu: whether to use the forms for the CPU; by default, whether it is the
+      default backend. Reverse-mode gradients only, then.
+
+  Returns:
+    [B, H + top + bottom - kh + 1, W + left + right - kw + 1, features].
+  """
+  padding = tuple(tuple(pair) for pair in padding)
+  kh, kw, inputs, features = kernel.shape
+  height = x.shape[1] + sum(padding[0]) - kh + 1
+  width = x.shape[2] + sum(padding[1]) - kw + 1
+  if 0 in kernel.shape:
+    return jnp.zeros((x.shape[0], height, width, features), x.dtype)
+  if (kh, kw) == (1, 1):
+    return _pad(x, padding) @ kernel[0, 0]
+  if (height, width) == (1, 1):  # One position, as when sampling: a matmul.
+    flat = _pad(x, padding).reshape(x.shape[0], kh * kw * inputs)
+    y = flat @ kernel.reshape(kh * kw * inputs, features)
+    return y[:, None, None]
+  if _on_cpu() if cpu is None else cpu:
+    return _cpu_conv(x, kernel, padding)
+  return _xla_conv(x, kernel, padding)
+
+
+class Conv(nn.Module):
+  """Convolution with stride 1 and a bias.
+
+  Attributes:
+    features: number of output channels.
+    kernel_size: (height, width).
+    padding: 'SAME', 'VALID' or ((top, bottom), (left, right)).
+    use_bias: whether a bias is added.
+    dtype: of the computation; parameters are float32.
+    kernel_init: initializer of the kernel.
+  """
+
+  features: int
+  kernel_size: tuple[int, int] = (3, 3)
+  padding: str | Padding = 'SAME'
+  use_bias: bool = True
+  dtype: jnp.dtype | None = None
+  kernel_init: Initializer = default_kernel_init
+
+  def _padding(self) -> Padding:
+    if self.padding == 'VALID':
+      return _NO_PADDING
+    if self.padding == 'SAME':
+      return tuple(((k - 1) // 2, k // 2) for k in self.kernel_size)
+    return self.padding
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[B, H, W, C] -> [B, H', W', features]."""
+    shape = (*self.kernel_size, x.shape[-1], self.features)
+    return _conv_and_bias(self, x, shape, self._padding())
+
+
+def _conv_and_bias(
+  module: nn.Module, x: Array, shape: tuple[int, ...], padding: Padding
+) -> Array:
+  """Convolves with parameters `kernel` and `bias` of a compact module."""
+  kernel_init = module.kernel_init
+  if 0 in shape:  # Variance scaling divides by the fan-in.
+    kernel_init = nn.initializers.zeros_init()
+  kernel = module.param('kernel', kernel_init, shape, jnp.float32)
+  bias = None
+  if module.use_bias:
+    zeros = nn.initializers.zeros_init()
+    bias = module.param('bias', zeros, shape[-1:], jnp.float32)
+  x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=module.dtype)
+  y = conv(x, kernel, padding)
+  return y if bias is None else y + bias
+
+
+class VerticalConv(nn.Module):
+  """Causal convolution over the rows above, in full width.
+
+  The output at (i, j) sees the rows i - k//2 .. i (or .. i - 1 without
+  `include_self`), columns j - k//2 .. j + k//2: the vertical stack of van den
+  Oord et al. 2016b, section 2.2. The kernel holds only the rows that are seen.
+
+  Attributes:
+    features: number of output channels.
+    kernel_size: odd k of the k x k kernel this is the upper part of.
+    include_self: whether row i is seen by the output of row i.
+    use_bias: whether a bias is added.
+    dtype: of the computation; parameters are float32.
+    kernel_init: initializer of the kernel.
+  """
+
+  features: int
+  kernel_size: int = 3
+  include_self: bool = True
+  use_bias: bool = True
+  dtype: jnp.dtype | None = None
+  kernel_init: Initializer = default_kernel_init
+
+  @nn.compact
+  def __call__(self, x: Array, *, has_context: bool = False) -> Array:
+    """Convolves.
+
+    Args:
+      x: [B, h, w, C]; with `has_context` every row that the output needs,
+        k//2 (+ 1 with `include_self`) for one row.
+      has_context: whether the rows above are part of `x` instead of zeros.
+
+    Returns:
+      [B, h, w, features], or the rows with a full context.
+    """
+    reach = self.kernel_size // 2
+    rows = reach + self.include_self
+    shape = (rows, self.kernel_size, x.shape[-1], self.features)
+    vertical = (0, 0) if has_context else (reach, self.include_self - 1)
+    return _conv_and_bias(self, x, shape, (vertical, (reach, reach)))
+
+
+class HorizontalConv(nn.Module):
+  """Causal convolution over the columns to the left, in one row.
+
+  The output at (i, j) sees the columns j - k//2 .. j (or .. j - 1 without
+  `include_self`) of row i: the horizontal stack of van den Oord et al. 2016b,
+  section 2.2. Attributes as those of `VerticalConv`.
+  """
+
+  features: int
+  kernel_size: int = 3
+  include_self: bool = True
+  use_bias: bool = True
+  dtype: jnp.dtype | None = None
+  kernel_init: Initializer = default_kernel_init
+
+  @nn.compact
+  def __call__(self, x: Array, *, has_context: bool = False) -> Array:
+    """Convolves; as `VerticalConv`, with columns for rows."""
+    reach = self.kernel_size // 2
+    columns = reach + self.include_self
+    shape = (1, columns, x.shape[-1], self.features)
+    horizontal = (0, 0) if has_context else (reach, self.include_self - 1)
+    return _conv_and_bias(self, x, shape, ((0, 0), horizontal))
+
+
+class MaskedConv(nn.Module):
+  """Convolution masked in raster order: van den Oord et al. 2016a, figure 2.
+
+  The output at (i, j) sees k x k positions around it that come before it in
+  raster order, and itself with `include_self` (mask B; without, mask A). It
+  is the sum of the rows above and of the columns to the left, so the masked
+  half of the kernel neither exists nor costs anything.
+  Attributes as those of `VerticalConv`.
+  """
+
+  features: int
+  kernel_size: int = 3
+  include_self: bool = True
+  use_bias: bool = True
+  dtype: jnp.dtype | None = None
+  kernel_init: Initializer = default_kernel_init
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[B, h, w, C] -> [B, h, w, features]."""
+    above = VerticalConv(
+      self.features,
+      self.kernel_size,
+      include_self=False,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+      name='above',
+    )
+    left = HorizontalConv(
+      self.features,
+      self.kernel_size,
+      include_self=self.include_self,
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+      name='left',
+    )
+    return above(x) + left(x)
+
+
+def nearest_codes(latents: Array, codebook: Array) -> Array:
+  """Index of the nearest code of each latent, in Euclidean distance.
+
+  One grid row at a time, so that the distances of all latents to all codes
+  never exist at once; never along the batch, which may be sharded.
+
+  Args:
+    latents: [B, h, w, D].
+    codebook: [K, D].
+
+  Returns:
+    int32 [B, h, w]; the lowest index where codes are equally near.
+  """
+  dtype = jnp.promote_types(
+    jnp.promote_types(latents.dtype, codebook.dtype), jnp.float32
+  )
+  codebook = codebook.astype(dtype)
+  norms = jnp.sum(codebook**2, axis=-1)  # [K]
+  indices = jnp.arange(codebook.shape[0], dtype=jnp.int32)
+
+  def nearest_in_row(row: Array) -> Array:  # [B, w, D] -> [B, w]
+    products = jnp.einsum(
+      'bwd,kd->bwk',
+      row.astype(dtype),
+      codebook,
+      precision=lax.Precision.HIGHEST,
+    )
+    distances = norms - 2 * products  # Less |z|^2, the same for every code.
+    least = distances.min(axis=-1, keepdims=True)
+    # XLA:CPU's argmin costs more than the matmul; two minima do not.
+    last = codebook.shape[0] - 1  # Also where a latent is not a number.
+    return jnp.where(distances == least, indices, last).min(axis=-1)
+
+  rows = einops.rearrange(latents, 'b h w d -> h b w d')
+  return einops.rearrange(lax.map(nearest_in_row, rows), 'h b w -> b h w')
+
+
+def code_sums(
+  latents: Array, codes: Array, codebook_size: int, *, cpu: bool | None = None
+) -> tuple[Array, Array]:
+  """How many latents each code has, and their sum.
+
+  Args:
+    latents: [N, D].
+    codes: int [N].
+    codebook_size: K.
+    cpu: whether to use the form for the CPU; by default, whether it is the
+      default backend.
+
+  Returns:
+    Counts [K] and sums [K, D], in the dtype of the latents.
+  """
+  if _on_cpu() if cpu is None else cpu:
+    ones = jnp.ones(codes.shape, latents.dtype)
+    return (
+      jax.ops.segment_sum(ones, codes, codebook_size),
+      jax.ops.segment_sum(latents, codes, codebook_size),
+    )
+  one_hot = jax.nn.one_hot(codes, codebook_size, dtype=latents.dtype)  # [N, K]
+  sums = jnp.einsum(
+    'nk,nd->kd', one_hot, latents, precision=lax.Precision.HIGHEST
+  )
+  return one_hot.sum(axis=0), sums

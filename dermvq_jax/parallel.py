@@ -1,0 +1,78 @@
+"""Data parallelism: jit or pmap, chosen here and nowhere else.
+
+Both run the same function on the same state (no device axis in or out), so
+checkpoints interchange.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dermvq_jax import errors
+
+PyTree = Any
+_AXIS = 'data'
+
+
+class Parallel:
+  """Runs functions of a replicated tree and a batch split over all devices.
+
+  A function `f(tree, batch, *, axis_name)` returns a replicated tree. Under
+  jit it sees the global batch and `axis_name=None`; under pmap it sees its
+  device's part and reduces over `axis_name` itself.
+  """
+
+  def __init__(self, kind: str = 'jit'):
+    if kind not in ('jit', 'pmap'):
+      raise errors.UserError(
+        f"config.parallel is {kind!r}; it must be 'jit' or 'pmap'"
+      )
+    self._kind = kind
+    mesh = jax.make_mesh(
+      (jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,)
+    )
+    self._replicated = NamedSharding(mesh, PartitionSpec())
+    self._split = NamedSharding(mesh, PartitionSpec(_AXIS))
+
+  def check_batch_size(self, batch_size: int):
+    """Raises UserError when the devices do not divide `batch_size`."""
+    if batch_size % jax.device_count():
+      raise errors.UserError(
+        f'config.batch_size={batch_size} is not divisible by the '
+        f'{jax.device_count()} devices'
+      )
+
+  def compile(self, f: Callable, *, donate: bool = False) -> Callable:
+    """Compiles `f(tree, batch, *, axis_name)`; `donate` reuses the tree."""
+    if self._kind == 'pmap':
+      return jax.pmap(
+        functools.partial(f, axis_name=_AXIS),
+        axis_name=_AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+      )
+    return jax.jit(
+      functools.partial(f, axis_name=None),
+      donate_argnums=(0,) if donate else (),
+      out_shardings=self._replicated,
+    )
+
+  def put_tree(self, tree: PyTree) -> PyTree:
+    """A host's tree, the same on every host, to all devices."""
+    if self._kind == 'pmap':
+      return jax.tree.map(jax.numpy.asarray, tree)
+    return jax.device_put(tree, self._replicated)
+
+  def put_batch(self, batch: dict[str, np.ndarray]) -> PyTree:
+    """This host's part of a batch to its devices."""
+    if self._kind == 'pmap':
+      n = jax.local_device_count()
+      return {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
+    return {
+      k: jax.make_array_from_process_local_data(self._split, v)
+      for k, v in batch.items()
+    }

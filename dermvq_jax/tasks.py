@@ -1,0 +1,260 @@
+"""What a phase trains, as pure functions; the loop never asks which it is."""
+
+import dataclasses
+import functools
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import einops
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dermvq_jax import errors, losses, metrics
+from dermvq_jax.models import quantizers, vqvae
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A phase of training.
+
+  Attributes:
+    features: what to read from each record.
+    best_metric: the validation metric whose lowest value marks `best/`.
+    init: `(rng, batches) -> (params, model_state)`; sees the unsharded stream,
+      the same on every host.
+    loss_fn: `(params, model_state, batch, rng, *, train, axis_name) -> (loss,
+      (metrics, model_state))`. A feature `mask` [B] weights the metrics.
+      Metrics are sums of this device's part.
+    summary_images: `(params, model_state, batch) -> {name: [N, H, W, 3]}`.
+  """
+
+  features: tuple[str, ...]
+  best_metric: str
+  init: Callable[[jax.Array, Iterator[Batch]], tuple[PyTree, PyTree]]
+  loss_fn: Callable[..., tuple[jax.Array, tuple[metrics.Metrics, PyTree]]]
+  summary_images: Callable[[PyTree, PyTree, Batch], dict[str, np.ndarray]]
+
+
+def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
+  """Returns the task named by `config.task`: 'vqvae' or 'prior'.
+
+  Args:
+    config: the run's config.
+    facts: of the dataset, from `data.prepared.describe`.
+
+  Raises:
+    UserError: the config does not fit the dataset.
+  """
+  makers = {'vqvae': vqvae_task, 'prior': prior_task}
+  if config.task not in makers:
+    raise errors.UserError(
+      f'config.task is {config.task!r}; it must be one of '
+      + ', '.join(map(repr, makers))
+    )
+  return makers[config.task](config, facts)
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+  """uint8 images to float32 in [0, 1]."""
+  return images.astype(jnp.float32) / 255
+
+
+def _component(name: str, find: Callable[[str], Any], kind: str) -> Any:
+  """Finds a component by its name, which can't point outside the package."""
+  try:
+    if not re.fullmatch('[a-z0-9_]+', name):
+      raise AttributeError
+    return find(name)
+  except (AttributeError, ModuleNotFoundError):
+    raise errors.UserError(f'there is no {kind} named {name!r}') from None
+
+
+def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  return {k: v for k, v in config.items() if k != 'name'}
+
+
+def vqvae_model(config: ml_collections.ConfigDict) -> vqvae.VQVAE:
+  """Builds the VQ-VAE from `config.model` and `config.quantizer`."""
+  quantizer = _component(
+    config.quantizer.name,
+    lambda name: getattr(
+      quantizers, name.title().replace('_', '') + 'Quantizer'
+    ),
+    'quantizer',
+  )
+  model = config.model
+  shared = {
+    'features': model.features,
+    'num_residual_blocks': model.num_residual_blocks,
+    'residual_features': model.residual_features,
+    'downsampling': model.downsampling,
+    'dtype': jnp.dtype(config.dtype),
+  }
+  return vqvae.VQVAE(
+    encoder=vqvae.Encoder(code_dim=config.quantizer.code_dim, **shared),
+    quantizer=quantizer(**_fields(config.quantizer)),
+    decoder=vqvae.Decoder(**shared),
+  )
+
+
+def _check_sizes(config: ml_collections.ConfigDict, size: int):
+  factor = config.model.downsampling
+  if factor < 2 or factor & (factor - 1):
+    raise errors.UserError(
+      f'config.model.downsampling is {factor}; it must be a power of 2, '
+      'from 2 up'
+    )
+  if size % factor:
+    raise errors.UserError(
+      f'images of {size} px are not divisible by config.model.downsampling='
+      f'{factor}; choose another dataset size or downsampling'
+    )
+
+
+def vqvae_task(
+  config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> Task:
+  """Phase 1: reconstruct images through a codebook.
+
+  The loss is MSE / variance of the training images (van den Oord et al. 2017
+  divide likewise) plus the quantizer's.
+  """
+  _check_sizes(config, facts['image_size'])
+  model = vqvae_model(config)
+  codebook_size = config.quantizer.codebook_size
+  variance = facts['train_variance']
+
+  def init(rng, batches):
+    init_rng, start_rng = jax.random.split(rng)
+    images = to_unit(next(batches)['image'])
+    variables = model.init(init_rng, images[:1], train=False)
+    state, params = flax.core.pop(variables, 'params')
+    encode = jax.jit(functools.partial(model.apply, method='latents'))
+    rows = []
+    # As many batches as K distinct latents need.
+    while sum(len(r) for r in rows) < codebook_size:
+      latents = encode(variables, images)
+      rows.append(einops.rearrange(latents, 'b h w d -> (b h w) d'))
+      images = to_unit(next(batches)['image'])
+    _, state = model.apply(
+      variables,
+      jnp.concatenate(rows),
+      method='start_codebook',
+      mutable=list(state),
+      rngs={'codebook': start_rng},
+    )
+    return params, state
+
+  def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
+    images = to_unit(batch['image'])
+    target = to_unit(batch.get('target', batch['image']))
+    mask = batch.get('mask')
+    output, new_state = model.apply(
+      {'params': params, **model_state},
+      images,
+      train=train,
+      axis_name=axis_name,
+      mutable=list(model_state) if train else [],
+      rngs={'codebook': rng},
+    )
+    quantized = output.quantized
+    error = losses.squared_error(output.reconstruction, target)
+    loss = jnp.mean(error) / variance + quantized.loss
+    # What a user gets is clipped; so is what is measured.
+    clipped = jnp.clip(output.reconstruction, 0, 1)
+    error = losses.squared_error(clipped, target)
+    usage = (quantized.codes, codebook_size, mask)
+    parts = {
+      'mse': metrics.Mean.of(error, mask),
+      'nmse': metrics.Mean.of(error / variance, mask),
+      'psnr': metrics.Psnr.of(error, mask),
+      'perplexity': metrics.Perplexity.of(*usage),
+      'codebook_usage': metrics.CodebookUsage.of(*usage),
+      **{k: metrics.Mean.of(v[None]) for k, v in quantized.metrics.items()},
+    }
+    return loss, (parts, new_state if train else model_state)
+
+  @jax.jit
+  def reconstruct(params, model_state, images):
+    output = model.apply({'params': params, **model_state}, images, train=False)
+    return jnp.clip(output.reconstruction, 0, 1)
+
+  def summary_images(params, model_state, batch):
+    images = to_unit(batch['image'][:8])
+    pairs = jnp.stack([images, reconstruct(params, model_state, images)], 1)
+    return {
+      'reconstructions': einops.rearrange(
+        np.asarray(pairs), 'b two h w c -> 1 (two h) (b w) c'
+      )
+    }
+
+  return Task(('image',), 'mse', init, loss_fn, summary_images)
+
+
+def prior_model(config: ml_collections.ConfigDict, facts: dict[str, Any]):
+  """Builds the prior `config.prior.name`: `Prior` of that module in models."""
+  prior = _component(
+    config.prior.name,
+    lambda name: importlib.import_module(f'dermvq_jax.models.{name}').Prior,
+    'prior',
+  )
+  return prior(
+    codebook_size=facts['codebook_size'],
+    num_classes=len(facts['class_names']),
+    dtype=jnp.dtype(config.dtype),
+    **_fields(config.prior),
+  )
+
+
+def prior_task(
+  config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> Task:
+  """Phase 2: predict each code from those before it and the label."""
+  model = prior_model(config, facts)
+  null_label = len(facts['class_names'])
+
+  def init(rng, batches):
+    batch = next(batches)
+    variables = model.init(
+      rng, batch['codes'][:1], batch['label'][:1], train=False
+    )
+    state, params = flax.core.pop(variables, 'params')
+    return params, state
+
+  def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
+    codes, labels = batch['codes'], batch['label']
+    mask = batch.get('mask')
+    if train:
+      if axis_name is not None:  # noise differs between devices
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+      dropout_rng, label_rng = jax.random.split(rng)
+      drop = jax.random.bernoulli(
+        label_rng, config.label_dropout_rate, labels.shape
+      )
+      labels = jnp.where(drop, null_label, labels)
+      rngs = {'dropout': dropout_rng}
+    else:
+      rngs = {}
+    logits = model.apply(
+      {'params': params, **model_state}, codes, labels, train=train, rngs=rngs
+    )
+    nll = losses.cross_entropy(logits, codes)  # [B, h, w]
+    correct = jnp.argmax(logits, -1) == codes
+    parts = {
+      'nll': metrics.Mean.of(nll, mask),
+      'bits_per_code': metrics.Mean.of(nll / np.log(2), mask),
+      'accuracy': metrics.Mean.of(correct, mask),
+    }
+    return jnp.mean(nll), (parts, model_state)
+
+  return Task(
+    ('codes', 'label'), 'nll', init, loss_fn, lambda *unused_args: {}
+  )

@@ -1,0 +1,106 @@
+"""The folder of a run: where its parts are and what it was started with."""
+
+import json
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from dermvq_jax import errors
+
+PHASES = ('vqvae', 'prior')
+_FILE = 'config.json'
+# These may change between two starts of the same run.
+_FREE = {'parallel', 'num_workers', 'data_dir', 'manual_dir'}
+_FREE_SUFFIX = '_every_steps'
+
+
+def phase_dir(workdir: epath.PathLike, phase: str) -> epath.Path:
+  """The folder of 'vqvae' or 'prior'."""
+  return epath.Path(workdir).expanduser() / phase
+
+
+def data_dir(workdir: epath.PathLike, chosen: str = '') -> epath.Path:
+  """Where prepared datasets are: `chosen`, else `data` in the workdir."""
+  path = epath.Path(chosen) if chosen else epath.Path(workdir) / 'data'
+  return path.expanduser()
+
+
+def exists(folder: epath.PathLike) -> bool:
+  """Whether a phase was started in `folder`."""
+  return (epath.Path(folder) / _FILE).exists()
+
+
+def load_config(
+  folder: epath.PathLike,
+) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+  """Reads what a phase was started with.
+
+  Returns:
+    Its config and the facts of its dataset.
+
+  Raises:
+    UserError: nothing was started there.
+  """
+  folder = epath.Path(folder)
+  if not exists(folder):
+    raise errors.UserError(
+      f'{folder} holds no run; run dermvq train --config={folder.name} '
+      f'--workdir={folder.parent} first'
+    )
+  stored = json.loads((folder / _FILE).read_text())
+  return ml_collections.ConfigDict(stored['config']), stored['facts']
+
+
+def save_config(
+  folder: epath.PathLike,
+  config: ml_collections.ConfigDict,
+  facts: dict[str, Any],
+):
+  """Stores what a phase is started with, or checks that it is the same.
+
+  Raises:
+    UserError: `folder` was started with another value of something that
+      changes the result.
+  """
+  folder = epath.Path(folder)
+  if exists(folder):
+    _check_same(folder, config, facts)
+  folder.mkdir(parents=True, exist_ok=True)
+  stored = {'config': config.to_dict(), 'facts': facts}
+  (folder / _FILE).write_text(json.dumps(stored, indent=2) + '\n')
+
+
+def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat.update(_flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def _check_same(folder, config, facts):
+  old_config, old_facts = load_config(folder)
+  old, new = _flatten(old_config.to_dict()), _flatten(config.to_dict())
+  free = {k for k in old | new if k in _FREE or k.endswith(_FREE_SUFFIX)}
+  if config.optim.schedule == 'constant':
+    # The steps so far do not depend on how many will follow.
+    free |= {'num_train_steps', 'num_epochs'}
+  differing = [
+    f'config.{k} was {old.get(k)!r}, is {new.get(k)!r}'
+    for k in sorted((old | new).keys() - free)
+    if old.get(k) != new.get(k)
+  ]
+  old, new = _flatten(old_facts), _flatten(facts)
+  differing += [
+    f'the dataset has another {k}'
+    for k in sorted(old | new)
+    if old.get(k) != new.get(k)
+  ]
+  if differing:
+    raise errors.UserError(
+      f'{folder} was started differently: {"; ".join(differing)}. Use another '
+      '--workdir, or the old values to go on'
+    )
