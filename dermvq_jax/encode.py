@@ -110,9 +110,7 @@ def _encode_split(
       bar.update(int(batch['mask'].sum()))
 
 
-def run(
-  workdir: epath.PathLike, data_dir: str = '', copies: int = 1
-) -> str:
+def run(workdir: epath.PathLike, data_dir: str = '', copies: int = 1) -> str:
   """Writes the codes of all splits; returns the dataset's name.
 
   Args:

@@ -33,15 +33,15 @@ def cross_entropy(logits: Array, codes: Array) -> Array:
   return -picked[..., 0]
 
 
-def mse(predictions: Array, targets: Array) -> Array:
-  """Mean squared error over all values: equation 1 of the source report.
+def squared_error(predictions: Array, targets: Array) -> Array:
+  """Squared error of each value; its mean is equation 1 of the source report.
 
   Args:
     predictions: [...].
     targets: [...], the same shape.
 
   Returns:
-    Scalar, in float32 at least.
+    [...], in float32 at least.
   """
   dtype = jnp.promote_types(predictions.dtype, jnp.float32)
-  return jnp.mean((predictions.astype(dtype) - targets.astype(dtype)) ** 2)
+  return (predictions.astype(dtype) - targets.astype(dtype)) ** 2

@@ -12,5 +12,9 @@ def bar(iterable=None, **kwargs) -> tqdm.tqdm:
   """A tqdm bar on stderr; arguments are tqdm's."""
   interval = 0.1 if sys.stderr.isatty() else _LOG_INTERVAL_SECONDS
   return tqdm.tqdm(
-    iterable, mininterval=interval, dynamic_ncols=True, file=sys.stderr, **kwargs
+    iterable,
+    mininterval=interval,
+    dynamic_ncols=True,
+    file=sys.stderr,
+    **kwargs,
   )

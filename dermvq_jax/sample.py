@@ -14,10 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax import lax
 
-from dermvq_jax import errors, losses
+from dermvq_jax import errors, losses, progress
 
 Array = jax.Array
 
@@ -71,7 +70,7 @@ def row_noise(keys: Array, row: Array, width: int, codebook_size: int) -> Array:
 
   def image_noise(key):
     key = jax.random.fold_in(key, row)
-    return jax.random.gumbel(key, (width, codebook_size))
+    return jax.random.gumbel(key, (width, codebook_size), jnp.float32)
 
   return einops.rearrange(jax.vmap(image_noise)(keys), 'b w k -> w b k')
 
@@ -177,7 +176,7 @@ def sample_in_batches(
   temperature: float = 1.0,
   *,
   chunk_size: int = 16,
-  progress: bool = False,
+  show_progress: bool = False,
 ) -> np.ndarray:
   """Draws any number of grids in chunks: bounded memory, one compilation.
 
@@ -189,7 +188,7 @@ def sample_in_batches(
     grid: (h, w).
     temperature: as in `sample_codes`.
     chunk_size: how many grids are drawn at a time.
-    progress: whether to show a progress bar with the time left.
+    show_progress: whether to show a progress bar with the time left.
 
   Returns:
     int32 [N, h, w], the same for every `chunk_size`.
@@ -200,8 +199,8 @@ def sample_in_batches(
   check_temperature(temperature)
   labels = np.asarray(labels, np.int32)
   codes = np.zeros((len(labels), *grid), np.int32)
-  with tqdm.tqdm(
-    total=len(labels), desc='sampling', unit='img', disable=not progress
+  with progress.bar(
+    total=len(labels), desc='sample', unit='img', disable=not show_progress
   ) as bar:
     for start in range(0, len(labels), chunk_size):
       chosen = np.arange(start, start + chunk_size)

@@ -255,6 +255,4 @@ def prior_task(
     }
     return jnp.mean(nll), (parts, model_state)
 
-  return Task(
-    ('codes', 'label'), 'nll', init, loss_fn, lambda *unused_args: {}
-  )
+  return Task(('codes', 'label'), 'nll', init, loss_fn, lambda *unused_args: {})

@@ -40,7 +40,9 @@ def coarse_cutout(
   image = image.copy()
   size = np.array(image.shape[:2])
   for _ in range(rng.integers(1, max_holes + 1)):
-    sides = np.maximum(1, (rng.uniform(min_side, max_side, 2) * size).astype(int))
+    sides = np.maximum(
+      1, (rng.uniform(min_side, max_side, 2) * size).astype(int)
+    )
     top, left = rng.integers(0, size - sides + 1)
     image[top : top + sides[0], left : left + sides[1]] = 0
   return image

@@ -85,6 +85,13 @@ class Record:
   extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+  """Description of a dataset that TFDS does not publish."""
+
+  def initialize_from_bucket(self) -> None:
+    """Does not look for it; that would leave a folder in /tmp each time."""
+
+
 class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Base of the datasets with `image`, `label`, `id` and `group`.
 
@@ -107,7 +114,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     size = self.builder_config.size
-    return tfds.core.DatasetInfo(
+    return _LocalInfo(
       builder=self,
       description=self.__doc__,
       features=tfds.features.FeaturesDict(
@@ -139,7 +146,9 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         f'the splits {", ".join(sorted(empty))} would be empty; bring at least '
         '10 of a class'
       )
-    self._progress = progress.bar(total=len(records), unit='image')
+    self._progress = progress.bar(
+      desc=self.name, total=len(records), unit='image'
+    )
     return {
       split: self._generate_examples(
         [r for r, s in zip(records, assigned) if s == split], split
@@ -473,7 +482,7 @@ def _system_failure(error: Exception) -> str | None:
   if isinstance(error, OSError):
     return _one_line(error)
   # ArrayRecord's way to say so.
-  found = re.search(r'\w+\(\) failed: [^;]+', str(error))
+  found = re.search(r'(open|write|close)\(\) failed: [^;]+', str(error))
   return found and _one_line(found[0])
 
 

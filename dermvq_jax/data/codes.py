@@ -43,12 +43,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return tfds.core.DatasetInfo(
       builder=self,
       description=self.__doc__,
-      features=tfds.features.FeaturesDict({
-        'codes': tfds.features.Tensor(shape=config.grid, dtype=np.int32),
-        'label': tfds.features.ClassLabel(names=list(config.class_names)),
-        'id': tfds.features.Text(),
-        'group': tfds.features.Text(),
-      }),
+      features=tfds.features.FeaturesDict(
+        {
+          'codes': tfds.features.Tensor(shape=config.grid, dtype=np.int32),
+          'label': tfds.features.ClassLabel(names=list(config.class_names)),
+          'id': tfds.features.Text(),
+          'group': tfds.features.Text(),
+        }
+      ),
       metadata=tfds.core.MetadataDict(
         codebook_size=config.codebook_size,
         grid=list(config.grid),
@@ -64,5 +66,4 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {s: self._generate_examples(s) for s in ('train', 'val', 'test')}
 
   def _generate_examples(self, split: str):
-    for i, example in enumerate(self.builder_config.examples(split)):
-      yield i, example
+    yield from enumerate(self.builder_config.examples(split))

@@ -14,7 +14,8 @@ def _builder(
   name, _, config = dataset.partition('/')
   folder = epath.Path(data_dir).expanduser() / name / config
   versions = [
-    path for path in (folder.iterdir() if folder.is_dir() else ())
+    path
+    for path in (folder.iterdir() if folder.is_dir() else ())
     if (path / 'dataset_info.json').exists()
   ]
   if not versions:

@@ -11,7 +11,7 @@ picture at every size.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import scipy.spatial
@@ -51,7 +51,7 @@ _ANGLES = 1024
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 # Absorbance of one unit in R, G, B, fitted by eye to HAM10000.
-_MELANIN = (0.38, 0.86, 1.05)
+_MELANIN = (0.42, 0.83, 1.02)
 _BLOOD = (0.13, 0.85, 0.58)
 _KERATIN = (0.05, 0.20, 0.62)
 # Colours light is scattered to.
@@ -62,35 +62,31 @@ _SCALE = (0.97, 0.92, 0.84)
 # Pale skin under common dermatoscopes: salmon, pink, violet, cream, orange.
 _LIGHTS = (
   (0.98, 0.74, 0.69),
-  (0.96, 0.77, 0.80),
-  (0.84, 0.79, 0.88),
+  (0.97, 0.75, 0.81),
+  (0.87, 0.79, 0.91),
   (0.96, 0.91, 0.90),
   (0.97, 0.77, 0.66),
 )
-# Melanin of the skin, after Fitzpatrick types I to V, and their shares.
-_TONES = (0.0, 0.06, 0.14, 0.28, 0.55)
-_TONE_SHARES = (0.27, 0.33, 0.22, 0.12, 0.06)
+# Melanin of the skin, after Fitzpatrick types I to VI, and their shares.
+_TONES = (0.0, 0.06, 0.14, 0.28, 0.5, 0.8)
+_TONE_SHARES = (0.25, 0.32, 0.21, 0.12, 0.06, 0.04)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-  """Ranges of a class's outline: radius in image sides, the rest relative."""
+  """A class's outline.
+
+  Attributes:
+    radius: least and greatest mean radius, in image sides.
+    irregularity: size of its lobes, in radii.
+    roughness: size of its small notches, in radii.
+    softness: width of the transition to the skin, in radii.
+  """
 
   radius: tuple[float, float]
   irregularity: float
   roughness: float
   softness: float
-
-
-_FORMS = {
-  'akiec': _Form((0.22, 0.40), 0.12, 0.24, 0.60),
-  'bcc': _Form((0.20, 0.38), 0.12, 0.14, 0.45),
-  'bkl': _Form((0.20, 0.42), 0.08, 0.11, 0.09),
-  'df': _Form((0.17, 0.34), 0.07, 0.12, 0.75),
-  'mel': _Form((0.22, 0.38), 0.13, 0.22, 0.20),
-  'nv': _Form((0.13, 0.36), 0.07, 0.12, 0.40),
-  'vasc': _Form((0.10, 0.25), 0.13, 0.09, 0.14),
-}
 
 
 @functools.cache
@@ -105,7 +101,10 @@ def _grain() -> np.ndarray:
   return _spectral_noise(2, lambda f: np.exp(-(((f - 45) / 25) ** 2)))
 
 
-def _spectral_noise(seed: int, amplitude) -> np.ndarray:
+def _spectral_noise(
+  seed: int, amplitude: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+  """White noise filtered by `amplitude` of the frequency, raveled."""
   white = np.random.default_rng(seed).standard_normal((_TABLE, _TABLE))
   freq = np.fft.fftfreq(_TABLE, 1 / _TABLE)
   radius = np.hypot(freq[:, None], freq[None])
@@ -164,9 +163,11 @@ class _Canvas:
 
   def _positions(self, span: float) -> np.ndarray:
     """Indices into a table, of which the image's side covers `span`."""
-    u, v = self.turned(self.uniform(-9, 9), self.uniform(-9, 9))
-    i = (u * (span * _TABLE)).astype(np.int32) & (_TABLE - 1)
-    j = (v * (span * _TABLE)).astype(np.int32) & (_TABLE - 1)
+    scale, (u, v) = span * _TABLE, self.turned()
+    # Positive, as conversion rounds towards zero.
+    u, v = u + self.uniform(1, 20), v + self.uniform(1, 20)
+    i = (u * scale).astype(np.int32) & (_TABLE - 1)
+    j = (v * scale).astype(np.int32) & (_TABLE - 1)
     return j * _TABLE + i
 
   def cloud(self, span: float = 0.5) -> np.ndarray:
@@ -199,20 +200,30 @@ class _Canvas:
     width: float,
     wave: float = 0,
   ) -> None:
-    """Draws a bent, tapering, wavy line into `coverage`, in place."""
+    """Draws a bent, tapering, wavy line into `coverage`, in place.
+
+    Args:
+      coverage: `[n, n]`, raised to 1 under the line.
+      start: x and y of the thick end; all lengths are in image sides.
+      heading: direction at the start, radians.
+      length: along the heading.
+      bend: curvature; the line departs by `bend * length**2`.
+      width: half the thickness at the start.
+      wave: amplitude of the waves.
+    """
     c, s = math.cos(heading), math.sin(heading)
     along = np.linspace(0, length, 9)
     across = bend * along**2
-    margin = width + wave
-    box = []
-    for ends in (
-      start[1] + s * along + c * across,
-      start[0] + c * along - s * across,
-    ):
-      bounds = np.array([ends.min() - margin - _PIXEL, ends.max() + margin])
-      low, high = ((bounds + 0.5) * len(self.x)).clip(0, len(self.x))
-      box.append(slice(int(low), math.ceil(high) + 1))
-    box = tuple(box)
+    path = np.stack([s * along + c * across, c * along - s * across])
+    path = path + [[start[1]], [start[0]]]
+    # Only the part of the image that the line can touch.
+    margin = width + wave + _PIXEL
+    low, high = path.min(1) - margin + 0.5, path.max(1) + margin + 0.5
+    low, high = (
+      (edge * len(self.x)).clip(0, len(self.x)).astype(int)
+      for edge in (low, high)
+    )
+    box = slice(low[0], high[0] + 1), slice(low[1], high[1] + 1)
     x, y = self.x[box] - start[0], self.y[box] - start[1]
     u, v = c * x + s * y, c * y - s * x
     t = u * (1 / length)
@@ -258,7 +269,7 @@ def _lesion(canvas: _Canvas, form: _Form) -> _Lesion:
   turn = (theta * (_ANGLES / (2 * math.pi))).astype(np.int32) % _ANGLES
   depth = 1 - np.sqrt(u * u + v * v) / outline[turn]
   depth = depth + form.roughness * canvas.cloud(1.0)
-  soft = max(form.softness * canvas.uniform(0.7, 1.3), 2 * _PIXEL / radius)
+  soft = max(form.softness * canvas.uniform(0.5, 1.8), 2 * _PIXEL / radius)
   mask = _ramp(depth, -soft / 2, soft / 2)
   return _Lesion(depth, mask, theta, radius, centre)
 
@@ -273,6 +284,10 @@ def _dots(canvas: _Canvas, count: float, size: float, share: float):
   distance, _, value = canvas.cells(count)
   sizes = size * (0.6 + (0.8 / share) * value)
   return np.clip(1.4 - 1.4 * distance / sizes, 0, 1) * (value < share)
+
+
+def _flakes(canvas: _Canvas) -> np.ndarray:
+  return _ramp(canvas.cloud(1.1) + 0.2 * canvas.grain(), 0.4, 1.8)
 
 
 def _paint_nv(canvas: _Canvas, lesion: _Lesion) -> None:
@@ -297,7 +312,7 @@ def _paint_mel(canvas: _Canvas, lesion: _Lesion) -> None:
   """Asymmetric, many colours: black, brown, pink, blue-white veil, streaks."""
   side = np.cos(lesion.theta - canvas.uniform(0, 2 * math.pi))
   patches = canvas.cloud(0.6) + side * (1 - lesion.depth)
-  density = canvas.uniform(0.4, 0.9) + 1.5 * _ramp(patches, -0.4, 1.6)
+  density = canvas.uniform(0.2, 1.0) + 1.5 * _ramp(patches, -0.4, 1.6)
   network = _network(canvas, canvas.uniform(12, 18), 0.7)
   density = density * (0.8 + 0.6 * network * _ramp(patches, 1.0, -0.6))
   pink = canvas.uniform(0.2, 0.8) * _ramp(canvas.cloud(), 0.2, 1.4)
@@ -334,8 +349,7 @@ def _paint_bkl(canvas: _Canvas, lesion: _Lesion) -> None:
   cysts = _dots(canvas, canvas.uniform(14, 22), 0.38, canvas.uniform(0.1, 0.3))
   canvas.scale += 0.5 * cysts * lesion.mask
   if canvas.chance(0.35):
-    flakes = _ramp(canvas.cloud(1.1) + 0.2 * canvas.grain(), 0.4, 1.7)
-    canvas.scale += 0.6 * flakes * lesion.mask
+    canvas.scale += 0.6 * _flakes(canvas) * lesion.mask
 
 
 def _vessel_tree(canvas: _Canvas, lesion: _Lesion) -> np.ndarray:
@@ -387,15 +401,15 @@ def _paint_bcc(canvas: _Canvas, lesion: _Lesion) -> None:
 def _paint_akiec(canvas: _Canvas, lesion: _Lesion) -> None:
   """Red and rough: strawberry pattern (pale follicles), scale, crusts."""
   follicles = _dots(canvas, canvas.uniform(13, 20), 0.5, 0.7)
+  follicles *= _ramp(canvas.cloud(0.7), -1.2, 0.6)
   red = canvas.uniform(0.2, 0.6) * (1 + 0.4 * canvas.cloud(0.8))
   canvas.blood += lesion.mask * red * (1 - 0.8 * follicles)
   brown = canvas.uniform(0.0, 0.5) * _ramp(canvas.cloud(0.7), -0.8, 1.2)
   canvas.melanin += brown * lesion.mask * (1 - 0.7 * follicles)
   canvas.keratin += canvas.uniform(0.1, 0.4) * lesion.mask
-  follicles = canvas.uniform(0.05, 0.3) * follicles * lesion.mask
-  canvas.scale += follicles
-  flakes = _ramp(canvas.cloud(1.1) + 0.2 * canvas.grain(), 0.4, 1.8)
-  canvas.scale += canvas.uniform(0.3, 0.9) * flakes * lesion.mask
+  canvas.scale += canvas.uniform(0.05, 0.3) * follicles * lesion.mask
+  flakes = _flakes(canvas) * lesion.mask
+  canvas.scale += canvas.uniform(0.3, 0.9) * flakes
   crust = _ramp(canvas.cloud(0.8), 0.9, 1.8) * lesion.mask
   canvas.melanin += canvas.uniform(0.3, 1.5) * crust
 
@@ -411,8 +425,9 @@ def _paint_vasc(canvas: _Canvas, lesion: _Lesion) -> None:
   dark = canvas.uniform(0.0, 1.0) * lacunae * (value > 0.6)
   canvas.melanin += lesion.mask * dark
   if canvas.chance(0.2):  # Thrombosed: blue to black.
-    canvas.melanin += canvas.uniform(0.5, 1.5) * lesion.mask
-    canvas.veil += canvas.uniform(0.2, 0.6) * lesion.mask
+    canvas.melanin += canvas.uniform(0.5, 1.5) * lesion.mask * lacunae
+    clots = lesion.mask * _ramp(canvas.cloud(0.8), -1.5, 1.5)
+    canvas.veil += canvas.uniform(0.3, 0.8) * clots
   canvas.veil += canvas.uniform(0, 0.3) * lesion.mask
   halo = _ramp(lesion.depth, -0.5, 0.2)
   canvas.blood += canvas.uniform(0, 0.2) * halo
@@ -431,21 +446,21 @@ def _paint_df(canvas: _Canvas, lesion: _Lesion) -> None:
   canvas.white += canvas.uniform(0.4, 0.8) * scar
 
 
-_PAINTERS = {
-  'akiec': _paint_akiec,
-  'bcc': _paint_bcc,
-  'bkl': _paint_bkl,
-  'df': _paint_df,
-  'mel': _paint_mel,
-  'nv': _paint_nv,
-  'vasc': _paint_vasc,
+_CLASSES = {
+  'akiec': (_paint_akiec, _Form((0.22, 0.40), 0.12, 0.24, 0.60)),
+  'bcc': (_paint_bcc, _Form((0.20, 0.38), 0.12, 0.14, 0.45)),
+  'bkl': (_paint_bkl, _Form((0.20, 0.42), 0.08, 0.11, 0.09)),
+  'df': (_paint_df, _Form((0.17, 0.34), 0.07, 0.12, 0.75)),
+  'mel': (_paint_mel, _Form((0.22, 0.38), 0.13, 0.22, 0.22)),
+  'nv': (_paint_nv, _Form((0.13, 0.36), 0.07, 0.12, 0.40)),
+  'vasc': (_paint_vasc, _Form((0.10, 0.25), 0.13, 0.09, 0.14)),
 }
 
 
 def _paint_skin(canvas: _Canvas) -> None:
   tone = float(canvas.rng.choice(_TONES, p=_TONE_SHARES))
   canvas.melanin += tone * (1 + 0.15 * canvas.cloud())
-  mottled = canvas.uniform(0.02, 0.10) * canvas.cloud(0.9)
+  mottled = canvas.uniform(0.01, 0.06) * canvas.cloud(0.9)
   grain = canvas.uniform(0.01, 0.05) * canvas.grain(canvas.uniform(0.5, 0.8))
   canvas.blood += 0.05 + mottled + grain
   canvas.melanin += 0.4 * grain
@@ -470,13 +485,18 @@ def _develop(canvas: _Canvas) -> np.ndarray:
   """Turns the layers into colours, float32 `[n, n, 3]` in [0, 1]."""
   weights = canvas.rng.dirichlet((0.5,) * len(_LIGHTS))
   light = (weights @ np.asarray(_LIGHTS)).astype(np.float32)
-  light = light * canvas.uniform(0.82, 1.06)
+  light = light * canvas.uniform(0.82, 1.08)
   layers = np.stack([canvas.melanin, canvas.blood, canvas.keratin], -1)
   absorbance = np.asarray([_MELANIN, _BLOOD, _KERATIN], np.float32)
   image = light * np.exp(-(layers @ absorbance))
-  image = _scatter(image, canvas.veil, np.multiply(_VEIL, light**0.3))
-  image = _scatter(image, canvas.white, np.multiply(_WHITE, light**0.4))
-  return _scatter(image, canvas.scale, np.multiply(_SCALE, light**0.3))
+  # Scattered light has crossed less tissue, so it keeps less of its tint.
+  for weight, colour in (
+    (canvas.veil, _VEIL),
+    (canvas.white, _WHITE),
+    (canvas.scale, _SCALE),
+  ):
+    image = _scatter(image, weight, colour * light**0.35)
+  return image
 
 
 def _add_hair(canvas: _Canvas, image: np.ndarray) -> np.ndarray:
@@ -519,7 +539,7 @@ def _add_light(canvas: _Canvas, image: np.ndarray) -> np.ndarray:
   u, v = canvas.turned()
   distance = np.sqrt(u * u + v * v)
   shade = 1 + canvas.uniform(0, 0.16) * u
-  shade = shade - canvas.uniform(0.0, 0.35) * distance**2
+  shade = shade - canvas.uniform(0.0, 0.25) * distance**2
   if canvas.chance(0.08):
     edge = canvas.uniform(0.58, 0.70)
     shade = shade * (0.04 + 0.96 * _ramp(distance, edge + 0.03, edge - 0.01))
@@ -541,7 +561,8 @@ def render(index: int, label: str, size: int, seed: int = 0) -> np.ndarray:
   factor = math.ceil(_MIN_GRID / size)
   canvas = _Canvas(np.random.default_rng((seed, index)), size * factor)
   _paint_skin(canvas)
-  _PAINTERS[label](canvas, _lesion(canvas, _FORMS[label]))
+  paint, form = _CLASSES[label]
+  paint(canvas, _lesion(canvas, form))
   image = _develop(canvas)
   image = _add_hair(canvas, image)
   image = _add_bubbles(canvas, image)
@@ -549,7 +570,7 @@ def render(index: int, label: str, size: int, seed: int = 0) -> np.ndarray:
   pixels = np.clip(255 * image + 0.5, 0, 255).astype(np.uint8)
   blur = canvas.uniform(0.3, 1.1) * _PIXEL * size * factor
   picture = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur))
-  return np.asarray(picture.reduce(factor))
+  return np.array(picture.reduce(factor))
 
 
 def label_of(index: int) -> str:
@@ -562,37 +583,29 @@ def label_of(index: int) -> str:
 
 @dataclasses.dataclass(kw_only=True)
 class SyntheticConfig(builder.ImageConfig):
-  """Adds the number of images."""
+  """One size of the images.
+
+  Attributes:
+    num_images: how many are drawn.
+  """
 
   num_images: int = NUM_IMAGES
-
-
-def _config(
-  name: str, size: int, num_images: int = NUM_IMAGES
-) -> SyntheticConfig:
-  return SyntheticConfig(
-    name=name,
-    size=size,
-    num_images=num_images,
-    description=f'{num_images} drawn images of {size} x {size} pixels.',
-  )
 
 
 class Builder(builder.ImageBuilder):
   """Drawn dermoscopic images of HAM10000's 7 classes; needs no download."""
 
   name = 'synthetic_dermoscopy'
+  # Raised with every change of the drawing.
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [
-    _config('64', 64),
-    _config('128', 128),
-    _config('256', 256),
-    _config('smoke', 16, NUM_SMOKE_IMAGES),
+    SyntheticConfig(name='64', size=64),
+    SyntheticConfig(name='128', size=128),
+    SyntheticConfig(name='256', size=256),
+    SyntheticConfig(name='smoke', size=16, num_images=NUM_SMOKE_IMAGES),
   ]
 
-  def read_records(
-    self, manual_dir: epath.Path | None
-  ) -> Sequence[builder.Record]:
+  def read_records(self, manual_dir: epath.Path | None) -> list[builder.Record]:
     """Returns one record an image, each its own group; reads nothing."""
     del manual_dir
     return [

@@ -180,9 +180,10 @@ class GatedPixelCNN(nn.Module):
     return self._head(skips)
 
   def _head(self, skips: Array) -> Array:
-    """[B, h, w, F] -> float32 [B, h, w, K]."""
+    """[B, h, w, F] -> [B, h, w, K], float32 also where dtype is less."""
     hidden = nn.relu(self.hidden(nn.relu(skips)))
-    return self.logits(hidden).astype(jnp.float32)
+    logits = self.logits(hidden)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
   def init_cache(self, labels: Array, grid: tuple[int, int]) -> Cache:
     """Starts the incremental form, which repeats no work.
@@ -305,3 +306,7 @@ def _in_order(ring: Array, i: Array, pattern: str) -> Array:
   n = ring.shape[0]
   ordered = ring[(i + jnp.arange(n)) % n] if n > 1 else ring
   return einops.rearrange(ordered, pattern)
+
+
+# What config.prior.name = 'gated_pixelcnn' means.
+Prior = GatedPixelCNN

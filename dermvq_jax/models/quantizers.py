@@ -84,6 +84,7 @@ class EmaQuantizer(nn.Module):
   restart_after: int = 0
 
   def setup(self):
+    """Makes the codebook and its averages."""
     k, d = self.codebook_size, self.code_dim
     init = nn.initializers.variance_scaling(1.0, 'fan_out', 'uniform')
     self.codebook = self.variable(

@@ -1,0 +1,225 @@
+"""Writes what a trained run makes: folders of PNG files with a CSV file."""
+
+import contextlib
+import csv
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from dermvq_jax import errors, images, inference, workdirs
+from dermvq_jax.data import builder, prepared
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png')
+_SHEET_COLUMNS = 16
+
+
+@contextlib.contextmanager
+def _new_folder(out: epath.PathLike) -> Iterator[epath.Path]:
+  """A folder that gets its name when all is in it.
+
+  Raises:
+    UserError: `out` exists already.
+  """
+  out = epath.Path(out).expanduser()
+  if out.exists():
+    raise errors.UserError(f'{out} exists already; give another --out')
+  partial = out.with_name(f'{out.name}.incomplete')
+  if partial.exists():  # of an earlier, interrupted run
+    partial.rmtree()
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+  except BaseException:
+    partial.rmtree()
+    raise
+  partial.rename(out)
+  logging.info('Wrote %s', out)
+
+
+def _write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
+  with path.open('w') as f:
+    writer = csv.DictWriter(f, rows[0], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def sample(
+  workdir: epath.PathLike,
+  out: epath.PathLike,
+  *,
+  counts: dict[str, int],
+  seed: int = 0,
+  temperature: float = 1.0,
+):
+  """Writes new images: PNG files, `sheet.png` and `samples.csv`.
+
+  Args:
+    workdir: with trained VQ-VAE and prior.
+    out: new folder.
+    counts: images per class; the class '' stands for every class.
+    seed: an image depends on seed, class and its number in the class alone.
+    temperature: of the prior.
+
+  Raises:
+    UserError: not trained, unknown class, bad temperature, `out` exists.
+  """
+  model = inference.load(workdir)
+  if '' in counts:
+    counts = dict.fromkeys(model.class_names, counts['']) | counts
+    del counts['']
+  labels = model.labels([name for name, n in counts.items() for _ in range(n)])
+  if not len(labels):
+    raise errors.UserError('--counts asks for no image')
+  with _new_folder(out) as folder:
+    new = model.sample(
+      labels, seed=seed, temperature=temperature, show_progress=True
+    )
+    rows, by_class = [], {}
+    for label, image in zip(labels, new):
+      name = model.class_names[label]
+      members = by_class.setdefault(name, [])
+      file = f'{name}_{len(members):05d}.png'
+      images.save_png(folder / file, image)
+      rows.append(
+        {
+          'file': file,
+          'label': name,
+          'id': len(members),
+          'seed': seed,
+          'temperature': temperature,
+        }
+      )
+      members.append(image)
+    _write_csv(folder / 'samples.csv', rows)
+    sheet = [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
+    images.save_png(folder / 'sheet.png', images.sheet(sheet))
+
+
+def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
+  files = []
+  for path in map(epath.Path, paths):
+    if path.is_dir():
+      found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES]
+      if not found:
+        raise errors.UserError(f'there is no .jpg or .png file in {path}')
+      files += sorted(found)
+    elif path.exists():
+      files.append(path)
+    else:
+      raise errors.UserError(f'there is no file {path}')
+  return files
+
+
+def _read_inputs(model, facts, paths, split, num_images, data_dir):
+  """Returns names, images uint8 `[B, H, W, 3]` and labels or None."""
+  if bool(paths) == bool(split):
+    raise errors.UserError('give either image files or --split')
+  if paths:
+    files = _find_files(paths)
+    pixels = [builder.read_square_image(f, model.image_size) for f in files]
+    return [f.name for f in files], np.stack(pixels), None
+  source = prepared.open_split(facts['dataset'], data_dir, split)
+  if num_images < 1:
+    raise errors.UserError(f'--num_images is {num_images}; give 1 or more')
+  records = [source[i] for i in range(min(num_images, len(source)))]
+  return (
+    [record['id'].decode() for record in records],
+    np.stack([record['image'] for record in records]),
+    np.array([record['label'] for record in records], np.int32),
+  )
+
+
+def reconstruct(
+  workdir: epath.PathLike,
+  out: epath.PathLike,
+  *,
+  paths: Sequence[epath.PathLike] = (),
+  split: str | None = None,
+  num_images: int = 16,
+  through_prior: bool = False,
+  label: str | None = None,
+  data_dir: str = '',
+):
+  """Writes reconstructions, `sheet.png` and `errors.csv`; prints the means.
+
+  With `through_prior` each code is also replaced by the prior's most likely
+  one given the image's true codes before it (the source report's inference).
+
+  Args:
+    workdir: with a trained VQ-VAE.
+    out: new folder.
+    paths: files or folders of images; cropped and resized as in training.
+    split: instead of paths, 'train', 'val' or 'test' of the run's dataset.
+    num_images: of the split.
+    through_prior: whether to go through the prior too.
+    label: class of the images in `paths`; by default the null label.
+    data_dir: where the dataset is, if not where the run found it.
+
+  Raises:
+    UserError: not trained, unreadable images, `out` exists.
+  """
+  model = inference.load(workdir)
+  config, facts = workdirs.load_config(workdirs.phase_dir(workdir, 'vqvae'))
+  names, originals, labels = _read_inputs(
+    model,
+    facts,
+    paths,
+    split,
+    num_images,
+    workdirs.data_dir(workdir, data_dir or config.data_dir),
+  )
+  if labels is None:
+    null_label = len(model.class_names)
+    labels = np.repeat(
+      model.labels([null_label if label is None else label]), len(names)
+    )
+  with _new_folder(out) as folder:
+    codes = model.encode(originals)
+    results = {'reconstruction': model.decode(codes)}
+    rows = [{'image': name} for name in names]
+    if through_prior:
+      predicted, log_likelihood = model.predict(codes, labels)
+      results['through_prior'] = model.decode(predicted)
+    for result, made in results.items():
+      mse = np.square((made / 255.0) - originals / 255.0).mean((1, 2, 3))
+      for row, name, image, error in zip(rows, names, made, mse):
+        file = f'{name.rpartition(".")[0] or name}_{result}.png'
+        images.save_png(folder / file, image)
+        row |= {
+          f'{result}_mse': f'{error:.6g}',
+          f'{result}_psnr': f'{-10 * np.log10(max(error, 1e-10)):.4g}',
+        }
+      logging.info(
+        '%s: MSE %.5f, PSNR %.2f dB, NMSE %.4f',
+        result,
+        mse.mean(),
+        -10 * np.log10(mse.mean()),
+        mse.mean() / facts['train_variance'],
+      )
+    if through_prior:
+      for row, value in zip(rows, log_likelihood):
+        row['nll_nats'] = f'{-value:.6g}'
+        row['bits_per_code'] = f'{-value / np.log(2) / codes[0].size:.5g}'
+      logging.info(
+        'prior: nll %.1f nats an image, %.3f bits per code; perplexity of the '
+        'true codes %.1f, of the predicted %.1f',
+        -log_likelihood.mean(),
+        -log_likelihood.mean() / np.log(2) / codes[0].size,
+        _perplexity(codes),
+        _perplexity(predicted),
+      )
+    _write_csv(folder / 'errors.csv', rows)
+    sheet = [originals, *results.values()]
+    images.save_png(
+      folder / 'sheet.png',
+      images.sheet([row[:_SHEET_COLUMNS] for row in sheet]),
+    )
+
+
+def _perplexity(codes: np.ndarray) -> float:
+  """exp(entropy) of the use of codes, over all of them."""
+  p = np.unique(codes, return_counts=True)[1] / codes.size
+  return float(np.exp(-np.sum(p * np.log(p))))

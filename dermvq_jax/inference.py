@@ -1,0 +1,265 @@
+"""A trained run as an object: `dermvq_jax.load(workdir)`."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+
+from dermvq_jax import (
+  checkpoints,
+  encode,
+  errors,
+  losses,
+  sample,
+  tasks,
+  workdirs,
+)
+
+PyTree = Any
+Labels = Sequence[str | int]
+# Larger requests run in chunks of this many images, so memory is bounded.
+_CHUNK = 32
+
+
+def load(workdir: epath.PathLike) -> 'Model':
+  """Loads the run in `workdir`; the prior may still be missing.
+
+  Raises:
+    UserError: no trained VQ-VAE there, or the prior there was trained on the
+      codes of another VQ-VAE.
+  """
+  return Model(workdir)
+
+
+def _in_chunks(f: Callable[..., PyTree], *arrays: np.ndarray) -> PyTree:
+  """Applies `f` to the rows of `arrays`, `_CHUNK` at a time.
+
+  The last chunk is padded, so `f` compiles once.
+  """
+  n = len(arrays[0])
+  results = []
+  for start in range(0, n, _CHUNK):
+    parts = [a[start : start + _CHUNK] for a in arrays]
+    missing = _CHUNK - len(parts[0])
+    padded = [np.concatenate([p, np.repeat(p[:1], missing, 0)]) for p in parts]
+    out = jax.device_get(f(*padded))
+    results.append(jax.tree.map(lambda x: x[: _CHUNK - missing], out))  # noqa: B023
+  return jax.tree.map(lambda *xs: np.concatenate(xs), *results)
+
+
+class Model:
+  """VQ-VAE and prior of one run, with their best weights.
+
+  Any number of images may be given: they are worked on in chunks.
+
+  Attributes:
+    class_names: names of the labels 0, 1, ...; the label `len(class_names)`
+      is the null label, 'of any class'.
+    config: the configs of the phases: `config.vqvae`, `config.prior`.
+    image_size: pixels a side that the VQ-VAE was trained on.
+    grid: height and width of the codes of such an image.
+    codebook_size: number of codes, K.
+  """
+
+  def __init__(self, workdir: epath.PathLike):
+    """See `load`."""
+    self._workdir = epath.Path(workdir).expanduser()
+    folder = workdirs.phase_dir(workdir, 'vqvae')
+    config, facts = workdirs.load_config(folder)
+    weights = checkpoints.load_best(folder)
+    self.config = ml_collections.ConfigDict({'vqvae': config})
+    self.class_names = tuple(facts['class_names'])
+    self.image_size = facts['image_size']
+    self.grid = (self.image_size // config.model.downsampling,) * 2
+    self.codebook_size = config.quantizer.codebook_size
+    self._train_variance = facts['train_variance']
+    self._digest = encode.digest(weights, facts['dataset'])
+    self._encode = encode.make_encoder(config, weights)
+    self._decode = _make_decoder(config, weights)
+    folder = workdirs.phase_dir(workdir, 'prior')
+    self._has_prior = workdirs.exists(folder)
+    if self._has_prior:
+      self.config.prior, facts = workdirs.load_config(folder)
+      if facts['vqvae_digest'] != self._digest:
+        raise errors.UserError(
+          f'the prior in {folder} was trained on the codes of another VQ-VAE; '
+          f'move {folder} away, then run dermvq encode and train the prior anew'
+        )
+
+  @functools.cached_property
+  def _prior(self) -> tuple[Any, PyTree]:
+    """The prior's module and variables."""
+    if not self._has_prior:
+      raise errors.UserError(
+        f'{self._workdir} has no trained prior; run dermvq encode --workdir='
+        f'{self._workdir}, then dermvq train --config=prior --workdir='
+        f'{self._workdir}'
+      )
+    folder = workdirs.phase_dir(self._workdir, 'prior')
+    config, facts = workdirs.load_config(folder)
+    weights = checkpoints.load_best(folder)
+    variables = {'params': weights['params'], **weights['model_state']}
+    return tasks.prior_model(config, facts), jax.device_put(variables)
+
+  def labels(self, labels: Labels) -> np.ndarray:
+    """Class names or numbers to numbers, int32 `[B]`.
+
+    Raises:
+      UserError: no such class.
+    """
+    numbers = []
+    for label in np.atleast_1d(np.asarray(labels, dtype=object)):
+      if isinstance(label, str) and label in self.class_names:
+        numbers.append(self.class_names.index(label))
+      elif isinstance(label, int | np.integer) and 0 <= label <= len(
+        self.class_names
+      ):
+        numbers.append(int(label))
+      else:
+        raise errors.UserError(
+          f'there is no class {label!r}; the classes are '
+          + ', '.join(self.class_names)
+        )
+    return np.array(numbers, np.int32)
+
+  def encode(self, images: np.ndarray) -> np.ndarray:
+    """uint8 images `[B, H, W, 3]` to codes int32 `[B, h, w]`.
+
+    Raises:
+      UserError: not such images, or H or W not divisible by the downsampling.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+      raise errors.UserError(
+        f'images must be uint8 [B, H, W, 3], not {images.dtype} '
+        f'{list(images.shape)}'
+      )
+    factor = self.config.vqvae.model.downsampling
+    if images.shape[1] % factor or images.shape[2] % factor:
+      raise errors.UserError(
+        f'images of {images.shape[1]}x{images.shape[2]} px are not divisible '
+        f'by the downsampling, {factor}'
+      )
+    return _in_chunks(self._encode, images)
+
+  def decode(self, codes: np.ndarray) -> np.ndarray:
+    """Codes int32 `[B, h, w]` to uint8 images `[B, H, W, 3]`.
+
+    Raises:
+      UserError: codes outside [0, K).
+    """
+    return _in_chunks(self._decode, self._check_codes(codes))
+
+  def reconstruct(self, images: np.ndarray) -> np.ndarray:
+    """uint8 images `[B, H, W, 3]` through encoder, codebook and decoder."""
+    return self.decode(self.encode(images))
+
+  def log_likelihood(self, codes: np.ndarray, labels: Labels) -> np.ndarray:
+    """Gives log p(codes | label) of int32 `[B, h, w]`, in nats, `[B]`."""
+    return self.predict(codes, labels)[1]
+
+  def predict(
+    self, codes: np.ndarray, labels: Labels
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Replaces each code by the prior's most likely one given those before it.
+
+    Args:
+      codes: int32 `[B, h, w]`.
+      labels: class names or numbers, `[B]`.
+
+    Returns:
+      The predicted codes int32 `[B, h, w]` and the log-likelihood of the given
+      ones, nats `[B]`.
+
+    Raises:
+      UserError: no trained prior, an unknown class, codes outside [0, K).
+    """
+    labels = np.broadcast_to(self.labels(labels), (len(codes),))
+    prior, variables = self._prior
+    return _in_chunks(
+      functools.partial(_teacher_forced, prior, variables),
+      self._check_codes(codes),
+      labels,
+    )
+
+  def sample_codes(
+    self,
+    labels: Labels,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    ids: Sequence[int] | None = None,
+    show_progress: bool = False,
+  ) -> np.ndarray:
+    """Draws new codes, int32 `[B, h, w]`.
+
+    Args:
+      labels: class names or numbers, `[B]`.
+      seed: an image depends on seed, label and id alone, not on the others.
+      temperature: divides the logits; 0 takes the most likely code.
+      ids: which image of its label each is; by default counted from 0.
+      show_progress: whether to show a progress bar.
+
+    Raises:
+      UserError: no trained prior, an unknown class or a bad temperature.
+    """
+    labels = self.labels(labels)
+    if ids is not None and len(ids) != len(labels):
+      raise errors.UserError(f'{len(labels)} labels but {len(ids)} ids')
+    prior, variables = self._prior
+    return sample.sample_in_batches(
+      prior,
+      variables,
+      labels,
+      sample.image_keys(seed, labels, ids),
+      self.grid,
+      temperature,
+      chunk_size=_CHUNK,
+      show_progress=show_progress,
+    )
+
+  def sample(self, labels: Labels, **kwargs) -> np.ndarray:
+    """Draws new uint8 images `[B, H, W, 3]`; arguments: `sample_codes`."""
+    return self.decode(self.sample_codes(labels, **kwargs))
+
+  def _check_codes(self, codes: np.ndarray) -> np.ndarray:
+    codes = np.asarray(codes)
+    if codes.ndim != 3 or not np.issubdtype(codes.dtype, np.integer):
+      raise errors.UserError(
+        f'codes must be integers [B, h, w], not {codes.dtype} '
+        f'{list(codes.shape)}'
+      )
+    if codes.size and (
+      codes.min() < 0 or codes.max() >= self.codebook_size
+    ):
+      raise errors.UserError(
+        f'codes must be in [0, {self.codebook_size}); these reach from '
+        f'{codes.min()} to {codes.max()}'
+      )
+    return codes.astype(np.int32)
+
+
+def _make_decoder(config: ml_collections.ConfigDict, weights: PyTree):
+  """int32 `[B, h, w]` to uint8 `[B, H, W, 3]`."""
+  model = tasks.vqvae_model(config)
+  variables = {'params': weights['params'], **weights['model_state']}
+
+  @jax.jit
+  def apply(variables, codes):
+    images = model.apply(variables, codes, method='decode')
+    return jnp.rint(images * 255).astype(jnp.uint8)
+
+  return functools.partial(apply, jax.device_put(variables))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _teacher_forced(prior, variables, codes, labels):
+  logits = prior.apply(variables, codes, labels, train=False)
+  nll = losses.cross_entropy(logits, codes)  # [B, h, w]
+  predicted = jnp.argmax(logits, -1).astype(jnp.int32)
+  return predicted, -nll.sum((1, 2))

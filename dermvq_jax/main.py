@@ -1,0 +1,324 @@
+"""The command line: commands and flags, nothing else."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from dermvq_jax import __version__, errors
+
+_DESCRIPTION = """\
+Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
+and makes new images.
+
+A run is one folder, the workdir:
+  dermvq prepare --dataset=ham10000/64 --manual_dir=DOWNLOADS --data_dir=DATA
+  dermvq train --config=vqvae --workdir=RUN --config.data_dir=DATA
+  dermvq encode --workdir=RUN
+  dermvq train --config=prior --workdir=RUN
+  dermvq sample --workdir=RUN --counts=mel=16,nv=16 --out=SAMPLES
+
+`dermvq demo` does all of it on generated images, in minutes.
+"""
+_MISTAKE = 2  # exit code, as argparse's
+_INTERRUPTED = 130  # exit code, as the shell's
+
+
+def _prepare(args: argparse.Namespace):
+  from dermvq_jax.data import builder
+
+  prepared = builder.prepare(
+    args.dataset, args.data_dir, args.manual_dir, overwrite=args.overwrite
+  )
+  for split, info in prepared.info.splits.items():
+    print(f'{split}: {info.num_examples} images')
+
+
+def _train(args: argparse.Namespace):
+  from dermvq_jax import config_files, train
+
+  config = config_files.load(args.config, args.overrides)
+  train.run(config, args.workdir)
+
+
+def _encode(args: argparse.Namespace):
+  from dermvq_jax import encode
+
+  encode.run(args.workdir, args.data_dir, args.copies)
+
+
+def _sample(args: argparse.Namespace):
+  from dermvq_jax import generate
+
+  generate.sample(
+    args.workdir,
+    args.out,
+    counts=args.counts,
+    seed=args.seed,
+    temperature=args.temperature,
+  )
+
+
+def _reconstruct(args: argparse.Namespace):
+  from dermvq_jax import generate
+
+  generate.reconstruct(
+    args.workdir,
+    args.out,
+    paths=args.images,
+    split=args.split,
+    num_images=args.num_images,
+    through_prior=args.through_prior,
+    label=args.label,
+    data_dir=args.data_dir,
+  )
+
+
+def _report(args: argparse.Namespace):
+  from dermvq_jax import report
+
+  report.run(args.workdir, args.seed)
+
+
+def _demo(args: argparse.Namespace):
+  from dermvq_jax import demo
+
+  demo.run(args.workdir, args.size)
+
+
+def _counts(text: str) -> dict[str, int]:
+  """'mel=16,nv=4' or '8' to counts per class; '' stands for every class."""
+  try:
+    counts = {}
+    for part in text.split(','):
+      name, _, number = part.rpartition('=')
+      counts[name] = int(number)
+    if min(counts.values()) < 0:
+      raise ValueError
+    return counts
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is neither a number nor CLASS=NUMBER,...'
+    ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+  formatter = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(
+    'dermvq', description=_DESCRIPTION, formatter_class=formatter
+  )
+  parser.add_argument('--version', action='version', version=__version__)
+  commands = parser.add_subparsers(
+    title='commands', metavar='COMMAND', required=True
+  )
+
+  def command(
+    name: str, run: Callable, text: str, *examples: str
+  ) -> argparse.ArgumentParser:
+    lines = ''.join(f'  dermvq {name} {e}\n' for e in examples)
+    sub = commands.add_parser(
+      name,
+      help=text,
+      description=text,
+      epilog=f'examples:\n{lines}',
+      formatter_class=formatter,
+      allow_abbrev=False,
+    )
+    sub.set_defaults(run=run, command=name)
+    return sub
+
+  def workdir(sub, **kwargs):
+    sub.add_argument(
+      '--workdir', metavar='DIR', help='folder of the run', **kwargs
+    )
+
+  def data_dir(sub, **kwargs):
+    sub.add_argument(
+      '--data_dir', metavar='DIR', help='folder of prepared datasets', **kwargs
+    )
+
+  def seed(sub):
+    sub.add_argument('--seed', type=int, default=0, help='default: 0')
+
+  sub = command(
+    'prepare',
+    _prepare,
+    'Turns an archive, or the embedded generator, into records to train from.',
+    '--dataset=synthetic_dermoscopy/64 --data_dir=DATA',
+    '--dataset=ham10000/64 --manual_dir=DOWNLOADS --data_dir=DATA',
+  )
+  sub.add_argument(
+    '--dataset',
+    required=True,
+    metavar='NAME/SIZE',
+    help='ham10000 or synthetic_dermoscopy, with /64, /128 or /256 pixels',
+  )
+  data_dir(sub, required=True)
+  sub.add_argument(
+    '--manual_dir', metavar='DIR', help='where you put the downloaded archive'
+  )
+  sub.add_argument('--overwrite', action='store_true', help='prepare again')
+
+  sub = command(
+    'train',
+    _train,
+    'Trains a phase, or goes on where it stopped.',
+    '--config=vqvae --workdir=RUN --config.data_dir=DATA',
+    '--config=vqvae:smoke --workdir=/tmp/run --config.num_train_steps=20',
+    '--config=prior --workdir=RUN --config.prior.num_layers=15',
+  )
+  sub.add_argument(
+    '--config',
+    required=True,
+    metavar='NAME[:SIZE]',
+    help='vqvae or prior, with :demo or :smoke for small ones; or a .py file. '
+    '--config.FIELD=VALUE changes a field; configs/*.py lists them',
+  )
+  workdir(sub, required=True)
+
+  sub = command(
+    'encode',
+    _encode,
+    "Makes the dataset of codes, with the run's frozen VQ-VAE.",
+    '--workdir=RUN',
+    '--workdir=RUN --copies=8',
+  )
+  workdir(sub, required=True)
+  data_dir(sub, default='')
+  sub.add_argument(
+    '--copies',
+    type=int,
+    default=1,
+    help='encode each training image so often, randomly flipped and turned; '
+    'train the prior with --config.copies of the same number (default: 1)',
+  )
+
+  sub = command(
+    'sample',
+    _sample,
+    'Makes new images: PNG files, a sheet and a CSV file.',
+    '--workdir=RUN --out=SAMPLES',
+    '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
+    '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
+  )
+  workdir(sub, required=True)
+  sub.add_argument(
+    '--out', required=True, metavar='DIR', help='new folder for the images'
+  )
+  sub.add_argument(
+    '--counts',
+    type=_counts,
+    default=_counts('8'),
+    metavar='N|CLASS=N,...',
+    help='images of every class, or of some (default: 8)',
+  )
+  seed(sub)
+  sub.add_argument(
+    '--temperature',
+    type=float,
+    default=1.0,
+    help='below 1: more typical, less varied (default: 1)',
+  )
+
+  sub = command(
+    'reconstruct',
+    _reconstruct,
+    'Sends images through the VQ-VAE and tells the error.',
+    '--workdir=RUN --out=OUT lesion.jpg folder_of_images/',
+    '--workdir=RUN --out=OUT --split=val --num_images=16 --through_prior',
+  )
+  sub.add_argument(
+    'images', nargs='*', metavar='IMAGE', help='files or folders of images'
+  )
+  workdir(sub, required=True)
+  sub.add_argument(
+    '--out', required=True, metavar='DIR', help='new folder for the images'
+  )
+  sub.add_argument(
+    '--split',
+    choices=('train', 'val', 'test'),
+    help='images of the dataset that the VQ-VAE was trained on',
+  )
+  sub.add_argument(
+    '--num_images', type=int, default=16, help='of --split (default: 16)'
+  )
+  sub.add_argument(
+    '--through_prior',
+    action='store_true',
+    help="also decode the prior's most likely codes, each given the image's "
+    'true codes before it',
+  )
+  sub.add_argument(
+    '--label',
+    metavar='CLASS',
+    help='class of IMAGE for --through_prior (default: unknown)',
+  )
+  data_dir(sub, default='')
+
+  sub = command(
+    'report',
+    _report,
+    'Draws curves, reconstructions, codes and samples to WORKDIR/report.',
+    '--workdir=RUN',
+  )
+  workdir(sub, required=True)
+  seed(sub)
+
+  sub = command(
+    'demo',
+    _demo,
+    'Runs everything on generated images, in minutes on a laptop.',
+    '--workdir=runs/demo',
+  )
+  workdir(sub, default='runs/demo')
+  sub.add_argument(
+    '--size',
+    choices=('demo', 'smoke'),
+    default='demo',
+    help="'smoke' takes seconds and shows only that it works",
+  )
+  return parser
+
+
+def _underscores(argument: str) -> str:
+  """Lets flags be written with - for _."""
+  name, equals, value = argument.partition('=')
+  if name.startswith('--') and not name.startswith('--config.'):
+    name = '--' + name[2:].replace('-', '_')
+  return name + equals + value
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+  # Fields of a config are not known to argparse.
+  overrides = [a for a in argv if a.startswith('--config.')]
+  rest = [_underscores(a) for a in argv if a not in overrides]
+  parser = _parser()
+  args = parser.parse_args(rest)
+  if overrides and args.command != 'train':
+    parser.error(f'{overrides[0]}: only dermvq train takes fields of a config')
+  args.overrides = overrides
+  return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command; returns the exit code."""
+  args = _parse(sys.argv[1:] if argv is None else argv)
+  from dermvq_jax import logs
+
+  logs.setup_console()
+  # grain's worker processes read absl flags; ours are argparse's.
+  flags.FLAGS.mark_as_parsed()
+  try:
+    args.run(args)
+  except errors.UserError as e:
+    print(f'dermvq {args.command}: error: {e}', file=sys.stderr)
+    return _MISTAKE
+  except KeyboardInterrupt:
+    print('\nInterrupted; the same command goes on.', file=sys.stderr)
+    return _INTERRUPTED
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
