@@ -131,7 +131,12 @@ def sample_codes(
   """
   check_temperature(temperature)
   return _sample_codes(
-    prior, variables, jnp.asarray(labels), keys, tuple(grid), temperature
+    prior,
+    variables,
+    jnp.asarray(labels, jnp.int32),
+    keys,
+    tuple(grid),
+    float(temperature),  # An int would compile anew.
   )
 
 
