@@ -24,6 +24,12 @@ def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(folder, options=options)
 
 
+def _reader(folder: epath.Path) -> ocp.CheckpointManager:
+  # Another process may be training: what it is writing must stay.
+  options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+  return ocp.CheckpointManager(folder, options=options)
+
+
 class Checkpoints:
   """Saves and restores one phase. A step counts only when committed."""
 
@@ -38,6 +44,8 @@ class Checkpoints:
 
   def save(self, step: int, tree: PyTree):
     """Saves a tree in the background; `close` waits for it."""
+    # The state tells how good the weights in best/ are, so they come first.
+    self._best.wait_until_finished()
     # Host copies: the device buffers are donated to the next step.
     plain = flax.serialization.to_state_dict(jax.device_get(tree))
     self._states.save(step, args=ocp.args.StandardSave(plain))
@@ -52,6 +60,11 @@ class Checkpoints:
 
   def save_best(self, step: int, weights: PyTree):
     """Replaces the weights in `best/`."""
+    self._best.wait_until_finished()
+    # A resumed run comes again to steps whose weights may be there already.
+    for old in self._best.all_steps():
+      if old >= step:
+        self._best.delete(old)
     self._best.save(
       step, args=ocp.args.StandardSave(jax.device_get(weights)), force=True
     )
@@ -71,7 +84,7 @@ def load_best(folder: epath.Path) -> PyTree:
   """
   folder = epath.Path(folder).resolve()
   if (folder / 'best').exists():
-    with _manager(folder / 'best', 1) as manager:
+    with _reader(folder / 'best') as manager:
       step = manager.latest_step()
       if step is not None:
         return manager.restore(step, args=ocp.args.StandardRestore())

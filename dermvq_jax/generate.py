@@ -113,6 +113,19 @@ def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
   return files
 
 
+def _unique_stems(names: Sequence[str]) -> list[str]:
+  """File names without suffix; those that came before get a number."""
+  seen, stems = set(), []
+  for name in names:
+    base = stem = name.rpartition('.')[0] or name
+    number = 2
+    while stem in seen:
+      stem, number = f'{base}_{number}', number + 1
+    seen.add(stem)
+    stems.append(stem)
+  return stems
+
+
 def _read_inputs(model, facts, paths, split, num_images, data_dir):
   """Returns names, images uint8 `[B, H, W, 3]` and labels or None."""
   if bool(paths) == bool(split):
@@ -180,14 +193,14 @@ def reconstruct(
     codes = model.encode(originals)
     results = {'reconstruction': model.decode(codes)}
     rows = [{'image': name} for name in names]
+    stems = _unique_stems(names)
     if through_prior:
       predicted, log_likelihood = model.predict(codes, labels)
       results['through_prior'] = model.decode(predicted)
     for result, made in results.items():
       mse = np.square((made / 255.0) - originals / 255.0).mean((1, 2, 3))
-      for row, name, image, error in zip(rows, names, made, mse):
-        file = f'{name.rpartition(".")[0] or name}_{result}.png'
-        images.save_png(folder / file, image)
+      for row, stem, image, error in zip(rows, stems, made, mse):
+        images.save_png(folder / f'{stem}_{result}.png', image)
         row |= {
           f'{result}_mse': f'{error:.6g}',
           f'{result}_psnr': f'{-10 * np.log10(max(error, 1e-10)):.4g}',

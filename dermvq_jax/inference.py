@@ -43,10 +43,13 @@ def _in_chunks(f: Callable[..., PyTree], *arrays: np.ndarray) -> PyTree:
   """
   n = len(arrays[0])
   results = []
-  for start in range(0, n, _CHUNK):
+  for start in range(0, max(n, 1), _CHUNK):  # none still tells the shapes
     parts = [a[start : start + _CHUNK] for a in arrays]
     missing = _CHUNK - len(parts[0])
-    padded = [np.concatenate([p, np.repeat(p[:1], missing, 0)]) for p in parts]
+    padded = [
+      np.concatenate([p, np.zeros((missing, *p.shape[1:]), p.dtype)])
+      for p in parts
+    ]
     out = jax.device_get(f(*padded))
     results.append(jax.tree.map(lambda x: x[: _CHUNK - missing], out))  # noqa: B023
   return jax.tree.map(lambda *xs: np.concatenate(xs), *results)
@@ -177,14 +180,18 @@ class Model:
       ones, nats `[B]`.
 
     Raises:
-      UserError: no trained prior, an unknown class, codes outside [0, K).
+      UserError: no trained prior, an unknown class, codes outside [0, K), or
+        another number of labels than of codes.
     """
-    labels = np.broadcast_to(self.labels(labels), (len(codes),))
+    codes, labels = self._check_codes(codes), self.labels(labels)
+    if len(labels) not in (1, len(codes)):
+      raise errors.UserError(
+        f'{len(codes)} grids of codes, {len(labels)} labels'
+      )
+    labels = np.broadcast_to(labels, (len(codes),))
     prior, variables = self._prior
     return _in_chunks(
-      functools.partial(_teacher_forced, prior, variables),
-      self._check_codes(codes),
-      labels,
+      functools.partial(_teacher_forced, prior, variables), codes, labels
     )
 
   def sample_codes(
@@ -234,9 +241,7 @@ class Model:
         f'codes must be integers [B, h, w], not {codes.dtype} '
         f'{list(codes.shape)}'
       )
-    if codes.size and (
-      codes.min() < 0 or codes.max() >= self.codebook_size
-    ):
+    if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
       raise errors.UserError(
         f'codes must be in [0, {self.codebook_size}); these reach from '
         f'{codes.min()} to {codes.max()}'

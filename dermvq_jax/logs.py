@@ -51,7 +51,9 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
   path = epath.Path(folder) / _FILE
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  # The last line is incomplete after a kill; the run resumes before it.
+  lines = path.read_text().rpartition('\n')[0].splitlines()
+  return [json.loads(line) for line in lines]
 
 
 class Log:
@@ -64,7 +66,9 @@ class Log:
     folder = epath.Path(folder)
     rows = [row for row in read(folder) if row['step'] <= step]
     path = folder / _FILE
-    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    partial = folder / f'{_FILE}.incomplete'
+    partial.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    partial.replace(path)
     self._file = path.open('a')
     self._writer = metric_writers.create_default_writer(
       os.fspath(folder), asynchronous=False
@@ -73,6 +77,7 @@ class Log:
   def scalars(self, step: int, values: dict[str, float]):
     """Writes one row."""
     self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.flush()
     self._writer.write_scalars(step, values)
 
   def images(self, step: int, images: dict[str, np.ndarray]):

@@ -1,6 +1,7 @@
 """The command line: commands and flags, nothing else."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,17 @@ A run is one folder, the workdir:
 """
 _MISTAKE = 2  # exit code, as argparse's
 _INTERRUPTED = 130  # exit code, as the shell's
+# What a wrong path, missing permissions or a full disk give.
+_SYSTEM_ERRORS = {
+  errno.EACCES,
+  errno.EEXIST,
+  errno.EISDIR,
+  errno.ENAMETOOLONG,
+  errno.ENOSPC,
+  errno.ENOTDIR,
+  errno.EPERM,
+  errno.EROFS,
+}
 
 
 def _prepare(args: argparse.Namespace):
@@ -313,6 +325,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.run(args)
   except errors.UserError as e:
     print(f'dermvq {args.command}: error: {e}', file=sys.stderr)
+    return _MISTAKE
+  except OSError as e:
+    if e.errno not in _SYSTEM_ERRORS:
+      raise
+    where = e.filename or 'the disk'
+    print(
+      f'dermvq {args.command}: error: {where}: {e.strerror}; check the path, '
+      'the permissions and the space there',
+      file=sys.stderr,
+    )
     return _MISTAKE
   except KeyboardInterrupt:
     print('\nInterrupted; the same command goes on.', file=sys.stderr)

@@ -17,12 +17,17 @@ def make(
     num_train_steps: where the cosine ends.
 
   Raises:
-    UserError: unknown schedule.
+    UserError: unknown schedule, or a warm-up as long as the training.
   """
   peak = config.learning_rate
   if config.schedule == 'cosine':
+    if config.warmup_steps >= num_train_steps:
+      raise errors.UserError(
+        f'config.optim.warmup_steps={config.warmup_steps} leaves nothing of '
+        f'{num_train_steps} training steps; lower it or train longer'
+      )
     schedule = optax.warmup_cosine_decay_schedule(
-      0.0, peak, config.warmup_steps, max(num_train_steps, 1)
+      0.0, peak, config.warmup_steps, num_train_steps
     )
   elif config.schedule == 'constant':
     schedule = optax.linear_schedule(0.0, peak, config.warmup_steps)

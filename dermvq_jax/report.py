@@ -59,6 +59,8 @@ def write_curves(folder: epath.Path, path: epath.Path):
     axis.set(title=title, xlabel='step', ylabel=unit)
     if log_scale:
       axis.set_yscale('log')
+    if metric == 'codebook_usage':
+      axis.set_ylim(0, 1.05)
     axis.grid(alpha=0.3)
     axis.legend(fontsize='small')
   with path.open('wb') as f:

@@ -90,7 +90,11 @@ def choose(logits: Array, noise: Array, temperature: Array) -> Array:
     int32 [B].
   """
   scores = losses.log_probs(logits) + temperature * noise
-  return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+  most = scores.max(axis=-1, keepdims=True)
+  # XLA:CPU's argmax is a slow loop; a maximum and a minimum are not.
+  last = scores.shape[-1] - 1  # Also where the logits are not numbers.
+  indices = jnp.arange(last + 1, dtype=jnp.int32)
+  return jnp.where(scores == most, indices, last).min(axis=-1)
 
 
 def check_temperature(temperature: float) -> None:

@@ -59,7 +59,21 @@ def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
       f'config.task is {config.task!r}; it must be one of '
       + ', '.join(map(repr, makers))
     )
+  needed = {'vqvae': 'image_size', 'prior': 'codebook_size'}[config.task]
+  if needed not in facts:
+    raise errors.UserError(
+      f'config.dataset={facts["dataset"]} can not train the {config.task}: the '
+      'vqvae needs images, the prior codes'
+    )
   return makers[config.task](config, facts)
+
+
+def _dtype(config: ml_collections.ConfigDict) -> jnp.dtype:
+  if config.dtype not in ('float32', 'bfloat16'):
+    raise errors.UserError(
+      f"config.dtype is {config.dtype!r}; it must be 'float32' or 'bfloat16'"
+    )
+  return jnp.dtype(config.dtype)
 
 
 def to_unit(images: jax.Array) -> jax.Array:
@@ -96,7 +110,7 @@ def vqvae_model(config: ml_collections.ConfigDict) -> vqvae.VQVAE:
     'num_residual_blocks': model.num_residual_blocks,
     'residual_features': model.residual_features,
     'downsampling': model.downsampling,
-    'dtype': jnp.dtype(config.dtype),
+    'dtype': _dtype(config),
   }
   return vqvae.VQVAE(
     encoder=vqvae.Encoder(code_dim=config.quantizer.code_dim, **shared),
@@ -209,7 +223,7 @@ def prior_model(config: ml_collections.ConfigDict, facts: dict[str, Any]):
   return prior(
     codebook_size=facts['codebook_size'],
     num_classes=len(facts['class_names']),
-    dtype=jnp.dtype(config.dtype),
+    dtype=_dtype(config),
     **_fields(config.prior),
   )
 

@@ -1,5 +1,6 @@
 """The only training loop, its validation loop included; it knows no model."""
 
+import contextlib
 import functools
 import math
 import time
@@ -106,12 +107,21 @@ def _resolve(
   config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> ml_collections.ConfigDict:
   """Turns epochs into steps: an epoch is `num_train // batch_size` steps."""
+  for name in ('batch_size', 'log_every_steps', 'checkpoint_every_steps'):
+    if config[name] < 1:
+      raise errors.UserError(f'config.{name} is {config[name]}; give 1 or more')
   config = ml_collections.ConfigDict(config.to_dict())
   epoch = max(1, facts['num_train'] // config.batch_size)
   config.num_train_steps = config.num_train_steps or math.ceil(
     config.num_epochs * epoch
   )
   config.eval_every_steps = config.eval_every_steps or epoch
+  for name in ('num_train_steps', 'eval_every_steps'):
+    if config[name] < 1:
+      raise errors.UserError(
+        f'config.{name} is {config[name]}; give a number of steps, or 0 to '
+        'have it from the epochs'
+      )
   return config
 
 
@@ -204,7 +214,9 @@ def _fetch(
   return tree | {name: zeros}, metrics.compute(sums, prefix)
 
 
-def _loop(trainer: _Trainer, saved: checkpoints.Checkpoints):
+def _loop(
+  trainer: _Trainer, saved: checkpoints.Checkpoints, stack: contextlib.ExitStack
+):
   """Trains from the latest checkpoint, or from the start, to the end."""
   config, par = trainer.config, trainer.parallel
   # Also on resume: it gives the structure that the checkpoint fills.
@@ -215,7 +227,7 @@ def _loop(trainer: _Trainer, saved: checkpoints.Checkpoints):
     logging.info('Resuming %s at step %d.', config.task, start)
   tree, best = par.put_tree(restorable['tree']), float(restorable['best'])
   end = config.num_train_steps
-  log = logs.Log(trainer.folder, start)
+  log = stack.enter_context(contextlib.closing(logs.Log(trainer.folder, start)))
   if not start:
     log.parameters(restorable['tree']['state'].params)
   step_fn = par.compile(
@@ -226,7 +238,9 @@ def _loop(trainer: _Trainer, saved: checkpoints.Checkpoints):
   )
   batches = trainer.train_batches(start)
   example = next(trainer.val_batches())
-  bar = progress.bar(initial=start, total=end, desc=config.task, unit='step')
+  bar = stack.enter_context(
+    progress.bar(initial=start, total=end, desc=config.task, unit='step')
+  )
   logged, since = start, time.time()
   for step in range(start + 1, end + 1):
     tree = step_fn(tree, par.put_batch(next(batches)))
@@ -234,7 +248,7 @@ def _loop(trainer: _Trainer, saved: checkpoints.Checkpoints):
     last = step == end
     if step % config.log_every_steps == 0 or last:
       tree, row = _fetch(tree, 'window', 'step/', par)
-      _check_finite(row, step, trainer.folder)
+      _check_finite(row['step/loss'], step, trainer.folder)
       row['step/steps_per_second'] = (step - logged) / (time.time() - since)
       log.scalars(step, row)
       bar.set_postfix(loss=f'{row["step/loss"]:.4g}')
@@ -255,12 +269,12 @@ def _loop(trainer: _Trainer, saved: checkpoints.Checkpoints):
         )
     if step % config.checkpoint_every_steps == 0 or last:
       log.flush()
-      saved.save(step, {'tree': tree, 'best': np.float32(best)})
+      host = jax.device_get(tree)
+      _check_finite(host, step, trainer.folder)
+      saved.save(step, {'tree': host, 'best': np.float32(best)})
     if step % config.log_every_steps == 0:
       # Validation and saving are not counted as time of steps.
       logged, since = step, time.time()
-  bar.close()
-  log.close()
 
 
 def _summary_images(task, train_state, example):
@@ -269,12 +283,12 @@ def _summary_images(task, train_state, example):
   )
 
 
-def _check_finite(row: dict[str, float], step: int, folder: epath.Path):
-  if not math.isfinite(row['step/loss']):
+def _check_finite(values: PyTree, step: int, folder: epath.Path):
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(values)):
     raise errors.UserError(
-      f'the loss became {row["step/loss"]} before step {step}; the last good '
-      f'checkpoint is in {folder}; lower config.optim.learning_rate or set '
-      'config.optim.max_grad_norm'
+      f'the loss or a weight became infinite or NaN before step {step}; the '
+      f'last good checkpoint is in {folder}; lower config.optim.learning_rate '
+      'or set config.optim.max_grad_norm, in another --workdir'
     )
 
 
@@ -305,6 +319,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
     if (saved.latest_step() or 0) >= config.num_train_steps:
       logging.info('%s is already trained.', folder)
       return
-    _loop(trainer, saved)
+    with contextlib.ExitStack() as stack:
+      _loop(trainer, saved, stack)
   finally:
     saved.close()

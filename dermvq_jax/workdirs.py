@@ -40,7 +40,7 @@ def load_config(
     Its config and the facts of its dataset.
 
   Raises:
-    UserError: nothing was started there.
+    UserError: nothing was started there, or its file is damaged.
   """
   folder = epath.Path(folder)
   if not exists(folder):
@@ -48,8 +48,14 @@ def load_config(
       f'{folder} holds no run; run dermvq train --config={folder.name} '
       f'--workdir={folder.parent} first'
     )
-  stored = json.loads((folder / _FILE).read_text())
-  return ml_collections.ConfigDict(stored['config']), stored['facts']
+  try:
+    stored = json.loads((folder / _FILE).read_text())
+    return ml_collections.ConfigDict(stored['config']), dict(stored['facts'])
+  except (ValueError, KeyError, TypeError):
+    raise errors.UserError(
+      f'{folder / _FILE} is damaged, or dermvq did not write it; restore it, '
+      'or start again with another --workdir'
+    ) from None
 
 
 def save_config(
@@ -68,7 +74,10 @@ def save_config(
     _check_same(folder, config, facts)
   folder.mkdir(parents=True, exist_ok=True)
   stored = {'config': config.to_dict(), 'facts': facts}
-  (folder / _FILE).write_text(json.dumps(stored, indent=2) + '\n')
+  # Renamed when complete: a run that is killed here still has the old one.
+  partial = folder / f'{_FILE}.incomplete'
+  partial.write_text(json.dumps(stored, indent=2) + '\n')
+  partial.replace(folder / _FILE)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -187,3 +187,10 @@ def test_frequencies_of_a_known_distribution(temperature):
   np.add.at(observed, tuple(np.asarray(codes).reshape(-1, 4).T), 1)
   chi_squared = ((observed - expected) ** 2 / expected).sum()
   assert chi_squared < 37.7  # 15 degrees of freedom, p = 0.001
+
+
+def test_choose_takes_the_first_of_equals():
+  logits = jnp.asarray([[0.0, 2.0, 2.0], [3.0, 1.0, -jnp.inf]])
+  codes = sample.choose(logits, jnp.zeros((2, 3)), 1.0)
+  assert codes.dtype == jnp.int32
+  np.testing.assert_array_equal(codes, [1, 0])

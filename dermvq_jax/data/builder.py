@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from absl import logging
 from etils import epath
 from PIL import Image
 
@@ -41,18 +40,6 @@ _DRAFT_MARGIN = 2
 # Names that TFDS gives to what it is still writing, and to a note of its own.
 _INCOMPLETE = 'incomplete.'
 _CONFIG_NOTE = '.config'
-
-
-def _is_worth_logging(record) -> bool:
-  """Drops what TFDS says about itself; the user can do nothing with it."""
-  if 'tensorflow_datasets' not in record.pathname:
-    return True
-  is_info = record.levelno <= logging.converter.STANDARD_INFO
-  return not (is_info or str(record.msg).startswith('OpenCV is not installed'))
-
-
-# At import, so that grain's worker processes have it as well.
-logging.get_absl_logger().addFilter(_is_worth_logging)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -13,7 +13,7 @@ Examples = Callable[[str], Iterable[dict[str, Any]]]
 
 @dataclasses.dataclass(kw_only=True)
 class CodesConfig(tfds.core.BuilderConfig):
-  """One VQ-VAE's codes; `name` is the digest of its encoder and codebook.
+  """One VQ-VAE's codes; `name` is the digest, then `_x<copies>` if several.
 
   Attributes:
     codebook_size: number of codes, K.
@@ -57,7 +57,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         levels=1,
         images=config.images,
         copies=config.copies,
-        vqvae_digest=config.name,
+        vqvae_digest=config.name.partition('_')[0],
       ),
     )
 

@@ -1,5 +1,6 @@
 """Reads prepared datasets: from their files alone, without their code."""
 
+import re
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -16,7 +17,9 @@ def _builder(
   versions = [
     path
     for path in (folder.iterdir() if folder.is_dir() else ())
-    if (path / 'dataset_info.json').exists()
+    # Others are incomplete, or put aside while they are prepared again.
+    if re.fullmatch(r'\d+\.\d+\.\d+', path.name)
+    and (path / 'dataset_info.json').exists()
   ]
   if not versions:
     command = (
