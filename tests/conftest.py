@@ -9,9 +9,15 @@ os.environ['XLA_FLAGS'] = (
 
 import pathlib  # noqa: E402
 import shutil  # noqa: E402
+import tempfile  # noqa: E402
 
 import pytest  # noqa: E402
 from absl import flags, logging  # noqa: E402
+
+# Many tests train the same small models: each is compiled once.
+_cache = tempfile.TemporaryDirectory(prefix='dermvq_test_cache_')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 # grain's worker processes read absl flags, which pytest never parses.
 flags.FLAGS.mark_as_parsed()

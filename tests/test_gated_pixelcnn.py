@@ -211,6 +211,7 @@ def test_gated_pixelcnn_dropout_only_in_training():
   prior = gated_pixelcnn.GatedPixelCNN(**small, dropout_rate=0.5)
   variables, codes, labels = _variables(prior), _codes(2, (3, 3)), _labels(2)
 
+  @functools.partial(jax.jit, static_argnums=0)
   def apply(train, seed):
     rngs = {'dropout': jax.random.key(seed)}
     return prior.apply(variables, codes, labels, train=train, rngs=rngs)
@@ -218,10 +219,10 @@ def test_gated_pixelcnn_dropout_only_in_training():
   np.testing.assert_array_equal(apply(False, 0), apply(False, 1))
   np.testing.assert_array_equal(apply(True, 0), apply(True, 0))
   assert abs(apply(True, 0) - apply(True, 1)).max() > 1e-3
+  # Without dropout training needs no random numbers.
   plain = gated_pixelcnn.GatedPixelCNN(**small)
-  np.testing.assert_array_equal(
-    apply(False, 0), plain.apply(variables, codes, labels, train=True)
-  )
+  logits = plain.apply(variables, codes, labels, train=True)
+  np.testing.assert_allclose(apply(False, 0), logits, atol=1e-5)
 
 
 def test_gated_pixelcnn_in_bfloat16():

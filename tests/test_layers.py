@@ -48,25 +48,36 @@ def test_space_to_depth_round_trip(factor):
   np.testing.assert_array_equal(layers.depth_to_space(y, factor), x)
 
 
-@pytest.mark.parametrize('cpu', [True, False])
-@pytest.mark.parametrize('name', _SHAPES)
+@pytest.mark.parametrize(
+  'name, cpu',
+  [(name, True) for name in _SHAPES]
+  + [(name, False) for name in ('wide', 'rows_above', 'pointwise_padded')],
+)
 def test_conv_and_gradients_are_those_of_xla(name, cpu):
   height, width, inputs, features, size, padding = _SHAPES[name]
+
+  def ours(x, kernel):
+    return layers.conv(x, kernel, padding, cpu=cpu)
+
+  def theirs(x, kernel):
+    return _xla_conv(x, kernel, padding)
+
+  @jax.jit
+  def values_and_gradients(x, kernel, scale):
+    results = []
+    for conv in (ours, theirs):
+      y, pull_back = jax.vjp(conv, x, kernel)
+      weights = scale * jnp.cos(jnp.arange(y.size)).reshape(y.shape)
+      results.append((y, *pull_back(weights)))
+    return results
+
   with jax.enable_x64(True):
-    x = jnp.asarray(_normal((2, height, width, inputs)))
-    kernel = jnp.asarray(_normal((*size, inputs, features), 1))
-
-    def values_and_gradients(conv):
-      y, pull_back = jax.vjp(lambda x, k: conv(x, k, padding), x, kernel)
-      return y, *pull_back(jnp.asarray(_normal(y.shape, 2)))
-
-    expected = values_and_gradients(_xla_conv)
-    actual = jax.jit(
-      lambda: values_and_gradients(lambda *args: layers.conv(*args, cpu=cpu))
-    )()
-    for a, e in zip(actual, expected):
-      assert a.dtype == jnp.float64
-      np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-12)
+    x = _normal((2, height, width, inputs))
+    kernel = _normal((*size, inputs, features), 1)
+    actual, expected = values_and_gradients(x, kernel, np.float64(1))
+  for a, e in zip(actual, expected):
+    assert (a.shape, a.dtype) == (e.shape, np.float64)
+    np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize('size', [(0, 3), (1, 0)])
@@ -140,6 +151,19 @@ def test_conv_module_options():
   assert valid.init_with_output(jax.random.key(0), x)[0].shape == (1, 3, 2, 2)
 
 
+def _variables(module, x):
+  """Normal kernels, and biases of 0.5."""
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x))
+  return jax.tree.map(
+    lambda leaf: (
+      _normal(leaf.shape, dtype=np.float32)
+      if len(leaf.shape) == 4
+      else np.full(leaf.shape, 0.5, np.float32)
+    ),
+    shapes,
+  )
+
+
 def _mask(size, seen):
   """[k, k] mask of a kernel; `seen(row, column)` of the offset."""
   reach = size // 2
@@ -175,23 +199,29 @@ def _full_kernel(params, size, name):
   return full
 
 
-@pytest.mark.parametrize('grid', [(5, 6), (1, 4), (4, 1)])
-@pytest.mark.parametrize('size', [1, 3, 5])
+@pytest.mark.parametrize(
+  'size, grid',
+  [(1, (4, 5)), (3, (4, 5)), (5, (4, 5)), (3, (1, 4)), (3, (4, 1))],
+)
 @pytest.mark.parametrize('name', _CAUSAL)
 def test_causal_convs_are_the_masked_conv(name, size, grid):
   kind, include_self, seen = _CAUSAL[name]
   x = jnp.asarray(_normal((2, *grid, 3), dtype=np.float32))
   module = kind(4, size, include_self=include_self)
-  variables = module.init(jax.random.key(0), x)
+  variables = _variables(module, x)
   full = _full_kernel(variables['params'], size, name)
   mask = _mask(size, seen)
   # The kernel has all that the mask lets through, and nothing else.
   np.testing.assert_array_equal((full != 0).all(axis=(2, 3)), mask != 0)
   reach = (size // 2, size // 2)
-  expected = _xla_conv(x, full * mask[..., None, None], (reach, reach))
-  np.testing.assert_allclose(
-    module.apply(variables, x), expected, rtol=1e-5, atol=1e-5
-  )
+  kernel = np.float32(full * mask[..., None, None])
+  actual, expected = jax.jit(
+    lambda x, variables, kernel: (
+      module.apply(variables, x),
+      _xla_conv(x, kernel, (reach, reach)) + 0.5,
+    )
+  )(x, variables, kernel)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('include_self', [True, False])

@@ -26,15 +26,14 @@ def _latents(batch=4, seed=0, scale=1.0):
 
 
 def _variables(quantizer, latents, **collection):
-  """Fresh variables, the codebook on the scale of the latents."""
-  variables = quantizer.init(jax.random.key(1), latents, train=False)
-  codebook = {**variables['codebook'], **collection}
-  if 'codebook' not in collection:
-    shape = codebook['codebook'].shape
-    codebook['codebook'] = jnp.float32(
-      np.random.default_rng(7).normal(0, 1, shape)
-    )
-  return {**variables, 'codebook': codebook}
+  """Variables before the first step, the codebook on the latents' scale."""
+  variables = jax.eval_shape(
+    lambda: quantizer.init(jax.random.key(1), latents, train=False)
+  )
+  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
+  codebook = np.random.default_rng(7).normal(size=(_K, _D))
+  state = {'codebook': jnp.float32(codebook), **collection}
+  return {**variables, 'codebook': variables['codebook'] | state}
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='axis_name')

@@ -57,11 +57,10 @@ def test_draws_what_the_recomputing_sampler_draws(temperature):
     variables = _variables(np.float64)
     labels = jnp.arange(12, dtype=jnp.int32) % 3
     keys = sample.image_keys(0, labels)
-    for grid in (_GRID, (5, 2)):
-      args = variables, labels, keys, grid, temperature
-      codes = sample.sample_codes(_PRIOR, *args)
-      np.testing.assert_array_equal(codes, _recomputing_sampler(*args))
-      assert codes.dtype == jnp.int32
+    args = variables, labels, keys, _GRID, temperature
+    codes = sample.sample_codes(_PRIOR, *args)
+    np.testing.assert_array_equal(codes, _recomputing_sampler(*args))
+  assert codes.dtype == jnp.int32
 
 
 def test_an_image_does_not_depend_on_its_batch():

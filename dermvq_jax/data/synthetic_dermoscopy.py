@@ -9,17 +9,14 @@ picture at every size.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
-import scipy.spatial
 import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image, ImageFilter
 
-from dermvq_jax.data import builder
+from dermvq_jax.data import builder, drawing
 
 # Milder than HAM10000's imbalance (67% nv), so that even the small configs
 # have every class in every split.
@@ -35,17 +32,6 @@ CLASS_SHARES = {
 NUM_IMAGES = 2000
 NUM_SMOKE_IMAGES = 140
 
-# Images are drawn on a grid at least this fine, then box-averaged; no feature
-# is sharper than one of its pixels.
-_MIN_GRID = 128
-_PIXEL = 1 / _MIN_GRID
-# Side of the periodic noise tables and cells along a side of a table.
-_TABLE = 512
-_CELLS = 20
-# How far the cells' borders waver, in cells.
-_CELL_WARP = 0.22
-# Angular frequency of the waves of a vessel, per image side.
-_WAVES = 55
 _ANGLES = 1024
 # Multiples of the golden ratio fill [0, 1) evenly, whatever their number.
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -89,151 +75,6 @@ class _Form:
   softness: float
 
 
-@functools.cache
-def _cloud() -> np.ndarray:
-  """Periodic 1/f noise of unit variance, float32 `[_TABLE * _TABLE]`."""
-  return _spectral_noise(1, lambda f: f**-1.6 * np.exp(-((f / 60) ** 2)))
-
-
-@functools.cache
-def _grain() -> np.ndarray:
-  """Periodic noise of one fine scale and unit variance, like `_cloud`."""
-  return _spectral_noise(2, lambda f: np.exp(-(((f - 45) / 25) ** 2)))
-
-
-def _spectral_noise(
-  seed: int, amplitude: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-  """White noise filtered by `amplitude` of the frequency, raveled."""
-  white = np.random.default_rng(seed).standard_normal((_TABLE, _TABLE))
-  freq = np.fft.fftfreq(_TABLE, 1 / _TABLE)
-  radius = np.hypot(freq[:, None], freq[None])
-  gain = np.where(radius > 0, amplitude(np.maximum(radius, 1)), 0)
-  noise = np.fft.ifft2(np.fft.fft2(white) * gain).real
-  return (noise / noise.std()).astype(np.float32).ravel()
-
-
-@functools.cache
-def _cell_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """A periodic Voronoi mosaic: see `_Canvas.cells`."""
-  rng = np.random.default_rng(3)
-  grid = np.stack(np.meshgrid(*[np.arange(_CELLS)] * 2), -1).reshape(-1, 2)
-  points = (grid + rng.uniform(0.12, 0.88, grid.shape)) % _CELLS
-  axis = np.arange(_TABLE) * (_CELLS / _TABLE)
-  pixels = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-  # Skin has no straight lines: wavy borders between the cells.
-  waves = np.stack([_cloud(), _cloud()[::-1]], -1)
-  pixels = (pixels + _CELL_WARP * waves) % _CELLS
-  tree = scipy.spatial.cKDTree(points, boxsize=_CELLS)
-  distance, nearest = tree.query(pixels, k=2)
-  distance = distance.astype(np.float32)
-  value = rng.random(len(points), dtype=np.float32)[nearest[:, 0]]
-  return distance[:, 0], distance[:, 1] - distance[:, 0], value
-
-
-def _ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
-  """Rises smoothly from 0 at `low` to 1 at `high` (which may be lower)."""
-  t = np.clip((values - low) * (1 / (high - low)), 0, 1)
-  return t * t * (3 - 2 * t)
-
-
-class _Canvas:
-  """Coordinates and the layers of one image, all float32 `[n, n]`."""
-
-  def __init__(self, rng: np.random.Generator, n: int):
-    self.rng = rng
-    axis = (np.arange(n, dtype=np.float32) + 0.5) / n - 0.5
-    self.x, self.y = np.meshgrid(axis, axis)
-    layers = np.zeros((6, n, n), np.float32)
-    self.melanin, self.blood, self.keratin = layers[:3]
-    self.veil, self.white, self.scale = layers[3:]
-
-  def uniform(self, low: float, high: float) -> float:
-    return float(self.rng.uniform(low, high))
-
-  def chance(self, probability: float) -> bool:
-    return bool(self.rng.random() < probability)
-
-  def turned(self, x0: float = 0, y0: float = 0, angle: float | None = None):
-    """Coordinates with another origin and (by default random) direction."""
-    angle = self.uniform(0, 2 * math.pi) if angle is None else angle
-    c, s = math.cos(angle), math.sin(angle)
-    x, y = self.x - x0, self.y - y0
-    return c * x + s * y, c * y - s * x
-
-  def _positions(self, span: float) -> np.ndarray:
-    """Indices into a table, of which the image's side covers `span`."""
-    scale, (u, v) = span * _TABLE, self.turned()
-    # Positive, as conversion rounds towards zero.
-    u, v = u + self.uniform(1, 20), v + self.uniform(1, 20)
-    i = (u * scale).astype(np.int32) & (_TABLE - 1)
-    j = (v * scale).astype(np.int32) & (_TABLE - 1)
-    return j * _TABLE + i
-
-  def cloud(self, span: float = 0.5) -> np.ndarray:
-    return _cloud()[self._positions(span)]
-
-  def grain(self, span: float = 0.6) -> np.ndarray:
-    return _grain()[self._positions(span)]
-
-  def cells(self, count: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A mosaic with `count` cells along the image's side.
-
-    Args:
-      count: cells along a side.
-
-    Returns:
-      Distance to the cell's centre, to the border (doubled; both in cells),
-      and a random value in [0, 1) of the cell.
-    """
-    positions = self._positions(count / _CELLS)
-    distance, border, value = _cell_tables()
-    return distance[positions], border[positions], value[positions]
-
-  def add_curve(
-    self,
-    coverage: np.ndarray,
-    start: tuple[float, float],
-    heading: float,
-    length: float,
-    bend: float,
-    width: float,
-    wave: float = 0,
-  ) -> None:
-    """Draws a bent, tapering, wavy line into `coverage`, in place.
-
-    Args:
-      coverage: `[n, n]`, raised to 1 under the line.
-      start: x and y of the thick end; all lengths are in image sides.
-      heading: direction at the start, radians.
-      length: along the heading.
-      bend: curvature; the line departs by `bend * length**2`.
-      width: half the thickness at the start.
-      wave: amplitude of the waves.
-    """
-    c, s = math.cos(heading), math.sin(heading)
-    along = np.linspace(0, length, 9)
-    across = bend * along**2
-    path = np.stack([s * along + c * across, c * along - s * across])
-    path = path + [[start[1]], [start[0]]]
-    # Only the part of the image that the line can touch.
-    margin = width + wave + _PIXEL
-    low, high = path.min(1) - margin + 0.5, path.max(1) + margin + 0.5
-    low, high = (
-      (edge * len(self.x)).clip(0, len(self.x)).astype(int)
-      for edge in (low, high)
-    )
-    box = slice(low[0], high[0] + 1), slice(low[1], high[1] + 1)
-    x, y = self.x[box] - start[0], self.y[box] - start[1]
-    u, v = c * x + s * y, c * y - s * x
-    t = u * (1 / length)
-    half = width * (1 - 0.7 * t)
-    v = v - bend * u * u - wave * np.sin(_WAVES * u)
-    inside = np.clip((half - np.abs(v)) / _PIXEL + 0.5, 0, 1)
-    inside *= (t > 0) & (t < 1)
-    np.maximum(coverage[box], inside, out=coverage[box])
-
-
 @dataclasses.dataclass
 class _Lesion:
   """Where the lesion is: fields `[n, n]` around its centre.
@@ -253,7 +94,7 @@ class _Lesion:
   centre: tuple[float, float]
 
 
-def _lesion(canvas: _Canvas, form: _Form) -> _Lesion:
+def _lesion(canvas: drawing.Canvas, form: _Form) -> _Lesion:
   rng = canvas.rng
   centre = tuple(rng.normal(0, 0.05, 2).clip(-0.12, 0.12).tolist())
   radius = canvas.uniform(*form.radius)
@@ -269,28 +110,30 @@ def _lesion(canvas: _Canvas, form: _Form) -> _Lesion:
   turn = (theta * (_ANGLES / (2 * math.pi))).astype(np.int32) % _ANGLES
   depth = 1 - np.sqrt(u * u + v * v) / outline[turn]
   depth = depth + form.roughness * canvas.cloud(1.0)
-  soft = max(form.softness * canvas.uniform(0.5, 1.8), 2 * _PIXEL / radius)
-  mask = _ramp(depth, -soft / 2, soft / 2)
+  soft = max(
+    form.softness * canvas.uniform(0.5, 1.8), 2 * drawing.PIXEL / radius
+  )
+  mask = drawing.ramp(depth, -soft / 2, soft / 2)
   return _Lesion(depth, mask, theta, radius, centre)
 
 
-def _network(canvas: _Canvas, count: float, width: float) -> np.ndarray:
+def _network(canvas: drawing.Canvas, count: float, width: float) -> np.ndarray:
   """Pigment network: 1 on the lines between the holes."""
-  return _ramp(canvas.cells(count)[1], width, 0.0)
+  return drawing.ramp(canvas.cells(count)[1], width, 0.0)
 
 
-def _dots(canvas: _Canvas, count: float, size: float, share: float):
+def _dots(canvas: drawing.Canvas, count: float, size: float, share: float):
   """Spots in a `share` of the cells; `size` is the mean radius in cells."""
   distance, _, value = canvas.cells(count)
   sizes = size * (0.6 + (0.8 / share) * value)
   return np.clip(1.4 - 1.4 * distance / sizes, 0, 1) * (value < share)
 
 
-def _flakes(canvas: _Canvas) -> np.ndarray:
-  return _ramp(canvas.cloud(1.1) + 0.2 * canvas.grain(), 0.4, 1.8)
+def _flakes(canvas: drawing.Canvas) -> np.ndarray:
+  return drawing.ramp(canvas.cloud(1.1) + 0.2 * canvas.grain(), 0.4, 1.8)
 
 
-def _paint_nv(canvas: _Canvas, lesion: _Lesion) -> None:
+def _paint_nv(canvas: drawing.Canvas, lesion: _Lesion) -> None:
   """Brown, symmetric: network, globules or homogeneous, fading outwards."""
   dome = lesion.mask * (0.5 + 0.8 * np.clip(lesion.depth, 0, 1))
   pattern = canvas.rng.choice(3, p=(0.5, 0.25, 0.25))
@@ -308,40 +151,46 @@ def _paint_nv(canvas: _Canvas, lesion: _Lesion) -> None:
   canvas.keratin += canvas.uniform(0.0, 0.4) * lesion.mask
 
 
-def _paint_mel(canvas: _Canvas, lesion: _Lesion) -> None:
+def _paint_mel(canvas: drawing.Canvas, lesion: _Lesion) -> None:
   """Asymmetric, many colours: black, brown, pink, blue-white veil, streaks."""
   side = np.cos(lesion.theta - canvas.uniform(0, 2 * math.pi))
   patches = canvas.cloud(0.6) + side * (1 - lesion.depth)
-  density = canvas.uniform(0.2, 1.0) + 1.5 * _ramp(patches, -0.4, 1.6)
+  density = canvas.uniform(0.2, 1.0) + 1.5 * drawing.ramp(patches, -0.4, 1.6)
   network = _network(canvas, canvas.uniform(12, 18), 0.7)
-  density = density * (0.8 + 0.6 * network * _ramp(patches, 1.0, -0.6))
-  pink = canvas.uniform(0.2, 0.8) * _ramp(canvas.cloud(), 0.2, 1.4)
+  density = density * (0.8 + 0.6 * network * drawing.ramp(patches, 1.0, -0.6))
+  pink = canvas.uniform(0.2, 0.8) * drawing.ramp(canvas.cloud(), 0.2, 1.4)
   density = density * (1 - 0.85 * pink)
-  density = density + 1.3 * _ramp(canvas.cloud(0.8), 0.6, 1.3)
+  density = density + 1.3 * drawing.ramp(canvas.cloud(0.8), 0.6, 1.3)
   canvas.melanin += lesion.mask * density
   canvas.blood += lesion.mask * (0.05 + 0.4 * pink)
   if canvas.chance(0.6):
     rays = np.sin(lesion.theta * int(canvas.rng.integers(20, 32)) + 2 * patches)
-    ring = _ramp(lesion.depth, -0.3, 0) * _ramp(lesion.depth, 0.35, 0.05)
-    rays = _ramp(rays, 0.0, 0.9) * _ramp(side + 0.5 * patches, 0.2, 1.4)
+    ring = drawing.ramp(lesion.depth, -0.3, 0) * drawing.ramp(
+      lesion.depth, 0.35, 0.05
+    )
+    rays = drawing.ramp(rays, 0.0, 0.9) * drawing.ramp(
+      side + 0.5 * patches, 0.2, 1.4
+    )
     canvas.melanin += 1.1 * ring * rays
-  veil = _ramp(canvas.cloud(0.6), -0.2, 1.3) * _ramp(lesion.depth, 0.0, 0.5)
+  veil = drawing.ramp(canvas.cloud(0.6), -0.2, 1.3) * drawing.ramp(
+    lesion.depth, 0.0, 0.5
+  )
   canvas.veil += 0.08 * lesion.mask
   canvas.veil += canvas.uniform(0.2, 0.6) * veil
   canvas.keratin += canvas.uniform(0.0, 0.5) * lesion.mask
 
 
-def _paint_bkl(canvas: _Canvas, lesion: _Lesion) -> None:
+def _paint_bkl(canvas: drawing.Canvas, lesion: _Lesion) -> None:
   """Stuck-on tan plaque: sharp border, milia-like cysts, fissures, scale."""
   density = canvas.uniform(0.2, 1.0)
   patches = 1 + 0.35 * canvas.cloud(0.8) + 0.12 * canvas.grain()
-  edge = 0.4 * _ramp(lesion.depth, 0.25, 0.0)
+  edge = 0.4 * drawing.ramp(lesion.depth, 0.25, 0.0)
   canvas.melanin += lesion.mask * density * (patches + edge)
   keratin = canvas.uniform(0.1, 0.55) * (1 + 0.3 * canvas.cloud(0.7))
   canvas.keratin += keratin * lesion.mask
   canvas.veil += canvas.uniform(0, 0.3) * lesion.mask
   if canvas.chance(0.6):
-    fissures = _ramp(np.abs(canvas.cloud(0.9)), 0.35, 0.0) * lesion.mask
+    fissures = drawing.ramp(np.abs(canvas.cloud(0.9)), 0.35, 0.0) * lesion.mask
     canvas.melanin += (0.2 + 0.6 * density) * fissures
   else:
     openings = _dots(canvas, canvas.uniform(13, 20), 0.4, 0.25) * lesion.mask
@@ -352,7 +201,7 @@ def _paint_bkl(canvas: _Canvas, lesion: _Lesion) -> None:
     canvas.scale += 0.6 * _flakes(canvas) * lesion.mask
 
 
-def _vessel_tree(canvas: _Canvas, lesion: _Lesion) -> np.ndarray:
+def _vessel_tree(canvas: drawing.Canvas, lesion: _Lesion) -> np.ndarray:
   """Arborizing vessels: stems from the rim inwards, each with branches."""
   coverage = np.zeros_like(canvas.x)
   for _ in range(canvas.rng.integers(3, 6)):
@@ -380,44 +229,48 @@ def _vessel_tree(canvas: _Canvas, lesion: _Lesion) -> np.ndarray:
   return coverage
 
 
-def _paint_bcc(canvas: _Canvas, lesion: _Lesion) -> None:
+def _paint_bcc(canvas: drawing.Canvas, lesion: _Lesion) -> None:
   """Pink and shiny: arborizing vessels, blue-grey nests, ulceration."""
   red = canvas.uniform(0.1, 0.35) * (1 + 0.3 * canvas.cloud(0.8))
   canvas.blood += red * lesion.mask
-  shine = canvas.uniform(0.1, 0.5) * _ramp(canvas.cloud(0.7), -0.3, 1.8)
+  shine = canvas.uniform(0.1, 0.5) * drawing.ramp(canvas.cloud(0.7), -0.3, 1.8)
   canvas.white += shine * lesion.mask
   vessels = canvas.uniform(0.5, 1.1) * _vessel_tree(canvas, lesion)
   canvas.blood += vessels * (0.9 + 0.3 * canvas.cloud(1.0))
   nests = _dots(canvas, canvas.uniform(6, 11), 0.55, canvas.uniform(0.2, 0.5))
-  nests = np.sqrt(nests) * lesion.mask * _ramp(canvas.cloud(0.9), -1.0, 0.5)
+  nests = (
+    np.sqrt(nests) * lesion.mask * drawing.ramp(canvas.cloud(0.9), -1.0, 0.5)
+  )
   canvas.veil += canvas.uniform(0.4, 0.75) * nests
   canvas.melanin += canvas.uniform(0.3, 1.0) * nests
   if canvas.chance(0.4):
-    crust = _ramp(canvas.cloud(0.7), 0.6, 1.2) * _ramp(lesion.depth, 0.1, 0.5)
+    crust = drawing.ramp(canvas.cloud(0.7), 0.6, 1.2) * drawing.ramp(
+      lesion.depth, 0.1, 0.5
+    )
     canvas.blood += 0.9 * crust
     canvas.melanin += 1.2 * crust
 
 
-def _paint_akiec(canvas: _Canvas, lesion: _Lesion) -> None:
+def _paint_akiec(canvas: drawing.Canvas, lesion: _Lesion) -> None:
   """Red and rough: strawberry pattern (pale follicles), scale, crusts."""
   follicles = _dots(canvas, canvas.uniform(13, 20), 0.5, 0.7)
-  follicles *= _ramp(canvas.cloud(0.7), -1.2, 0.6)
+  follicles *= drawing.ramp(canvas.cloud(0.7), -1.2, 0.6)
   red = canvas.uniform(0.2, 0.6) * (1 + 0.4 * canvas.cloud(0.8))
   canvas.blood += lesion.mask * red * (1 - 0.8 * follicles)
-  brown = canvas.uniform(0.0, 0.5) * _ramp(canvas.cloud(0.7), -0.8, 1.2)
+  brown = canvas.uniform(0.0, 0.5) * drawing.ramp(canvas.cloud(0.7), -0.8, 1.2)
   canvas.melanin += brown * lesion.mask * (1 - 0.7 * follicles)
   canvas.keratin += canvas.uniform(0.1, 0.4) * lesion.mask
   canvas.scale += canvas.uniform(0.05, 0.3) * follicles * lesion.mask
   flakes = _flakes(canvas) * lesion.mask
   canvas.scale += canvas.uniform(0.3, 0.9) * flakes
-  crust = _ramp(canvas.cloud(0.8), 0.9, 1.8) * lesion.mask
+  crust = drawing.ramp(canvas.cloud(0.8), 0.9, 1.8) * lesion.mask
   canvas.melanin += canvas.uniform(0.3, 1.5) * crust
 
 
-def _paint_vasc(canvas: _Canvas, lesion: _Lesion) -> None:
+def _paint_vasc(canvas: drawing.Canvas, lesion: _Lesion) -> None:
   """Red to purple lacunae, well bounded, divided by pale septa."""
   distance, border, value = canvas.cells(canvas.uniform(12, 20))
-  lacunae = _ramp(border, -0.1, 0.6) * _ramp(distance, 0.9, 0.1)
+  lacunae = drawing.ramp(border, -0.1, 0.6) * drawing.ramp(distance, 0.9, 0.1)
   contrast = canvas.uniform(0.3, 1.0)
   blood = canvas.uniform(0.8, 1.4) * (1 - contrast * (0.6 - lacunae))
   blood = blood * (0.8 + 0.4 * value + 0.15 * canvas.cloud(0.7))
@@ -426,21 +279,21 @@ def _paint_vasc(canvas: _Canvas, lesion: _Lesion) -> None:
   canvas.melanin += lesion.mask * dark
   if canvas.chance(0.2):  # Thrombosed: blue to black.
     canvas.melanin += canvas.uniform(0.5, 1.5) * lesion.mask * lacunae
-    clots = lesion.mask * _ramp(canvas.cloud(0.8), -1.5, 1.5)
+    clots = lesion.mask * drawing.ramp(canvas.cloud(0.8), -1.5, 1.5)
     canvas.veil += canvas.uniform(0.3, 0.8) * clots
   canvas.veil += canvas.uniform(0, 0.3) * lesion.mask
-  halo = _ramp(lesion.depth, -0.5, 0.2)
+  halo = drawing.ramp(lesion.depth, -0.5, 0.2)
   canvas.blood += canvas.uniform(0, 0.2) * halo
 
 
-def _paint_df(canvas: _Canvas, lesion: _Lesion) -> None:
+def _paint_df(canvas: drawing.Canvas, lesion: _Lesion) -> None:
   """White scar-like centre in a light brown ring with a delicate network."""
   lines = _network(canvas, canvas.uniform(20, 27), 0.6)
   brown = canvas.uniform(0.2, 0.65) * (1 + 0.3 * canvas.cloud(0.7))
   brown = brown * (0.75 + canvas.uniform(0.1, 0.7) * lines)
   canvas.melanin += lesion.mask * brown
   canvas.blood += canvas.uniform(0.1, 0.4) * lesion.mask
-  scar = _ramp(lesion.depth + 0.14 * canvas.cloud(0.8), 0.35, 1.0)
+  scar = drawing.ramp(lesion.depth + 0.14 * canvas.cloud(0.8), 0.35, 1.0)
   canvas.melanin *= 1 - 0.8 * scar
   scar = scar * (0.9 + 0.1 * canvas.grain())
   canvas.white += canvas.uniform(0.4, 0.8) * scar
@@ -457,7 +310,7 @@ _CLASSES = {
 }
 
 
-def _paint_skin(canvas: _Canvas) -> None:
+def _paint_skin(canvas: drawing.Canvas) -> None:
   tone = float(canvas.rng.choice(_TONES, p=_TONE_SHARES))
   canvas.melanin += tone * (1 + 0.15 * canvas.cloud())
   mottled = canvas.uniform(0.01, 0.06) * canvas.cloud(0.9)
@@ -465,11 +318,11 @@ def _paint_skin(canvas: _Canvas) -> None:
   canvas.blood += 0.05 + mottled + grain
   canvas.melanin += 0.4 * grain
   if canvas.chance(0.35):
-    ridges = _ramp(np.abs(canvas.cloud(0.8)), 0.28, 0.0)
-    ridges = ridges * _ramp(canvas.cloud(), -1.0, 1.0)
+    ridges = drawing.ramp(np.abs(canvas.cloud(0.8)), 0.28, 0.0)
+    ridges = ridges * drawing.ramp(canvas.cloud(), -1.0, 1.0)
     canvas.blood += canvas.uniform(0.08, 0.3) * ridges
   if canvas.chance(0.35):
-    freckles = _ramp(canvas.cloud(0.9), 0.5, 2.2)
+    freckles = drawing.ramp(canvas.cloud(0.9), 0.5, 2.2)
     canvas.melanin += canvas.uniform(0.1, 0.4) * freckles
 
 
@@ -481,7 +334,7 @@ def _scatter(image: np.ndarray, weight: np.ndarray, colour) -> np.ndarray:
   return image + weight * (np.asarray(colour, np.float32) - image)
 
 
-def _develop(canvas: _Canvas) -> np.ndarray:
+def _develop(canvas: drawing.Canvas) -> np.ndarray:
   """Turns the layers into colours, float32 `[n, n, 3]` in [0, 1]."""
   weights = canvas.rng.dirichlet((0.5,) * len(_LIGHTS))
   light = (weights @ np.asarray(_LIGHTS)).astype(np.float32)
@@ -499,7 +352,7 @@ def _develop(canvas: _Canvas) -> np.ndarray:
   return image
 
 
-def _add_hair(canvas: _Canvas, image: np.ndarray) -> np.ndarray:
+def _add_hair(canvas: drawing.Canvas, image: np.ndarray) -> np.ndarray:
   if not canvas.chance(0.3):
     return image
   coverage = np.zeros_like(canvas.x)
@@ -517,7 +370,7 @@ def _add_hair(canvas: _Canvas, image: np.ndarray) -> np.ndarray:
   return _scatter(image, 0.8 * coverage, colour)
 
 
-def _add_bubbles(canvas: _Canvas, image: np.ndarray) -> np.ndarray:
+def _add_bubbles(canvas: drawing.Canvas, image: np.ndarray) -> np.ndarray:
   """Bubbles in the gel: a dim disc, a bright rim, a highlight."""
   if not canvas.chance(0.2):
     return image
@@ -526,15 +379,15 @@ def _add_bubbles(canvas: _Canvas, image: np.ndarray) -> np.ndarray:
     radius = canvas.uniform(0.015, 0.06)
     u, v = canvas.turned(x, y)
     distance = np.sqrt(u * u + v * v)
-    rim = _ramp(np.abs(distance - radius), 1.5 * _PIXEL, 0)
-    shine = _ramp(np.hypot(u - 0.5 * radius, v), 0.4 * radius, 0)
+    rim = drawing.ramp(np.abs(distance - radius), 1.5 * drawing.PIXEL, 0)
+    shine = drawing.ramp(np.hypot(u - 0.5 * radius, v), 0.4 * radius, 0)
     image = image * (1 + 0.06 * (distance < radius))[..., None]
     image = _scatter(image, 0.35 * rim * (u > -0.3 * radius), _SCALE)
     image = _scatter(image, 0.8 * shine, (1, 1, 1))
   return image
 
 
-def _add_light(canvas: _Canvas, image: np.ndarray) -> np.ndarray:
+def _add_light(canvas: drawing.Canvas, image: np.ndarray) -> np.ndarray:
   """Gradient, vignette, and in some images the tube's dark corners."""
   u, v = canvas.turned()
   distance = np.sqrt(u * u + v * v)
@@ -542,7 +395,9 @@ def _add_light(canvas: _Canvas, image: np.ndarray) -> np.ndarray:
   shade = shade - canvas.uniform(0.0, 0.25) * distance**2
   if canvas.chance(0.08):
     edge = canvas.uniform(0.58, 0.70)
-    shade = shade * (0.04 + 0.96 * _ramp(distance, edge + 0.03, edge - 0.01))
+    shade = shade * (
+      0.04 + 0.96 * drawing.ramp(distance, edge + 0.03, edge - 0.01)
+    )
   return image * shade[..., None]
 
 
@@ -558,8 +413,8 @@ def render(index: int, label: str, size: int, seed: int = 0) -> np.ndarray:
   Returns:
     uint8 `[size, size, 3]`, the same for the same arguments.
   """
-  factor = math.ceil(_MIN_GRID / size)
-  canvas = _Canvas(np.random.default_rng((seed, index)), size * factor)
+  factor = math.ceil(drawing.MIN_GRID / size)
+  canvas = drawing.Canvas(np.random.default_rng((seed, index)), size * factor)
   _paint_skin(canvas)
   paint, form = _CLASSES[label]
   paint(canvas, _lesion(canvas, form))
@@ -568,7 +423,7 @@ def render(index: int, label: str, size: int, seed: int = 0) -> np.ndarray:
   image = _add_bubbles(canvas, image)
   image = _add_light(canvas, image)
   pixels = np.clip(255 * image + 0.5, 0, 255).astype(np.uint8)
-  blur = canvas.uniform(0.3, 1.1) * _PIXEL * size * factor
+  blur = canvas.uniform(0.3, 1.1) * drawing.PIXEL * size * factor
   picture = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur))
   return np.array(picture.reduce(factor))
 

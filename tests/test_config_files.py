@@ -1,0 +1,111 @@
+import os
+
+import pytest
+
+from dermvq_jax import config_files, configs, errors
+
+
+def test_shipped_configs():
+  names = {f[:-3] for f in os.listdir(os.path.dirname(configs.__file__))}
+  assert {'vqvae', 'prior'} <= names
+  for name in ('vqvae', 'prior'):
+    assert config_files.load(name).task == name
+    assert config_files.load(f'{name}:smoke').batch_size == 8
+
+
+def test_overrides():
+  config = config_files.load(
+    'vqvae:smoke',
+    [
+      '--config.seed=7',
+      '--config.optim.learning_rate=2e-3',
+      '--config.optim.weight_decay=1',  # an integer for a number
+      '--config.augment.flips=False',
+      '--config.parallel=pmap',
+      '--config.data_dir=/some/where',
+      '--config.data_dir=/the/last=one counts',
+    ],
+  )
+  assert config.seed == 7
+  assert config.optim.learning_rate == 2e-3
+  assert config.optim.weight_decay == 1.0
+  assert config.augment.flips is False
+  assert config.parallel == 'pmap'
+  assert config.data_dir == '/the/last=one counts'
+  assert config_files.load('vqvae:smoke').seed == 0  # the next is not touched
+
+
+def test_own_file(tmp_path, monkeypatch):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'from dermvq_jax.configs import vqvae\n'
+    'def get_config(arg):\n'
+    '  config = vqvae.get_config(arg)\n'
+    '  config.seed = 5\n'
+    '  return config\n'
+  )
+  config = config_files.load(f'{file}:smoke', ['--config.batch_size=16'])
+  assert (config.seed, config.batch_size) == (5, 16)
+  monkeypatch.chdir(tmp_path)
+  assert config_files.load('mine.py:smoke').seed == 5
+
+
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    ('vqvea', "no config 'vqvea'; shipped are prior, vqvae"),
+    ('', "no config ''"),
+    ('/nowhere/config.py', 'no config .*path of a .py file'),
+    ('../vqvae', 'no config'),
+    ('vqvae:tiny', "vqvae has no config 'tiny'"),
+    ('prior:128', "prior has no config '128'"),
+  ],
+)
+def test_unknown_configs(config, message):
+  with pytest.raises(errors.UserError, match=message) as e:
+    config_files.load(config)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'override',
+  [
+    'sed=1',
+    'optim.learningrate=1',
+    'optim.x.y=1',
+    'seed=many',
+    'seed=1.5',
+    'optim.learning_rate=fast',
+    'augment.flips=perhaps',
+    'num-train-steps=3',
+    'seed',
+  ],
+)
+def test_wrong_overrides(override):
+  with pytest.raises(errors.UserError) as e:
+    config_files.load('vqvae:smoke', [f'--config.{override}'])
+  assert override.partition('=')[0].split('.')[-1] in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'this is no Python',
+    'x = 1',
+    'import a_module_that_is_missing',
+    'def get_config(arg):\n  return undefined',
+    'def get_config():\n  return None',
+  ],
+)
+def test_own_file_that_does_not_work(tmp_path, text):
+  file = tmp_path / 'mine.py'
+  file.write_text(text)
+  with pytest.raises(errors.UserError, match='mine.py') as e:
+    config_files.load(str(file))
+  assert '\n' not in str(e.value)
+
+
+def test_own_file_that_is_a_folder(tmp_path):
+  with pytest.raises(errors.UserError):
+    config_files.load(str(tmp_path))

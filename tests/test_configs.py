@@ -1,0 +1,140 @@
+"""What the shipped configs make: nothing changes unnoticed."""
+
+import functools
+import importlib
+import re
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dermvq_jax import config_files, errors, optim, tasks
+
+# Number of parameters and of values in other collections. The prior's depends
+# on the codebook, here as its own argument's VQ-VAE has it.
+GOLDEN = {
+  ('vqvae', ''): (0, 0),
+  ('vqvae', '128'): (0, 0),
+  ('vqvae', '256'): (0, 0),
+  ('vqvae', 'demo'): (0, 0),
+  ('vqvae', 'smoke'): (0, 0),
+  ('prior', ''): (0, 0),
+  ('prior', 'demo'): (0, 0),
+  ('prior', 'smoke'): (0, 0),
+}
+every_config = pytest.mark.parametrize('name, argument', GOLDEN)
+
+
+def _module(name):
+  return importlib.import_module(f'dermvq_jax.configs.{name}')
+
+
+def _facts(argument):
+  """Of seven classes, and of the codes that this argument's VQ-VAE makes."""
+  quantizer = _module('vqvae').get_config(argument).quantizer
+  return {
+    'class_names': [str(i) for i in range(7)],
+    'codebook_size': quantizer.codebook_size,
+  }
+
+
+def _variables(name, argument):
+  config = _module(name).get_config(argument)
+  if name == 'vqvae':
+    model = tasks.vqvae_model(config)
+    inputs = (jnp.zeros((1, 16, 16, 3)),)
+  else:
+    model = tasks.prior_model(config, _facts(argument))
+    inputs = jnp.zeros((1, 4, 4), jnp.int32), jnp.zeros((1,), jnp.int32)
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), *inputs)
+
+
+def _size(tree):
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+@every_config
+def test_number_of_parameters(name, argument):
+  state, params = flax.core.pop(_variables(name, argument), 'params')
+  assert (_size(params), _size(state)) == GOLDEN[name, argument]
+
+
+@every_config
+def test_parameters_are_float32(name, argument):
+  dtypes = {x.dtype for x in jax.tree.leaves(_variables(name, argument))}
+  assert dtypes <= {jnp.dtype('float32'), jnp.dtype('int32')}
+
+
+@pytest.mark.parametrize('name', sorted({name for name, _ in GOLDEN}))
+def test_every_argument_has_a_row(name):
+  module = _module(name)
+  told = re.search(r'is one of (.+)\.', module.get_config.__doc__).group(1)
+  arguments = re.findall("'([^']*)'", told)
+  assert sorted(arguments) == sorted(a for n, a in GOLDEN if n == name)
+  # The module's docstring and the error name the same ones.
+  for argument in filter(None, arguments):
+    assert f"'{argument}'" in module.__doc__
+  with pytest.raises(ValueError) as e:
+    module.get_config('nonsense')
+  for argument in filter(None, arguments):
+    assert re.search(rf'\b{argument}\b', str(e.value).split(':')[1])
+
+
+def test_every_config_has_a_row():
+  folder = importlib.resources.files('dermvq_jax.configs')
+  files = {f.name[:-3] for f in folder.iterdir() if f.name.endswith('.py')}
+  assert files - {'__init__'} == {name for name, _ in GOLDEN}
+
+
+@every_config
+def test_docstring_holds_the_command(name, argument):
+  del argument
+  assert f'dermvq train --config={name} --workdir=' in _module(name).__doc__
+
+
+@every_config
+def test_config_makes_an_optimizer(name, argument):
+  config = _module(name).get_config(argument)
+  steps = config.num_train_steps or 1000
+  optim.make(config.optim, steps)
+  assert config.task == name
+
+
+@every_config
+def test_command_line_finds_it(name, argument):
+  text = f'{name}:{argument}' if argument else name
+  config = config_files.load(text, ['--config.optim.learning_rate=0.5'])
+  expected = _module(name).get_config(argument)
+  expected.optim.learning_rate = 0.5
+  assert config.to_dict() == expected.to_dict()
+
+
+@pytest.mark.parametrize(
+  'text, overrides, message',
+  [
+    ('nonsense', [], 'no config'),
+    ('vqvae:nonsense', [], 'nonsense'),
+    ('vqvae', ['--config.nonsense=1'], 'nonsense'),
+    ('vqvae', ['--config.batch_size=many'], 'many'),
+  ],
+)
+def test_mistakes_are_told(text, overrides, message):
+  with pytest.raises(errors.UserError, match=message) as e:
+    config_files.load(text, overrides)
+  assert '\n' not in str(e.value)
+
+
+def test_a_config_of_ones_own(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from dermvq_jax.configs import vqvae\n\n\n'
+    "def get_config(arg=''):\n"
+    '  config = vqvae.get_config(arg)\n'
+    '  config.seed = 5\n'
+    '  return config\n'
+  )
+  config = config_files.load(f'{path}:smoke')
+  assert (config.seed, config.batch_size) == (5, 8)

@@ -1,0 +1,198 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dermvq_jax.models import layers, quantizers, vqvae
+
+_K, _D = 12, 4
+
+
+def _model(downsampling=4, dtype=jnp.float32, features=8):
+  shared = dict(
+    features=features,
+    num_residual_blocks=1,
+    residual_features=4,
+    downsampling=downsampling,
+    dtype=dtype,
+  )
+  return vqvae.VQVAE(
+    encoder=vqvae.Encoder(code_dim=_D, **shared),
+    quantizer=quantizers.EmaQuantizer(_K, _D),
+    decoder=vqvae.Decoder(**shared),
+  )
+
+
+def _images(shape=(2, 16, 24, 3), seed=0):
+  return jnp.float32(np.random.default_rng(seed).random(shape))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model, images):
+  return model.init(jax.random.key(0), images, train=False)
+
+
+@pytest.mark.parametrize('size', [(16, 16), (8, 24)])
+@pytest.mark.parametrize('downsampling', [2, 4, 8])
+def test_shapes(downsampling, size):
+  model, images = _model(downsampling), _images((2, *size, 3))
+  grid = tuple(s // downsampling for s in size)
+
+  def everything():
+    variables = model.init(jax.random.key(0), images, train=False)
+    output = model.apply(variables, images, train=False)
+    latents = model.apply(variables, images, method='latents')
+    codes = model.apply(variables, images, method='encode')
+    return (
+      output,
+      latents,
+      codes,
+      model.apply(variables, codes, method='decode'),
+    )
+
+  output, latents, codes, decoded = jax.eval_shape(everything)
+  assert output.reconstruction.shape == decoded.shape == images.shape
+  assert output.quantized.quantized.shape == latents.shape == (2, *grid, _D)
+  assert output.quantized.codes.shape == codes.shape == (2, *grid)
+  assert output.quantized.codes.dtype == codes.dtype == jnp.int32
+
+
+@pytest.fixture(scope='module')
+def trained_like():
+  """A model whose codebook lies where its latents do."""
+  model, images = _model(), _images()
+  variables = _init(model, images)
+  latents = model.apply(variables, images, method='latents')
+  _, started = model.apply(
+    variables,
+    latents.reshape(-1, _D),
+    method='start_codebook',
+    mutable=['codebook'],
+    rngs={'codebook': jax.random.key(1)},
+  )
+  return model, {**variables, **started}, images
+
+
+def test_its_parts_agree_with_the_whole(trained_like):
+  model, variables, images = trained_like
+  output = model.apply(variables, images, train=False)
+  codes = model.apply(variables, images, method='encode')
+  assert len(np.unique(codes)) > _K / 2
+  np.testing.assert_array_equal(codes, output.quantized.codes)
+  decoded = model.apply(variables, codes, method='decode')
+  expected = np.clip(output.reconstruction, 0, 1)
+  np.testing.assert_allclose(decoded, expected, atol=1e-5)
+  assert np.ptp(expected) > 0.1
+  latents = model.apply(variables, images, method='latents')
+  codebook = variables['codebook']['quantizer']['codebook']
+  distances = np.square(latents[..., None, :] - codebook).sum(-1)
+  np.testing.assert_array_equal(codes, distances.argmin(-1))
+
+
+def test_start_codebook(trained_like):
+  model, variables, images = trained_like
+  rows = model.apply(variables, images, method='latents').reshape(-1, _D)
+  codebook = variables['codebook']['quantizer']['codebook']
+  assert all(np.any(np.all(rows == code, axis=-1)) for code in codebook)
+
+
+def test_decoded_images_are_in_range(trained_like):
+  model, variables, images = trained_like
+  wild = jax.tree.map(lambda x: 30 * x, variables)
+  codes = model.apply(variables, images, method='encode')
+  decoded = model.apply(wild, codes, method='decode')
+  assert (decoded.min(), decoded.max()) == (0, 1)
+
+
+def test_images_do_not_see_each_other(trained_like):
+  model, variables, images = trained_like
+  both = model.apply(variables, images, train=False).reconstruction
+  second = model.apply(variables, images[1:], train=False).reconstruction
+  np.testing.assert_allclose(both[1:], second, atol=1e-5)
+
+
+def test_the_encoder_is_trained_through_the_codes(trained_like):
+  model, variables, images = trained_like
+  state = {'codebook': variables['codebook']}
+
+  @jax.jit
+  def grad(params):
+    def loss(params):
+      output = model.apply({'params': params, **state}, images, train=False)
+      return jnp.mean(jnp.square(output.reconstruction - images))
+
+    return jax.grad(loss)(params)
+
+  for name, leaf in jax.tree_util.tree_leaves_with_path(
+    grad(variables['params'])
+  ):
+    assert np.any(leaf != 0), name
+
+
+def test_bfloat16_is_only_computed_with():
+  model = _model(dtype=jnp.bfloat16)
+  images = _images((1, 8, 8, 3))
+  variables = _init(model, images)
+  assert {x.dtype for x in jax.tree.leaves(variables['params'])} == {
+    jnp.dtype('float32')
+  }
+  output = model.apply(variables, images, train=False)
+  latents = model.apply(variables, images, method='latents')
+  for x in (output.reconstruction, output.quantized.quantized, latents):
+    assert x.dtype == jnp.float32
+  # Yet the convolutions did run in it.
+  exact = _model().apply(variables, images, method='latents')
+  assert 0 < np.abs(latents - exact).max() < 0.1
+  np.testing.assert_allclose(
+    output.reconstruction.astype(jnp.bfloat16) - 0.5,
+    output.reconstruction - 0.5,
+    atol=0.01,
+  )
+
+
+def test_encoder_against_plain_convolutions():
+  """Space to depth and 3x3: a strided 6x6 convolution; ReLUs where due."""
+  model = vqvae.Encoder(
+    features=4,
+    num_residual_blocks=0,
+    residual_features=4,
+    downsampling=2,
+    code_dim=_D,
+  )
+  images = _images((1, 8, 8, 3))
+  params = _init_encoder(model, images)['params']
+  kernel = params['Conv_0']['kernel'].reshape(3, 3, 2, 2, 3, 4)
+  strided = np.einsum('hwijco->hiwjco', kernel).reshape(6, 6, 3, 4)
+  x = jax.lax.conv_general_dilated(
+    images - 0.5,
+    strided,
+    (2, 2),
+    ((2, 2), (2, 2)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  x = jax.nn.relu(x + params['Conv_0']['bias'])
+  conv = layers.Conv(4, (3, 3))
+  x = jax.nn.relu(conv.apply({'params': params['Conv_1']}, x))
+  expected = x @ params['Conv_2']['kernel'][0, 0] + params['Conv_2']['bias']
+  actual = model.apply({'params': params}, images)
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_encoder(model, images):
+  return model.init(jax.random.key(0), images)
+
+
+def test_residual_block_against_its_formula():
+  block = vqvae.ResidualBlock(4)
+  x = jnp.float32(np.random.default_rng(0).normal(size=(1, 4, 5, 6)))
+  params = block.init(jax.random.key(0), x)['params']
+  y = layers.Conv(4, (3, 3)).apply(
+    {'params': params['Conv_0']}, jnp.maximum(x, 0)
+  )
+  kernel, bias = params['Conv_1']['kernel'][0, 0], params['Conv_1']['bias']
+  expected = x + np.maximum(y, 0) @ kernel + bias
+  actual = block.apply({'params': params}, x)
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
