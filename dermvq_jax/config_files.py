@@ -1,5 +1,6 @@
 """Loads a config file by name or path, with overrides."""
 
+import importlib.util
 import os
 from collections.abc import Sequence
 
@@ -8,6 +9,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from dermvq_jax import configs, errors
+
+_PREFIX = '--config.'
 
 
 def load(
@@ -23,24 +26,62 @@ def load(
   Raises:
     UserError: no such config, argument or field, or a value of a wrong type.
   """
-  name, colon, argument = config.partition(':')
+  name, _, argument = config.partition(':')
   path = name
   if '/' not in name and not name.endswith('.py'):
     path = os.path.join(os.path.dirname(configs.__file__), f'{name}.py')
-  if not os.path.exists(path):
+  if not os.path.isfile(path):
     folder = os.path.dirname(configs.__file__)
-    known = sorted(f[:-3] for f in os.listdir(folder) if f[0] != '_')
+    known = sorted(f[:-3] for f in os.listdir(folder) if f[0] not in '_.')
     raise errors.UserError(
       f'there is no config {name!r}; shipped are {", ".join(known)}, or give '
       'the path of a .py file'
     )
-  argv = ['dermvq', f'--config={path}{colon}{argument}', *overrides]
+  try:
+    loaded = _get_config(path, argument)
+  except Exception as e:  # the file may be the user's own
+    raise errors.UserError(f'--config={config}: {_one_line(e)}') from e
+  for override in overrides:
+    _check_field(loaded, override)
   values = flags.FlagValues()
+  argv = ['dermvq', *overrides]
   # Fields are flags of their own, found in argv.
-  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  config_flags.DEFINE_config_dict(
+    'config', loaded, flag_values=values, sys_argv=argv
+  )
   try:
     values(argv)
-    return values.config
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    text = ' '.join(str(e.args[0] if e.args else e).split())
-    raise errors.UserError(f'--config={config}: {text}') from None
+  except (flags.Error, TypeError, ValueError) as e:
+    raise errors.UserError(_one_line(e)) from e
+  return loaded
+
+
+def _get_config(path: str, argument: str) -> ml_collections.ConfigDict:
+  """What the file's `get_config` returns; its argument may be left out."""
+  spec = importlib.util.spec_from_file_location('dermvq_config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  loaded = module.get_config(*([argument] if argument else []))
+  if not isinstance(loaded, ml_collections.ConfigDict):
+    raise TypeError('get_config must return a ConfigDict')
+  return loaded
+
+
+def _check_field(config: ml_collections.ConfigDict, override: str):
+  """Raises UserError unless it is '--config.field=value' of a known field."""
+  field, equals, _ = override.removeprefix(_PREFIX).partition('=')
+  if not equals:
+    raise errors.UserError(f'{override} lacks a value: {override}=VALUE')
+  for key in field.split('.'):
+    if not isinstance(config, ml_collections.ConfigDict) or key not in config:
+      there = (
+        f'; there are {", ".join(config)}'
+        if isinstance(config, ml_collections.ConfigDict)
+        else ''
+      )
+      raise errors.UserError(f'there is no field config.{field}{there}')
+    config = config[key]
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split())

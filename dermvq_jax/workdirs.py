@@ -51,7 +51,7 @@ def load_config(
   try:
     stored = json.loads((folder / _FILE).read_text())
     return ml_collections.ConfigDict(stored['config']), dict(stored['facts'])
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, AttributeError):
     raise errors.UserError(
       f'{folder / _FILE} is damaged, or dermvq did not write it; restore it, '
       'or start again with another --workdir'

@@ -1,0 +1,1 @@
+"""Studies, benchmarks and measured results; not part of the package."""

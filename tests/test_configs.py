@@ -15,14 +15,14 @@ from dermvq_jax import config_files, errors, optim, tasks
 # Number of parameters and of values in other collections. The prior's depends
 # on the codebook, here as its own argument's VQ-VAE has it.
 GOLDEN = {
-  ('vqvae', ''): (0, 0),
-  ('vqvae', '128'): (0, 0),
-  ('vqvae', '256'): (0, 0),
-  ('vqvae', 'demo'): (0, 0),
-  ('vqvae', 'smoke'): (0, 0),
-  ('prior', ''): (0, 0),
-  ('prior', 'demo'): (0, 0),
-  ('prior', 'smoke'): (0, 0),
+  ('vqvae', ''): (998_284, 66_560),
+  ('vqvae', '128'): (998_284, 66_560),
+  ('vqvae', '256'): (2_178_572, 66_560),
+  ('vqvae', 'demo'): (314_924, 33_280),
+  ('vqvae', 'smoke'): (19_852, 576),
+  ('prior', ''): (1_291_648, 0),
+  ('prior', 'demo'): (830_976, 0),
+  ('prior', 'smoke'): (5_336, 0),
 }
 every_config = pytest.mark.parametrize('name, argument', GOLDEN)
 

@@ -9,6 +9,8 @@ import dataclasses
 import grain
 import numpy as np
 
+from dermvq_jax import errors
+
 CLEAN, AUGMENTED = 'clean', 'augmented'
 
 
@@ -71,6 +73,9 @@ class Augment(grain.transforms.RandomMap):
     cutout_target: 'clean' adds `record['target']`, the image before the
       cut-out, which the model then learns to restore; 'augmented' makes the
       boxes themselves part of the target.
+
+  Raises:
+    UserError: another `cutout_target`.
   """
 
   flips: bool = False
@@ -81,6 +86,14 @@ class Augment(grain.transforms.RandomMap):
   cutout_min_side: float = 0.1
   cutout_max_side: float = 0.2
   cutout_target: str = CLEAN
+
+  def __post_init__(self):
+    """Checks what would otherwise silently mean something else."""
+    if self.cutout_target not in (CLEAN, AUGMENTED):
+      raise errors.UserError(
+        f'config.augment.cutout_target is {self.cutout_target!r}; it must be '
+        f'{CLEAN!r} or {AUGMENTED!r}'
+      )
 
   def random_map(
     self, element: dict[str, np.ndarray], rng: np.random.Generator

@@ -1,0 +1,319 @@
+"""Tests of the folders of pictures that sample and reconstruct write."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dermvq_jax
+from dermvq_jax import errors, generate, images
+from dermvq_jax.data import prepared
+
+IMAGES = 'synthetic_dermoscopy/smoke'
+
+
+@pytest.fixture(scope='module')
+def model(smoke_run):
+  return dermvq_jax.load(smoke_run)
+
+
+@pytest.fixture
+def out(tmp_path):
+  return tmp_path / 'new' / 'out'
+
+
+def read_csv(path):
+  with path.open(newline='') as f:
+    return list(csv.DictReader(f))
+
+
+def read_png(path):
+  with Image.open(path) as image:
+    assert image.format == 'PNG' and image.mode == 'RGB'
+    return np.asarray(image)
+
+
+def names_in(folder):
+  return sorted(p.name for p in folder.iterdir())
+
+
+def save_image(path, width=40, height=30):
+  rng = np.random.default_rng(len(str(path)))
+  pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path)
+  return path
+
+
+# Sample.
+
+
+def test_sample(smoke_run, model, out):
+  counts = {'mel': 3, 'nv': 1}
+  generate.sample(smoke_run, out, counts=counts, seed=4, temperature=0.5)
+  files = [f'mel_{i:05d}.png' for i in range(3)] + ['nv_00000.png']
+  assert names_in(out) == sorted([*files, 'samples.csv', 'sheet.png'])
+  assert names_in(out.parent) == ['out']
+  expected = model.sample(['mel'] * 3 + ['nv'], seed=4, temperature=0.5)
+  rows = read_csv(out / 'samples.csv')
+  for i, (row, file, image) in enumerate(zip(rows, files, expected)):
+    np.testing.assert_array_equal(read_png(out / file), image)
+    assert row == {
+      'file': file,
+      'label': file[:-10],
+      'id': str(i % 3),
+      'seed': '4',
+      'temperature': '0.5',
+    }
+  assert len(rows) == 4
+  np.testing.assert_array_equal(
+    read_png(out / 'sheet.png'), images.sheet([expected[:3], expected[3:]])
+  )
+
+
+def test_sample_every_class(smoke_run, model, out):
+  generate.sample(smoke_run, out, counts={'': 1, 'mel': 2, 'nv': 0})
+  labels = [row['label'] for row in read_csv(out / 'samples.csv')]
+  expected = ['akiec', 'bcc', 'bkl', 'df', 'mel', 'mel', 'vasc']
+  assert sorted(labels) == expected
+  # A row of the CSV is enough to make its image again.
+  row = read_csv(out / 'samples.csv')[-1]
+  again = model.sample(
+    [row['label']],
+    seed=int(row['seed']),
+    temperature=float(row['temperature']),
+    ids=[int(row['id'])],
+  )
+  np.testing.assert_array_equal(read_png(out / row['file']), again[0])
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'counts': {'melanoma': 2}}, "no class 'melanoma'.*akiec"),
+    ({'counts': {'mel': 1, '7': 2}}, "no class '7'"),
+    ({'counts': {'': 0}}, 'asks for no image'),
+    ({'counts': {'mel': 0}}, 'asks for no image'),
+    ({'counts': {'mel': 1}, 'temperature': -1.0}, 'temperature'),
+  ],
+)
+def test_sample_mistakes(smoke_run, out, arguments, message):
+  with pytest.raises(errors.UserError, match=message):
+    generate.sample(smoke_run, out, **arguments)
+  assert not out.exists()
+  assert not out.with_name('out.incomplete').exists()
+
+
+def test_sample_before_the_prior(smoke_run, tmp_path, out):
+  shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
+  with pytest.raises(errors.UserError, match='no trained prior'):
+    generate.sample(tmp_path / 'run', out, counts={'mel': 1})
+  assert not out.exists()
+  with pytest.raises(errors.UserError, match='train --config=vqvae'):
+    generate.sample(tmp_path / 'nothing', out, counts={'mel': 1})
+
+
+def test_existing_folder_is_not_touched(smoke_run, tmp_path):
+  (tmp_path / 'mine.txt').write_text('mine')
+  file = tmp_path / 'mine.txt'
+  for out in (tmp_path, file):
+    with pytest.raises(errors.UserError, match='exists already.*--out'):
+      generate.sample(smoke_run, out, counts={'mel': 1})
+    with pytest.raises(errors.UserError, match='exists already.*--out'):
+      generate.reconstruct(smoke_run, out, split='val')
+  assert names_in(tmp_path) == ['mine.txt']
+
+
+def test_out_without_a_parent(smoke_run, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  generate.sample(smoke_run, 'out', counts={'mel': 1})
+  assert names_in(tmp_path) == ['out']
+  generate.sample(smoke_run, 'a/b/', counts={'mel': 1})
+  assert len(names_in(tmp_path / 'a' / 'b')) == 3
+  with pytest.raises(errors.UserError, match='exists already'):
+    generate.sample(smoke_run, '', counts={'mel': 1})
+
+
+@pytest.mark.parametrize('failure', [KeyboardInterrupt, OSError(28, 'full')])
+def test_nothing_half_written(smoke_run, out, monkeypatch, failure):
+  def broken(*args):
+    raise failure
+
+  for run in (
+    lambda: generate.sample(smoke_run, out, counts={'mel': 2}),
+    lambda: generate.reconstruct(smoke_run, out, split='val', num_images=2),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(generate, '_write_csv', broken)
+      with pytest.raises((KeyboardInterrupt, OSError)):
+        run()
+    assert names_in(out.parent) == []
+
+
+def test_rests_of_a_killed_run_are_removed(smoke_run, out):
+  partial = out.with_name('out.incomplete')
+  partial.mkdir(parents=True)
+  (partial / 'mel_00009.png').write_bytes(b'half')
+  generate.sample(smoke_run, out, counts={'mel': 1})
+  assert names_in(out) == ['mel_00000.png', 'samples.csv', 'sheet.png']
+  assert names_in(out.parent) == ['out']
+
+
+# Reconstruct.
+
+
+def test_reconstruct_a_split(smoke_run, model, out, caplog):
+  caplog.set_level('INFO')
+  generate.reconstruct(smoke_run, out, split='val', num_images=3)
+  source = prepared.open_split(IMAGES, smoke_run / 'data', 'val')
+  records = [source[i] for i in range(3)]
+  originals = np.stack([record['image'] for record in records])
+  made = model.reconstruct(originals)
+  rows = read_csv(out / 'errors.csv')
+  assert len(rows) == 3
+  errors_of = []
+  for row, record, image in zip(rows, records, made):
+    name = record['id'].decode()
+    assert row['image'] == name
+    np.testing.assert_array_equal(
+      read_png(out / f'{name}_reconstruction.png'), image
+    )
+    mse = np.mean((image / 255 - record['image'] / 255) ** 2)
+    errors_of.append(mse)
+    assert float(row['reconstruction_mse']) == pytest.approx(mse, rel=1e-4)
+    psnr = -10 * np.log10(mse)
+    assert float(row['reconstruction_psnr']) == pytest.approx(psnr, rel=1e-3)
+  assert set(rows[0]) == {'image', 'reconstruction_mse', 'reconstruction_psnr'}
+  np.testing.assert_array_equal(
+    read_png(out / 'sheet.png'), images.sheet([originals, made])
+  )
+  assert len(names_in(out)) == 5
+  assert f'MSE {np.mean(errors_of):.5f}' in caplog.text
+
+
+def test_reconstruct_through_the_prior(smoke_run, model, out, caplog):
+  caplog.set_level('INFO')
+  generate.reconstruct(
+    smoke_run, out, split='test', num_images=100, through_prior=True
+  )
+  source = prepared.open_split(IMAGES, smoke_run / 'data', 'test')
+  records = [source[i] for i in range(len(source))]
+  rows = read_csv(out / 'errors.csv')
+  assert len(rows) == len(records) == 13
+  originals = np.stack([record['image'] for record in records])
+  labels = [record['label'] for record in records]
+  codes = model.encode(originals)
+  predicted, likelihood = model.predict(codes, labels)
+  made = model.decode(predicted)
+  for row, record, image, value in zip(rows, records, made, likelihood):
+    file = out / f'{record["id"].decode()}_through_prior.png'
+    np.testing.assert_array_equal(read_png(file), image)
+    mse = np.mean((image / 255 - record['image'] / 255) ** 2)
+    assert float(row['through_prior_mse']) == pytest.approx(mse, rel=1e-4)
+    assert float(row['nll_nats']) == pytest.approx(-value, rel=1e-4)
+    bits = -value / np.log(2) / 16
+    assert float(row['bits_per_code']) == pytest.approx(bits, rel=1e-3)
+  p = np.bincount(predicted.ravel()) / predicted.size
+  perplexity = np.exp(-np.sum(p[p > 0] * np.log(p[p > 0])))
+  assert f'of the predicted {perplexity:.1f}' in caplog.text
+  assert f'nll {-likelihood.mean():.1f} nats' in caplog.text
+
+
+def test_reconstruct_files_of_any_size(smoke_run, model, tmp_path, out):
+  folder = tmp_path / 'in'
+  save_image(folder / 'wide.jpg', 50, 20)
+  save_image(folder / 'tall.PNG', 7, 31)
+  save_image(folder / 'tiny.jpeg', 1, 1)
+  (folder / 'notes.txt').write_text('not an image')
+  single = save_image(tmp_path / 'other' / 'a.b.png', 16, 16)
+  Image.new('L', (20, 20)).save(folder / 'grey.png')
+  Image.new('RGBA', (20, 20)).save(folder / 'clear.png')
+  generate.reconstruct(
+    smoke_run, out, paths=[single, folder], through_prior=True, label='mel'
+  )
+  rows = read_csv(out / 'errors.csv')
+  assert [row['image'] for row in rows] == [
+    'a.b.png',
+    'clear.png',
+    'grey.png',
+    'tall.PNG',
+    'tiny.jpeg',
+    'wide.jpg',
+  ]
+  with Image.open(single) as image:
+    original = np.asarray(image)[None]
+  np.testing.assert_array_equal(
+    read_png(out / 'a.b_reconstruction.png'), model.reconstruct(original)[0]
+  )
+  likelihood = model.log_likelihood(model.encode(original), ['mel'])[0]
+  assert float(rows[0]['nll_nats']) == pytest.approx(-likelihood, rel=1e-4)
+
+
+def test_files_of_unknown_class(smoke_run, model, tmp_path, out):
+  """Their likelihood is that under the null label."""
+  file = save_image(tmp_path / 'a.png', 16, 16)
+  generate.reconstruct(smoke_run, out, paths=[str(file)], through_prior=True)
+  [row] = read_csv(out / 'errors.csv')
+  with Image.open(file) as image:
+    codes = model.encode(np.asarray(image)[None])
+  likelihood = model.log_likelihood(codes, [7])[0]
+  assert float(row['nll_nats']) == pytest.approx(-likelihood, rel=1e-4)
+
+
+def test_files_of_the_same_name(smoke_run, tmp_path, out):
+  """None overwrites another."""
+  for name in ('x/a.png', 'x/a.jpg', 'y/a.png', 'y/a_2.png'):
+    save_image(tmp_path / name)
+  generate.reconstruct(smoke_run, out, paths=[tmp_path / 'x', tmp_path / 'y'])
+  assert len(read_csv(out / 'errors.csv')) == 4
+  assert len([n for n in names_in(out) if 'reconstruction' in n]) == 4
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({}, 'either image files or --split'),
+    ({'paths': ['a.png'], 'split': 'val'}, 'either image files or --split'),
+    ({'split': 'val', 'num_images': 0}, 'num_images is 0'),
+    ({'split': 'val', 'data_dir': '/nowhere'}, 'not prepared in /nowhere'),
+    ({'paths': ['/nowhere/a.png']}, 'no file /nowhere/a.png'),
+    ({'paths': [__file__]}, 'unreadable'),
+    ({'paths': ['EMPTY']}, 'no .jpg or .png file'),
+    ({'paths': ['GOOD', 'BAD'], 'through_prior': True}, 'bad.png is unread'),
+    (
+      {'paths': ['GOOD'], 'through_prior': True, 'label': 'melanoma'},
+      "no class 'melanoma'",
+    ),
+  ],
+)
+def test_reconstruct_mistakes(smoke_run, tmp_path, out, arguments, message):
+  made = {
+    'EMPTY': tmp_path / 'empty',
+    'BAD': tmp_path / 'bad.png',
+    'GOOD': save_image(tmp_path / 'good.png'),
+  }
+  made['EMPTY'].mkdir()
+  made['BAD'].write_bytes(made['GOOD'].read_bytes()[:200])
+  arguments = dict(arguments)
+  if 'paths' in arguments:
+    arguments['paths'] = [made.get(p, p) for p in arguments['paths']]
+  with pytest.raises(errors.UserError, match=message) as e:
+    generate.reconstruct(smoke_run, out, **arguments)
+  assert '\n' not in str(e.value)
+  assert not out.parent.exists()
+
+
+def test_reconstruct_needs_no_prior_but_through_prior_does(
+  smoke_run, tmp_path, out
+):
+  shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
+  file = save_image(tmp_path / 'a.png')
+  generate.reconstruct(tmp_path / 'run', out, paths=[file])
+  assert (out / 'a_reconstruction.png').exists()
+  with pytest.raises(errors.UserError, match='no trained prior'):
+    generate.reconstruct(
+      tmp_path / 'run', tmp_path / 'out2', paths=[file], through_prior=True
+    )
+  assert not (tmp_path / 'out2').exists()

@@ -1,0 +1,349 @@
+"""Tests of the Python interface to a trained run."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dermvq_jax
+from dermvq_jax import checkpoints, errors, logs, tasks, workdirs
+from dermvq_jax.data import builder, prepared
+
+IMAGES = 'synthetic_dermoscopy/smoke'
+LABELS = [3, 0, 3, 7, 6]
+BATCH_SIZES = [0, 1, 33]
+
+
+@pytest.fixture(scope='module')
+def model(smoke_run):
+  return dermvq_jax.load(str(smoke_run))
+
+
+@pytest.fixture(scope='module')
+def images(smoke_run):
+  source = prepared.open_split(IMAGES, smoke_run / 'data', 'train')
+  return np.stack([source[i]['image'] for i in range(33)])
+
+
+@pytest.fixture(scope='module')
+def codes(model, images):
+  return model.encode(images)
+
+
+def some_labels(n):
+  return np.arange(n) % 8
+
+
+def test_attributes(model):
+  assert tuple(model.class_names) == builder.CLASS_NAMES
+  assert model.config.vqvae.task == 'vqvae'
+  assert model.config.prior.prior.name == 'gated_pixelcnn'
+  assert (model.image_size, model.grid, model.codebook_size) == (16, (4, 4), 32)
+
+
+# Encode and decode.
+
+
+@pytest.mark.parametrize('n', BATCH_SIZES)
+def test_encode_and_decode_any_number(model, images, codes, n):
+  encoded = model.encode(images[:n])
+  assert encoded.shape == (n, 4, 4) and encoded.dtype == np.int32
+  assert not n or (encoded.min() >= 0 and encoded.max() < 32)
+  np.testing.assert_array_equal(encoded, codes[:n])
+  for made in (model.decode(encoded), model.reconstruct(images[:n])):
+    assert made.shape == (n, 16, 16, 3) and made.dtype == np.uint8
+    np.testing.assert_array_equal(made, model.decode(codes)[:n])
+
+
+def test_encode_and_decode_are_those_of_the_vqvae(smoke_run, model, images):
+  config, _ = workdirs.load_config(smoke_run / 'vqvae')
+  weights = checkpoints.load_best(smoke_run / 'vqvae')
+  vqvae = tasks.vqvae_model(config)
+  variables = {'params': weights['params'], **weights['model_state']}
+  output = vqvae.apply(variables, images[:5] / np.float32(255), train=False)
+  np.testing.assert_array_equal(
+    model.encode(images[:5]), output.quantized.codes
+  )
+  expected = np.clip(np.asarray(output.reconstruction), 0, 1) * 255
+  made = model.reconstruct(images[:5])
+  np.testing.assert_allclose(made, expected, atol=0.51)
+
+
+def test_other_sizes_of_images(model):
+  images = np.zeros((2, 8, 20, 3), np.uint8)
+  assert model.encode(images).shape == (2, 2, 5)
+  assert model.reconstruct(images).shape == images.shape
+  labels = [0, 1]
+  assert model.log_likelihood(model.encode(images), labels).shape == (2,)
+
+
+@pytest.mark.parametrize(
+  ('images', 'message'),
+  [
+    (np.zeros((1, 16, 16, 3)), r'uint8 \[B, H, W, 3\], not float64'),
+    (np.zeros((1, 16, 16, 3), np.int32), 'uint8'),
+    (np.zeros((16, 16, 3), np.uint8), r'not uint8 \[16, 16, 3\]'),
+    (np.zeros((1, 16, 16), np.uint8), 'uint8'),
+    (np.zeros((1, 16, 16, 4), np.uint8), 'uint8'),
+    (np.zeros((1, 3, 16, 16), np.uint8), 'uint8'),
+    (np.zeros((1, 18, 16, 3), np.uint8), '18x16 px .* downsampling, 4'),
+    (np.zeros((1, 16, 15, 3), np.uint8), '16x15 px'),
+    ([], 'uint8'),
+    ('lesion.jpg', 'uint8'),
+  ],
+)
+def test_refuses_images(model, images, message):
+  for method in (model.encode, model.reconstruct):
+    with pytest.raises(errors.UserError, match=message):
+      method(images)
+
+
+@pytest.mark.parametrize(
+  ('codes', 'message'),
+  [
+    (np.full((1, 4, 4), 32), r'\[0, 32\); these reach from 32 to 32'),
+    (np.full((1, 4, 4), -1), r'\[0, 32\)'),
+    (np.full((1, 4, 4), 2**40), r'\[0, 32\)'),
+    (np.zeros((1, 4, 4)), 'integers .* not float64'),
+    (np.zeros((4, 4), int), r'not int64 \[4, 4\]'),
+    (3, 'codes must be integers'),
+    (None, 'codes must be integers'),
+  ],
+)
+def test_refuses_codes(model, codes, message):
+  for method in (
+    model.decode,
+    lambda c: model.predict(c, ['mel']),
+    lambda c: model.log_likelihood(c, ['mel']),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      method(codes)
+
+
+# Labels.
+
+
+def test_labels(model):
+  for labels in (
+    ['mel', 'nv', 'akiec'],
+    [4, 5, 0],
+    ['mel', 5, np.int64(0)],
+    np.array(['mel', 'nv', 'akiec']),
+    np.array([4, 5, 0], np.uint8),
+    jnp.asarray([4, 5, 0]),
+    ('mel', 'nv', 'akiec'),
+  ):
+    numbers = model.labels(labels)
+    assert numbers.dtype == np.int32
+    np.testing.assert_array_equal(numbers, [4, 5, 0])
+  np.testing.assert_array_equal(model.labels('mel'), [4])
+  np.testing.assert_array_equal(model.labels(7), [7])  # of any class
+  assert model.labels([]).shape == (0,)
+
+
+@pytest.mark.parametrize('label', ['melanoma', 'MEL', '', 8, -1, 1.0, None])
+def test_unknown_class(model, codes, label):
+  for use in (
+    lambda: model.labels([label]),
+    lambda: model.sample(['mel', label]),
+    lambda: model.sample_codes([label]),
+    lambda: model.log_likelihood(codes[:1], [label]),
+  ):
+    with pytest.raises(errors.UserError, match='no class .*akiec, bcc') as e:
+      use()
+    assert repr(label) in str(e.value)
+
+
+# Samples.
+
+
+@pytest.mark.parametrize('n', BATCH_SIZES)
+def test_sample_any_number(model, n):
+  labels = some_labels(n)
+  codes = model.sample_codes(labels, seed=1)
+  assert codes.shape == (n, 4, 4) and codes.dtype == np.int32
+  assert not n or (codes.min() >= 0 and codes.max() < 32)
+  images = model.sample(labels, seed=1)
+  assert images.shape == (n, 16, 16, 3) and images.dtype == np.uint8
+  np.testing.assert_array_equal(images, model.decode(codes))
+  np.testing.assert_array_equal(
+    codes, model.sample_codes(some_labels(33), seed=1)[:n]
+  )
+
+
+def test_an_image_is_the_same_alone_and_in_any_batch(model):
+  together = model.sample(LABELS, seed=5)
+  ids = [0, 0, 1, 0, 0]
+  np.testing.assert_array_equal(model.sample(LABELS, seed=5, ids=ids), together)
+  for i, (label, n) in enumerate(zip(LABELS, ids)):
+    alone = model.sample([label], seed=5, ids=[n])
+    np.testing.assert_array_equal(alone[0], together[i])
+  shuffled = model.sample(LABELS[::-1], seed=5, ids=ids[::-1])
+  np.testing.assert_array_equal(shuffled[::-1], together)
+  # In another chunk as well.
+  many = model.sample([*[1] * 40, *LABELS], seed=5)
+  np.testing.assert_array_equal(many[40:], together)
+  names = [*model.class_names, 7]
+  np.testing.assert_array_equal(
+    model.sample([names[i] for i in LABELS], seed=5), together
+  )
+
+
+def test_seeds_ids_and_labels_matter(model):
+  first = model.sample_codes(['mel'], seed=0)
+  np.testing.assert_array_equal(model.sample_codes(['mel']), first)
+  for other in (
+    model.sample_codes(['mel'], seed=1),
+    model.sample_codes(['mel'], ids=[1]),
+    model.sample_codes(['nv']),
+  ):
+    assert (other != first).any()
+
+
+def test_temperature(model):
+  """0 is the most likely code everywhere, whatever the seed."""
+  cold = model.sample_codes(['mel', 'mel'], temperature=0)
+  np.testing.assert_array_equal(cold[0], cold[1])
+  np.testing.assert_array_equal(
+    model.sample_codes(['mel'], seed=9, temperature=0.0)[0], cold[0]
+  )
+  np.testing.assert_array_equal(model.predict(cold, ['mel'])[0], cold)
+  for temperature in (-1, float('nan'), float('inf')):
+    with pytest.raises(errors.UserError, match='temperature'):
+      model.sample(['mel'], temperature=temperature)
+
+
+def test_ids_for_other_labels(model):
+  with pytest.raises(errors.UserError, match='2 labels but 1 ids'):
+    model.sample(['mel', 'nv'], ids=[0])
+
+
+# Likelihood.
+
+
+@pytest.mark.parametrize('n', BATCH_SIZES)
+def test_likelihood_and_prediction(smoke_run, model, codes, n):
+  codes, labels = codes[:n], some_labels(n)
+  config, facts = workdirs.load_config(smoke_run / 'prior')
+  weights = checkpoints.load_best(smoke_run / 'prior')
+  prior = tasks.prior_model(config, facts)
+  likelihood = model.log_likelihood(codes, labels)
+  assert likelihood.shape == (n,) and likelihood.dtype == np.float32
+  predicted, same = model.predict(codes, labels)
+  assert predicted.shape == codes.shape and predicted.dtype == np.int32
+  np.testing.assert_array_equal(same, likelihood)
+  if not n:
+    return
+  logits = np.asarray(
+    prior.apply({'params': weights['params']}, codes, labels, train=False),
+    np.float64,
+  )
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  picked = np.take_along_axis(p, codes[..., None], -1)[..., 0]
+  np.testing.assert_allclose(likelihood, np.log(picked).sum((1, 2)), rtol=1e-5)
+  np.testing.assert_array_equal(predicted, logits.argmax(-1))
+
+
+def test_likelihood_is_the_nll_that_training_reports(smoke_run, model):
+  [step] = [int(p.name) for p in (smoke_run / 'prior' / 'best').iterdir()]
+  [row] = [
+    row
+    for row in logs.read(smoke_run / 'prior')
+    if row['step'] == step and 'val/nll' in row
+  ]
+  _, facts = workdirs.load_config(smoke_run / 'prior')
+  source = prepared.open_split(facts['dataset'], smoke_run / 'data', 'val')
+  records = [source[i] for i in range(len(source))]
+  codes = np.stack([record['codes'] for record in records])
+  labels = [record['label'] for record in records]
+  nll = -model.log_likelihood(codes, labels).sum() / codes.size
+  assert nll == pytest.approx(row['val/nll'], rel=1e-5)
+  assert row['val/bits_per_code'] == pytest.approx(nll / np.log(2), rel=1e-5)
+  accuracy = (model.predict(codes, labels)[0] == codes).mean()
+  assert accuracy == pytest.approx(row['val/accuracy'], rel=1e-5)
+
+
+def test_probabilities_sum_to_one(model):
+  """Over all grids of one code: exp of the log-likelihoods."""
+  codes = np.arange(32).reshape(32, 1, 1)
+  total = np.exp(model.log_likelihood(codes, ['mel'])).sum()
+  assert total == pytest.approx(1, rel=1e-5)
+
+
+def test_one_label_for_all_and_wrong_numbers_of_labels(model, codes):
+  np.testing.assert_allclose(
+    model.log_likelihood(codes[:3], 'mel'),
+    model.log_likelihood(codes[:3], ['mel'] * 3),
+  )
+  for labels in (['mel', 'nv'], [], ['mel'] * 4):
+    with pytest.raises(errors.UserError, match=f'3 .*{len(labels)} labels'):
+      model.log_likelihood(codes[:3], labels)
+
+
+# Runs that are not complete.
+
+
+def test_without_a_prior(smoke_run, tmp_path, codes):
+  shutil.copytree(smoke_run / 'vqvae', tmp_path / 'vqvae')
+  model = dermvq_jax.load(tmp_path)
+  assert model.decode(codes[:1]).shape == (1, 16, 16, 3)
+  assert 'prior' not in model.config
+  for use in (
+    lambda: model.sample(['mel']),
+    lambda: model.log_likelihood(codes, ['mel']),
+  ):
+    with pytest.raises(errors.UserError, match='no trained prior.*encode') as e:
+      use()
+    assert f'train --config=prior --workdir={tmp_path}' in str(e.value)
+
+
+def test_prior_without_weights(run_copy, codes):
+  """Its training began, but there was no validation yet."""
+  shutil.rmtree(run_copy / 'prior' / 'best')
+  model = dermvq_jax.load(run_copy)
+  assert model.decode(codes[:1]).shape == (1, 16, 16, 3)
+  with pytest.raises(errors.UserError, match='train --config=prior'):
+    model.sample(['mel'])
+
+
+def test_nothing_trained(tmp_path):
+  for workdir in (tmp_path, tmp_path / 'missing'):
+    with pytest.raises(errors.UserError, match='train --config=vqvae'):
+      dermvq_jax.load(workdir)
+
+
+def test_prior_of_another_vqvae(run_copy):
+  weights = checkpoints.load_best(run_copy / 'vqvae')
+  weights['params']['encoder']['Conv_0']['bias'] += 1
+  store = checkpoints.Checkpoints(run_copy / 'vqvae')
+  store.save_best(11, weights)
+  store.close()
+  with pytest.raises(errors.UserError, match='another VQ-VAE.*dermvq encode'):
+    dermvq_jax.load(run_copy)
+
+
+def test_prior_of_other_images(run_copy):
+  file = run_copy / 'prior' / 'config.json'
+  stored = json.loads(file.read_text())
+  stored['facts']['vqvae_digest'] = '0' * 16
+  file.write_text(json.dumps(stored))
+  with pytest.raises(errors.UserError, match='another VQ-VAE'):
+    dermvq_jax.load(run_copy)
+
+
+def test_a_retrained_decoder_keeps_the_prior(run_copy, model, codes):
+  weights = checkpoints.load_best(run_copy / 'vqvae')
+  weights['params']['decoder'] = jax.tree.map(
+    lambda x: x * 0.9, weights['params']['decoder']
+  )
+  store = checkpoints.Checkpoints(run_copy / 'vqvae')
+  store.save_best(11, weights)
+  store.close()
+  other = dermvq_jax.load(run_copy)
+  assert (other.decode(codes) != model.decode(codes)).any()
+  np.testing.assert_array_equal(
+    other.sample_codes(LABELS), model.sample_codes(LABELS)
+  )

@@ -1,0 +1,201 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from dermvq_jax.data import augment, pipeline
+
+_N, _BATCH = 22, 8  # An epoch is no whole number of batches.
+_KEYS = ('image', 'id')
+_AUGMENT = augment.Augment(
+  flips=True, rgb_shift_probability=0.5, cutout_probability=0.5
+)
+
+
+def _source(n=_N):
+  images = np.random.default_rng(0).integers(1, 256, (n, 6, 6, 3), np.uint8)
+  return [
+    {'image': image, 'id': i, 'name': f'{i}'} for i, image in enumerate(images)
+  ]
+
+
+def _take(batches, n):
+  return list(itertools.islice(batches, n))
+
+
+def _train(n=6, **kwargs):
+  kwargs = (
+    dict(batch_size=_BATCH, seed=3, keys=_KEYS, augment=_AUGMENT) | kwargs
+  )
+  return _take(pipeline.train_batches(_source(), **kwargs), n)
+
+
+def _eval(n=_N, **kwargs):
+  kwargs = dict(batch_size=_BATCH, keys=_KEYS) | kwargs
+  return list(pipeline.eval_batches(_source(n), **kwargs))
+
+
+def _assert_same(actual, expected):
+  assert len(actual) == len(expected)
+  for a, b in zip(actual, expected):
+    assert a.keys() == b.keys()
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key])
+
+
+def _join(hosts):
+  """Global batches: host p of P has the examples p, p + P, ..."""
+  return [
+    {
+      key: np.stack([p[key] for p in parts], 1).reshape(
+        -1, *parts[0][key].shape[1:]
+      )
+      for key in parts[0]
+    }
+    for parts in zip(*hosts, strict=True)
+  ]
+
+
+def _ids(batches):
+  return np.concatenate([batch['id'] for batch in batches])
+
+
+# Training.
+
+
+def test_batches():
+  for batch in _train():
+    assert batch.keys() == {'image', 'id', 'target'}
+    assert batch['image'].shape == batch['target'].shape == (_BATCH, 6, 6, 3)
+    assert batch['image'].dtype == batch['target'].dtype == np.uint8
+    assert batch['id'].shape == (_BATCH,)
+
+
+def test_images_belong_to_their_examples():
+  batch = _train(1, augment=None)[0]
+  source = _source()
+  assert batch.keys() == set(_KEYS)
+  for i, image in zip(batch['id'], batch['image']):
+    np.testing.assert_array_equal(image, source[i]['image'])
+
+
+def test_batches_are_a_function_of_the_seed():
+  _assert_same(_train(), _train())
+  assert np.any(_ids(_train()) != _ids(_train(seed=4)))
+
+
+def test_every_epoch_has_every_example_once_in_another_order():
+  epochs = _ids(_train(3 * _N // _BATCH + 1))[: 3 * _N].reshape(3, _N)
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(_N))
+    assert np.any(epoch != np.arange(_N))
+  for a, b in itertools.combinations(epochs, 2):
+    assert np.any(a != b)
+
+
+def test_augmentation_differs_between_epochs_and_examples():
+  batches = _train(4 * _N // _BATCH, augment=augment.Augment(flips=True))
+  ids = _ids(batches)
+  images = np.concatenate([batch['image'] for batch in batches])
+  source = _source()
+  views, unchanged = [], 0
+  for i in range(_N):
+    seen = images[ids == i]
+    views.append(len(np.unique(seen.reshape(len(seen), -1), axis=0)))
+    unchanged += sum(np.array_equal(x, source[i]['image']) for x in seen)
+  assert np.mean(views) > 2.5  # Of 4, with 8 symmetries.
+  assert 0 < unchanged < len(ids) / 3  # 1 in 8
+
+
+@pytest.mark.parametrize('start', [1, 3, 5])
+def test_starting_at_a_step_skips_the_steps_before(start):
+  _assert_same(_train(3, start_step=start), _train(3 + start)[start:])
+
+
+def test_starting_after_many_epochs():
+  # As a function of the step: nothing is replayed.
+  batch = _train(1, start_step=1_000_000)[0]
+  assert len(np.unique(batch['id'])) >= _BATCH / 2
+
+
+@pytest.mark.parametrize('hosts', [2, 4])
+@pytest.mark.parametrize('start', [0, 3])
+def test_any_number_of_hosts_makes_the_same_batches(hosts, start):
+  parts = [
+    _train(start_step=start, process_index=p, process_count=hosts)
+    for p in range(hosts)
+  ]
+  assert parts[0][0]['image'].shape[0] == _BATCH // hosts
+  _assert_same(_join(parts), _train(start_step=start))
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_any_number_of_workers_makes_the_same_batches(workers):
+  expected = _train(start_step=2)
+  _assert_same(_train(start_step=2, num_workers=workers), expected)
+
+
+def test_workers_on_several_hosts():
+  kwargs = dict(process_index=1, process_count=2)
+  _assert_same(_train(4, num_workers=2, **kwargs), _train(4, **kwargs))
+
+
+def test_fewer_examples_than_a_batch():
+  batches = _train(3, batch_size=2 * _N)
+  ids = _ids(batches).reshape(-1, _N)
+  assert all(sorted(epoch) == list(range(_N)) for epoch in ids)
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize('n', [1, _BATCH - 1, _BATCH, _BATCH + 1, _N])
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+def test_evaluation_covers_every_example_once(n, hosts):
+  parts = [_eval(n, process_index=p, process_count=hosts) for p in range(hosts)]
+  for batches in parts:
+    assert {len(batch['id']) for batch in batches} == {_BATCH // hosts}
+  batches = _join(parts)
+  assert len(batches) == -(-n // _BATCH)
+  mask = np.concatenate([batch['mask'] for batch in batches])
+  assert mask.dtype == np.float32
+  np.testing.assert_array_equal(_ids(batches)[mask == 1], np.arange(n))
+  np.testing.assert_array_equal(mask, np.arange(len(mask)) < n)
+  source = _source(n)
+  images = np.concatenate([batch['image'] for batch in batches])
+  for i in range(n):
+    np.testing.assert_array_equal(images[i], source[i]['image'])
+
+
+def test_evaluation_is_finite_and_repeatable():
+  _assert_same(_eval(), _eval())
+  assert all(b.keys() == {*_KEYS, 'mask'} for b in _eval())
+
+
+def test_evaluation_by_workers():
+  _assert_same(_eval(num_workers=2), _eval())
+
+
+def test_augmented_evaluation_depends_on_the_seed_only():
+  flips = augment.Augment(flips=True)
+  first = _eval(augment=flips, seed=1)
+  _assert_same(_eval(augment=flips, seed=1), first)
+  second = _eval(augment=flips, seed=2)
+  assert any(np.any(a['image'] != b['image']) for a, b in zip(first, second))
+  # Batches do not matter either; the order stays.
+  small = _eval(augment=flips, seed=1, batch_size=2)
+  images = [
+    np.concatenate([b['image'] for b in x])[:_N] for x in (first, small)
+  ]
+  np.testing.assert_array_equal(*images)
+  parts = [
+    _eval(augment=flips, seed=1, process_index=p, process_count=2)
+    for p in range(2)
+  ]
+  _assert_same(_join(parts), first)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_errors_of_the_source_are_not_swallowed(workers):
+  with pytest.raises(Exception, match='nonsense'):
+    _train(1, keys=('nonsense',), num_workers=workers)
