@@ -77,8 +77,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.dataset = 'synthetic_dermoscopy/64'
     config.model.features = 64
     config.quantizer.codebook_size = 256
-    config.num_train_steps = 800
-    config.eval_every_steps = 200
+    config.num_train_steps = 1000
+    config.eval_every_steps = 250
   elif arg == 'smoke':
     config.dataset = 'synthetic_dermoscopy/smoke'
     config.batch_size = 8

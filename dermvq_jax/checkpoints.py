@@ -76,6 +76,15 @@ class Checkpoints:
       manager.close()
 
 
+def has_best(folder: epath.Path) -> bool:
+  """Whether there are weights in `folder/best`."""
+  best = epath.Path(folder).resolve() / 'best'
+  if not best.exists():
+    return False
+  with _reader(best) as manager:
+    return manager.latest_step() is not None
+
+
 def load_best(folder: epath.Path) -> PyTree:
   """The weights in `folder/best`: `{'params': ..., 'model_state': ...}`.
 
@@ -83,12 +92,12 @@ def load_best(folder: epath.Path) -> PyTree:
     UserError: there are none.
   """
   folder = epath.Path(folder).resolve()
-  if (folder / 'best').exists():
-    with _reader(folder / 'best') as manager:
-      step = manager.latest_step()
-      if step is not None:
-        return manager.restore(step, args=ocp.args.StandardRestore())
-  raise errors.UserError(
-    f'{folder} holds no trained weights; run dermvq train '
-    f'--config={folder.name} --workdir={folder.parent} first'
-  )
+  if not has_best(folder):
+    raise errors.UserError(
+      f'{folder} holds no trained weights; run dermvq train '
+      f'--config={folder.name} --workdir={folder.parent} first'
+    )
+  with _reader(folder / 'best') as manager:
+    return manager.restore(
+      manager.latest_step(), args=ocp.args.StandardRestore()
+    )

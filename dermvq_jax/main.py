@@ -115,6 +115,18 @@ def _counts(text: str) -> dict[str, int]:
     ) from None
 
 
+def _seed_number(text: str) -> int:
+  try:
+    seed = int(text)
+    if not 0 <= seed < 2**32:
+      raise ValueError
+    return seed
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is no whole number from 0 to {2**32 - 1}'
+    ) from None
+
+
 def _parser() -> argparse.ArgumentParser:
   formatter = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(
@@ -151,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
   def seed(sub):
-    sub.add_argument('--seed', type=int, default=0, help='default: 0')
+    sub.add_argument('--seed', type=_seed_number, default=0, help='default: 0')
 
   sub = command(
     'prepare',

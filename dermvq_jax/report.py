@@ -6,7 +6,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import images, inference, logs, workdirs
+from dermvq_jax import checkpoints, images, inference, logs, workdirs
 from dermvq_jax.data import prepared
 
 _SAMPLES_PER_CLASS = 8
@@ -62,7 +62,8 @@ def write_curves(folder: epath.Path, path: epath.Path):
     if metric == 'codebook_usage':
       axis.set_ylim(0, 1.05)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize='small')
+    if axis.lines:
+      axis.legend(fontsize='small')
   with path.open('wb') as f:
     figure.savefig(f, dpi=_DPI)
   plt.close(figure)
@@ -142,7 +143,6 @@ def run(workdir: epath.PathLike, seed: int = 0) -> list[epath.Path]:
   workdir = epath.Path(workdir).expanduser()
   model = inference.load(workdir)
   folder = workdir / 'report'
-  folder.mkdir(parents=True, exist_ok=True)
   vqvae_dir = workdirs.phase_dir(workdir, 'vqvae')
   prior_dir = workdirs.phase_dir(workdir, 'prior')
   config, facts = workdirs.load_config(vqvae_dir)
@@ -151,6 +151,7 @@ def run(workdir: epath.PathLike, seed: int = 0) -> list[epath.Path]:
   )
   count = min(_NUM_RECONSTRUCTIONS, len(source))
   originals = np.stack([source[i]['image'] for i in range(count)])
+  folder.mkdir(parents=True, exist_ok=True)
   written = []
 
   def write(name: str, draw: Callable[..., None], *args):
@@ -164,6 +165,7 @@ def run(workdir: epath.PathLike, seed: int = 0) -> list[epath.Path]:
   write('code_map.png', _write_code_map, model, originals[0])
   if workdirs.exists(prior_dir):
     write('prior_curves.png', write_curves, prior_dir)
+  if checkpoints.has_best(prior_dir):
     samples = model.sample(
       np.repeat(np.arange(len(model.class_names)), _SAMPLES_PER_CLASS),
       seed=seed,

@@ -192,7 +192,7 @@ def vqvae_task(
       'psnr': metrics.Psnr.of(error, mask),
       'perplexity': metrics.Perplexity.of(*usage),
       'codebook_usage': metrics.CodebookUsage.of(*usage),
-      **{k: metrics.Mean.of(v[None]) for k, v in quantized.metrics.items()},
+      **{k: metrics.Mean.of(v, mask) for k, v in quantized.metrics.items()},
     }
     return loss, (parts, new_state if train else model_state)
 

@@ -120,8 +120,7 @@ def test_encoder_does_not_move_the_codebook(smoke_run):
   assert bits(weights) == before
 
 
-def test_the_same_again(smoke_run, workdir, caplog):
-  caplog.set_level('INFO')
+def test_the_same_again(smoke_run, workdir, capsys):
   name = encode.run(workdir)
   assert name == the_codes(smoke_run)
   for split in ('train', 'test'):
@@ -130,9 +129,9 @@ def test_the_same_again(smoke_run, workdir, caplog):
     for a, b in zip(old, new):
       assert a['id'] == b['id']
       np.testing.assert_array_equal(a['codes'], b['codes'])
-  caplog.clear()
+  capsys.readouterr()
   assert encode.run(workdir) == name
-  assert 'already prepared' in caplog.text
+  assert 'already prepared' in capsys.readouterr().err
 
 
 def test_copies(workdir, model):

@@ -117,7 +117,7 @@ def test_mean_of_one_value_an_example():
 
 
 def test_mean_of_many_bfloat16_values():
-  # 2^13 + 1 has no bfloat16, nor has any later sum of ones.
+  # In bfloat16 a sum of ones ends at 256.
   mean = metrics.Mean.of(jnp.full((2, 10_000), 1.0, jnp.bfloat16))
   assert (mean.total, mean.count) == (20_000, 20_000)
 

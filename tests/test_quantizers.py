@@ -239,16 +239,17 @@ def test_commitment_loss_and_gradient_against_numpy():
 
   grad_fn = jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True)
   (value, metrics), (to_latents, to_variables) = grad_fn(latents, variables)
-  np.testing.assert_allclose(metrics['commitment_loss'], mse, rtol=1e-5)
+  np.testing.assert_allclose(metrics['commitment_loss'].mean(), mse, rtol=1e-5)
   np.testing.assert_allclose(value, 0.7 * mse, rtol=1e-5)
   expected = 0.7 * 2 * difference / z.size
   np.testing.assert_allclose(to_latents, expected, rtol=1e-4, atol=1e-7)
   np.testing.assert_array_equal(to_variables['codebook']['codebook'], 0)
 
 
-def test_start_picks_distinct_latents():
+@pytest.mark.parametrize('batch', [1, 2])  # As many as codes; twice as many.
+def test_start_picks_distinct_latents(batch):
   quantizer = QUANTIZERS['ema']
-  rows = _latents(2).reshape(-1, _D)  # 12, twice as many as codes
+  rows = _latents(batch).reshape(-1, _D)
   variables = _variables(quantizer, _latents())
 
   def start(seed):

@@ -503,6 +503,7 @@ def shrink(config):
     config.dataset = IMAGES
     config.model.features = 16
     config.model.residual_features = 8
+    config.quantizer.codebook_size = 32
   else:
     config.prior.num_layers = 2
     config.prior.features = 8

@@ -25,7 +25,7 @@ class Quantized:
     quantized: `[B, h, w, D]`; its gradient goes straight to the latents.
     codes: int32 `[B, h, w]`.
     loss: scalar to add to the training loss.
-    metrics: scalars worth a curve.
+    metrics: values worth a curve, `[B]` each.
   """
 
   quantized: jax.Array
@@ -107,13 +107,13 @@ class EmaQuantizer(nn.Module):
     error = jnp.square(
       latents.astype(jnp.float32) - jax.lax.stop_gradient(quantized)
     )
-    commitment_loss = jnp.mean(error)
+    commitment_loss = jnp.mean(error, axis=tuple(range(1, error.ndim)))  # [B]
     if train and not self.is_initializing():
       self._update(latents, codes, axis_name)
     return Quantized(
       quantized=straight_through(latents, quantized.astype(latents.dtype)),
       codes=codes,
-      loss=self.commitment_weight * commitment_loss,
+      loss=self.commitment_weight * jnp.mean(commitment_loss),
       metrics={'commitment_loss': commitment_loss},
     )
 

@@ -1,0 +1,379 @@
+"""Tests of the command line: exit codes, messages, help."""
+
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+import dermvq_jax
+from dermvq_jax import generate, main
+
+COMMANDS = (
+  'prepare',
+  'train',
+  'encode',
+  'sample',
+  'reconstruct',
+  'report',
+  'demo',
+)
+
+
+@pytest.fixture
+def places(smoke_run, tmp_path):
+  """Workdirs in several states, and files; all may be changed."""
+  places = {
+    name: tmp_path / name
+    for name in ('new', 'file', 'no_prior', 'damaged', 'empty', 'image', 'text')
+  }
+  places['run'] = smoke_run
+  places['data'] = smoke_run / 'data'
+  places['file'].write_text('')
+  places['empty'].mkdir()
+  shutil.copytree(smoke_run / 'vqvae', places['no_prior'] / 'vqvae')
+  (places['damaged'] / 'vqvae').mkdir(parents=True)
+  (places['damaged'] / 'vqvae' / 'config.json').write_text('{"config')
+  Image.new('RGB', (30, 20)).save(places['image'], format='PNG')
+  places['text'].write_text('no image')
+  return places
+
+
+def mistake(capsys, argv):
+  """Runs a command that must fail; returns the line it says on stderr."""
+  assert main.main(argv) == 2
+  err = capsys.readouterr().err
+  assert err.startswith(f'dermvq {argv[0]}: error: ')
+  assert err.endswith('\n') and err.count('\n') == 1
+  assert 'Traceback' not in err
+  return err
+
+
+VQVAE = ['train', '--config=vqvae:smoke', '--workdir={new}']
+VQVAE += ['--config.data_dir={data}']
+AGAIN = ['train', '--config=vqvae:smoke', '--workdir={run}']
+PRIOR = ['train', '--config=prior:smoke']
+SAMPLE = ['sample', '--workdir={run}', '--out={new}']
+RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    (
+      ['prepare', '--dataset=ham10000/64', '--data_dir={new}'],
+      'downloaded by hand',
+    ),
+    (
+      [
+        'prepare',
+        '--dataset=ham10000/64',
+        '--data_dir={new}',
+        '--manual_dir={new}',
+      ],
+      'there is no folder',
+    ),
+    (
+      [
+        'prepare',
+        '--dataset=ham10000/64',
+        '--data_dir={new}',
+        '--manual_dir={empty}',
+      ],
+      'is empty',
+    ),
+    (
+      ['prepare', '--dataset=isic/64', '--data_dir={new}'],
+      "no dataset 'isic'",
+    ),
+    (
+      ['prepare', '--dataset=ham10000/65', '--data_dir={new}'],
+      'ham10000/64',
+    ),
+    (
+      ['prepare', '--dataset=ham10000', '--data_dir={new}'],
+      'ham10000/64',
+    ),
+    (
+      [
+        'prepare',
+        '--dataset=synthetic_dermoscopy/smoke',
+        '--data_dir={file}/x',
+      ],
+      'Not a directory',
+    ),
+    (['train', '--config=vqvea', '--workdir={new}'], "no config 'vqvea'"),
+    (['train', '--config=vqvae:tiny', '--workdir={new}'], 'demo or smoke'),
+    ([*VQVAE, '--config.sed=1'], 'config.sed'),
+    ([*VQVAE, '--config.model.feature=1'], 'there are downsampling, features'),
+    ([*VQVAE, '--config.seed=x'], '--config.seed=x'),
+    ([*VQVAE, '--config.optim.learning_rate=x'], 'learning_rate=x'),
+    ([*VQVAE, '--config.seed'], '--config.seed=VALUE'),
+    ([*VQVAE, '--config.model.downsampling=32'], 'not divisible'),
+    ([*VQVAE, '--config.batch_size=9'], 'not divisible'),
+    ([*VQVAE, '--config.quantizer.name=x'], "no quantizer named 'x'"),
+    ([*VQVAE, '--config.dataset=ham10000/64'], 'dermvq prepare'),
+    (
+      [
+        'train',
+        '--config=vqvae:smoke',
+        '--workdir={file}',
+        '--config.data_dir={data}',
+      ],
+      'Not a directory',
+    ),
+    (
+      [
+        'train',
+        '--config=vqvae:smoke',
+        '--workdir={damaged}',
+        '--config.data_dir={data}',
+      ],
+      'config.json is damaged',
+    ),
+    ([*AGAIN, '--config.seed=1'], 'config.seed was 0, is 1'),
+    ([*PRIOR, '--workdir={new}'], 'dermvq train --config=vqvae'),
+    ([*PRIOR, '--workdir={no_prior}'], 'dermvq encode'),
+    ([*PRIOR, '--workdir={run}', '--config.copies=2'], 'dermvq encode'),
+    (['encode', '--workdir={new}'], 'dermvq train --config=vqvae'),
+    (['encode', '--workdir={file}'], 'dermvq train --config=vqvae'),
+    (['encode', '--workdir={damaged}'], 'config.json is damaged'),
+    (['encode', '--workdir={run}', '--copies=0'], '--copies is 0'),
+    (['encode', '--workdir={no_prior}'], 'dermvq prepare'),
+    (['sample', '--workdir={new}', '--out={new}'], 'train --config=vqvae'),
+    (['sample', '--workdir={no_prior}', '--out={new}'], 'no trained prior'),
+    ([*SAMPLE, '--counts=melanoma=3'], "no class 'melanoma'; the classes are"),
+    ([*SAMPLE, '--counts=0'], 'asks for no image'),
+    ([*SAMPLE, '--temperature=-1'], 'temperature'),
+    ([*SAMPLE, '--temperature=nan'], 'temperature'),
+    (['sample', '--workdir={run}', '--out={empty}'], 'exists already'),
+    (
+      ['sample', '--workdir={run}', '--out={file}/x', '--counts=mel=1'],
+      'Not a directory',
+    ),
+    (RECONSTRUCT, 'either image files or --split'),
+    ([*RECONSTRUCT, '--split=val', '{image}'], 'either image files or --split'),
+    ([*RECONSTRUCT, '{new}.jpg'], 'there is no file'),
+    ([*RECONSTRUCT, '{text}'], 'unreadable'),
+    ([*RECONSTRUCT, '{empty}'], 'no .jpg or .png file'),
+    ([*RECONSTRUCT, '--split=val', '--num_images=0'], '--num_images is 0'),
+    (
+      [*RECONSTRUCT, '{image}', '--through_prior', '--label=x'],
+      "no class 'x'",
+    ),
+    (
+      [
+        'reconstruct',
+        '--workdir={no_prior}',
+        '--out={new}',
+        '--through_prior',
+        '{image}',
+      ],
+      'no trained prior',
+    ),
+    (['report', '--workdir={new}'], 'dermvq train --config=vqvae'),
+    (['report', '--workdir={no_prior}'], 'dermvq prepare'),
+    (
+      ['demo', '--size=smoke', '--workdir={file}'],
+      'Not a directory',
+    ),
+  ],
+)
+def test_mistakes(places, capsys, argv, message):
+  err = mistake(capsys, [arg.format_map(places) for arg in argv])
+  assert message in err
+  assert not places['new'].exists()
+  assert places['file'].read_text() == ''
+
+
+def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
+  """The VQ-VAE was trained anew, with another seed."""
+  shutil.rmtree(run_copy / 'vqvae')
+  argv = ['train', '--config=vqvae:smoke', f'--workdir={run_copy}']
+  assert main.main([*argv, '--config.seed=1']) == 0
+  capsys.readouterr()
+  out = f'--out={tmp_path}/out'
+  for argv in (
+    ['sample', f'--workdir={run_copy}', out],
+    ['reconstruct', f'--workdir={run_copy}', out, '--split=val'],
+    ['report', f'--workdir={run_copy}'],
+  ):
+    assert 'codes of another VQ-VAE' in mistake(capsys, argv)
+  argv = ['train', '--config=prior:smoke', f'--workdir={run_copy}']
+  assert 'dermvq encode' in mistake(capsys, argv)
+  assert main.main(['encode', f'--workdir={run_copy}']) == 0
+  capsys.readouterr()
+  assert 'vqvae_digest' in mistake(capsys, argv)
+  # Once it is out of the way, the new one can be trained.
+  (run_copy / 'prior').rename(tmp_path / 'old')
+  short = ['--config.num_train_steps=1', '--config.optim.warmup_steps=0']
+  assert main.main([*argv, *short]) == 0
+  argv = ['sample', f'--workdir={run_copy}', out, '--counts=1']
+  assert main.main(argv) == 0
+  assert len(os.listdir(tmp_path / 'out')) == 7 + 2
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    ([], 'COMMAND'),
+    (['paint'], "'paint'"),
+    (['train', '--workdir=x'], '--config'),
+    (['train', '--config=vqvae'], '--workdir'),
+    (['train', '--config=vqvae', '--workdir=x', '--lr=3'], '--lr=3'),
+    (['sample', '--workdir=x'], '--out'),
+    (['sample', '--workdir=x', '--out=y', '--counts=many'], "'many'"),
+    (['sample', '--workdir=x', '--out=y', '--counts=mel=-1'], "'mel=-1'"),
+    (['sample', '--workdir=x', '--out=y', '--counts='], 'CLASS=NUMBER'),
+    (['sample', '--workdir=x', '--out=y', '--seed=-1'], "'-1'"),
+    (['sample', '--workdir=x', '--out=y', f'--seed={10**20}'], 'number from'),
+    (['sample', '--workdir=x', '--out=y', '--temp=1'], '--temp'),
+    (['sample', '--workdir=x', '--out=y', '--config.seed=1'], 'only dermvq tr'),
+    (['reconstruct', '--workdir=x', '--out=y', '--split=all'], "'all'"),
+    (['demo', '--size=large'], "'large'"),
+  ],
+)
+def test_mistakes_in_flags(argv, message, capsys):
+  with pytest.raises(SystemExit) as e:
+    main.main(argv)
+  assert e.value.code == 2
+  err = capsys.readouterr().err
+  assert message in err.splitlines()[-1]
+  assert err.startswith('usage: dermvq')
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help(command, capsys):
+  with pytest.raises(SystemExit) as e:
+    main.main([command, '--help'])
+  assert e.value.code == 0
+  out = capsys.readouterr().out
+  assert f'usage: dermvq {command}' in out
+  assert f'examples:\n  dermvq {command} --' in out
+
+
+def test_help_of_all(capsys):
+  with pytest.raises(SystemExit) as e:
+    main.main(['--help'])
+  assert e.value.code == 0
+  out = capsys.readouterr().out
+  for command in COMMANDS:
+    assert f'\n    {command}' in out
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_examples_are_valid(command, capsys):
+  with pytest.raises(SystemExit):
+    main.main([command, '--help'])
+  examples = capsys.readouterr().out.partition('examples:\n')[2].splitlines()
+  assert examples
+  for example in examples:
+    args = main._parse(example.split()[1:])
+    assert args.command == command
+
+
+def test_version(capsys):
+  with pytest.raises(SystemExit) as e:
+    main.main(['--version'])
+  assert e.value.code == 0
+  assert capsys.readouterr().out.strip() == dermvq_jax.__version__
+
+
+def test_hyphens_and_underscores():
+  args = main._parse(
+    [
+      'reconstruct',
+      'my-image_1.jpg',
+      '--num-images=3',
+      '--through-prior',
+      '--workdir',
+      'my-run_1',
+      '--out=a-b_c',
+      '--data-dir=d-e_f',
+    ]
+  )
+  assert args.images == ['my-image_1.jpg']
+  assert args.num_images == 3 and args.through_prior
+  assert (args.workdir, args.out) == ('my-run_1', 'a-b_c')
+  assert args.data_dir == 'd-e_f'
+  args = main._parse(
+    ['train', '--config=vqvae', '--workdir=x', '--config.data_dir=a-b']
+  )
+  assert args.overrides == ['--config.data_dir=a-b']
+
+
+def test_counts():
+  assert main._counts('8') == {'': 8}
+  assert main._counts('mel=2,nv=3') == {'mel': 2, 'nv': 3}
+  assert main._counts('1,mel=2') == {'': 1, 'mel': 2}
+
+
+def test_system_failures(monkeypatch, capsys):
+  def fail_with(error):
+    def fail(*args, **kwargs):
+      raise error
+
+    monkeypatch.setattr(generate, 'sample', fail)
+    return ['sample', '--workdir=x', '--out=y']
+
+  err = mistake(capsys, fail_with(PermissionError(13, 'Denied', '/readonly')))
+  assert '/readonly: Denied' in err
+  err = mistake(capsys, fail_with(OSError(28, 'No space left on device')))
+  assert 'No space left' in err
+  argv = fail_with(FileNotFoundError(2, 'a bug, not a mistake'))
+  with pytest.raises(FileNotFoundError):
+    main.main(argv)
+  assert main.main(fail_with(KeyboardInterrupt())) == 130
+  assert 'the same command goes on' in capsys.readouterr().err
+
+
+def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
+  """What is left to do of the commands that `demo` stands for."""
+  for argv, said in (
+    (['train', '--config=vqvae:smoke'], 'already trained'),
+    (['encode'], 'already prepared'),
+    (['train', '--config', 'prior:smoke'], 'already trained'),
+    (['sample', f'--out={tmp_path}/a', '--counts=mel=1'], f'{tmp_path}/a'),
+    (
+      [
+        'reconstruct',
+        f'--out={tmp_path}/b',
+        '--split=test',
+        '--num-images=2',
+        '--through-prior',
+      ],
+      'perplexity',
+    ),
+    (['report', '--seed=3'], 'samples.png'),
+  ):
+    assert main.main([*argv, '--workdir', str(run_copy)]) == 0
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err
+  assert len(os.listdir(tmp_path / 'a')) == 3
+  assert len(os.listdir(tmp_path / 'b')) == 6
+
+
+def test_demo_again_in_the_default_folder(
+  run_copy, tmp_path, monkeypatch, capsys
+):
+  """It goes on where it was; here all but the pictures is done."""
+  (tmp_path / 'runs').mkdir()
+  run_copy.rename(tmp_path / 'runs' / 'demo')
+  shutil.rmtree(tmp_path / 'runs' / 'demo' / 'report')
+  monkeypatch.chdir(tmp_path)
+  assert main.main(['demo', '--size=smoke']) == 0
+  captured = capsys.readouterr()
+  out = captured.out
+  assert (out + captured.err).count('already') == 4
+  for i in range(1, 6):
+    assert f'== {i}/5' in out
+  assert 'Look at the pictures in runs/demo/report' in out
+  assert len(os.listdir('runs/demo/report')) == 5
+
+
+def test_prepare(tmp_path, capsys):
+  argv = ['prepare', '--dataset=synthetic_dermoscopy/smoke']
+  argv.append(f'--data-dir={tmp_path}')
+  for _ in range(2):
+    assert main.main(argv) == 0
+    assert 'train: 114 images' in capsys.readouterr().out
