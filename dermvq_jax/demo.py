@@ -4,7 +4,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import config_files, encode, report, train, workdirs
-from dermvq_jax.data import builder
+from dermvq_jax.data import prepare
 
 
 def run(workdir: epath.PathLike, size: str = 'demo'):
@@ -22,7 +22,7 @@ def run(workdir: epath.PathLike, size: str = 'demo'):
 
   config = config_files.load(f'vqvae:{size}')
   tell(1, 'Generating images')
-  builder.prepare(config.dataset, workdirs.data_dir(workdir))
+  prepare.run(config.dataset, workdirs.data_dir(workdir))
   tell(2, 'Training the VQ-VAE')
   train.run(config, workdir)
   tell(3, 'Turning images into codes')

@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import checkpoints, errors, progress, tasks, workdirs
-from dermvq_jax.data import augment, builder, codes, pipeline, prepared
+from dermvq_jax.data import augment, codes, pipeline, prepare, prepared
 
 PyTree = Any
 _BATCH_SIZE = 64
@@ -146,7 +146,7 @@ def run(workdir: epath.PathLike, data_dir: str = '', copies: int = 1) -> str:
 
   grid = facts['image_size'] // config.model.downsampling
   prepared.open_split(images, data_dir, 'train')  # a clear error before work
-  builder.prepare_made(
+  prepare.write(
     lambda: codes.Builder(
       data_dir=data_dir,
       config=codes.CodesConfig(

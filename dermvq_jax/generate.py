@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import errors, images, inference, workdirs
-from dermvq_jax.data import builder, prepared
+from dermvq_jax.data import prepared
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
 _SHEET_COLUMNS = 16
@@ -132,7 +132,7 @@ def _read_inputs(model, facts, paths, split, num_images, data_dir):
     raise errors.UserError('give either image files or --split')
   if paths:
     files = _find_files(paths)
-    pixels = [builder.read_square_image(f, model.image_size) for f in files]
+    pixels = [images.read_square(f, model.image_size) for f in files]
     return [f.name for f in files], np.stack(pixels), None
   source = prepared.open_split(facts['dataset'], data_dir, split)
   if num_images < 1:

@@ -1,10 +1,24 @@
-"""Pictures: arrays to PNG files and sheets."""
+"""Pictures: image files to arrays, arrays to PNG files and sheets."""
 
+import pathlib
+import warnings
+import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 from PIL import Image
+
+from dermvq_jax import errors
+
+# Dermoscopic cameras reach 24 million pixels; far more is a mistake or an
+# attack, and decoding it would fill the memory.
+MAX_PIXELS = 50_000_000
+_IMAGE_FORMATS = ('JPEG', 'PNG')
+# A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is fast, as long
+# as that leaves this many times the pixels (a side) for the proper filter.
+_DRAFT_MARGIN = 2
 
 _GAP = 2  # pixels between the images of a sheet
 
@@ -34,3 +48,59 @@ def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
       top, left = i * (h + _GAP), j * (w + _GAP)
       out[top : top + h, left : left + w] = image
   return out
+
+
+def read_square(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
+  """Reads the central square of an image file.
+
+  Args:
+    source: a JPEG or PNG file.
+    size: pixels a side.
+
+  Returns:
+    uint8 `[size, size, 3]`.
+
+  Raises:
+    UserError: not a readable image, or one of more than `MAX_PIXELS`.
+  """
+  try:
+    with warnings.catch_warnings(), source.open('rb') as file:
+      warnings.simplefilter('error', Image.DecompressionBombWarning)
+      with Image.open(file, formats=_IMAGE_FORMATS) as image:
+        # Only the header has been read so far.
+        if image.width * image.height > MAX_PIXELS:
+          raise Image.DecompressionBombError(f'{image.width}x{image.height}')
+        return crop_and_resize(image, size)
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+    raise errors.UserError(
+      f'the image {source} has more than {MAX_PIXELS:,} pixels '
+      f'({e}); replace it with the published one or scale it down'
+    ) from None
+  # Pillow and zipfile raise all of these for damaged files.
+  except (
+    OSError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as e:
+    raise errors.UserError(
+      f'the image {source} is unreadable ({e}); copy or download it again'
+    ) from e
+
+
+def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
+  """Returns the central square at `size`, uint8 `[size, size, 3]`."""
+  # Decodes a JPEG at a fraction of its size where that is enough.
+  image.draft(None, (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))
+  width, height = image.size
+  side = min(width, height)
+  left, top = (width - side) / 2, (height - side) / 2
+  square = image.convert('RGB').resize(
+    (size, size),
+    Image.Resampling.LANCZOS,
+    box=(left, top, left + side, top + side),
+  )
+  return np.asarray(square)

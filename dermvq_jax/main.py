@@ -38,9 +38,9 @@ _SYSTEM_ERRORS = {
 
 
 def _prepare(args: argparse.Namespace):
-  from dermvq_jax.data import builder
+  from dermvq_jax.data import prepare
 
-  prepared = builder.prepare(
+  prepared = prepare.run(
     args.dataset, args.data_dir, args.manual_dir, overwrite=args.overwrite
   )
   for split, info in prepared.info.splits.items():

@@ -16,8 +16,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dermvq_jax import errors
-from dermvq_jax.data import builder
+from dermvq_jax import errors, images
+from dermvq_jax.data import builder, prepare, prepared
 
 NUM_IMAGES = 140
 
@@ -60,8 +60,8 @@ def toy(monkeypatch, tmp_path):
   return tmp_path / 'data'
 
 
-def prepare(data_dir, **kwargs):
-  return builder.prepare('toy/smoke', data_dir, **kwargs)
+def prepare_toy(data_dir, **kwargs):
+  return prepare.run('toy/smoke', data_dir, **kwargs)
 
 
 def files_in(folder):
@@ -84,7 +84,7 @@ def test_the_central_square_is_kept(width, height):
   side = min(width, height)
   left, top = (width - side) // 2, (height - side) // 2
   square = np.asarray(image)[top : top + side, left : left + side]
-  result = builder.crop_and_resize(image, side)
+  result = images.crop_and_resize(image, side)
   assert result.dtype == np.uint8
   np.testing.assert_array_equal(result, square)
 
@@ -97,7 +97,7 @@ def test_a_jpeg_decoded_at_a_fraction_is_like_the_exact_square(size, tmp_path):
   expected = image.crop((75, 0, 525, 450)).resize(
     (size, size), Image.Resampling.LANCZOS
   )
-  result = builder.read_square_image(path, size)
+  result = images.read_square(path, size)
   assert result.shape == (size, size, 3)
   difference = result.astype(int) - np.asarray(expected, int)
   assert np.abs(difference).max() <= 6
@@ -106,13 +106,13 @@ def test_a_jpeg_decoded_at_a_fraction_is_like_the_exact_square(size, tmp_path):
 
 @pytest.mark.parametrize('mode', ['L', 'CMYK', 'P', 'RGBA', '1'])
 def test_other_colour_modes_become_rgb(mode):
-  result = builder.crop_and_resize(draw(20, 20).convert(mode), 8)
+  result = images.crop_and_resize(draw(20, 20).convert(mode), 8)
   assert result.shape == (8, 8, 3)
   assert result.dtype == np.uint8
 
 
 def test_small_images_are_enlarged():
-  result = builder.crop_and_resize(Image.new('RGB', (3, 5), (9, 8, 7)), 16)
+  result = images.crop_and_resize(Image.new('RGB', (3, 5), (9, 8, 7)), 16)
   np.testing.assert_array_equal(result, np.full((16, 16, 3), (9, 8, 7)))
 
 
@@ -120,12 +120,12 @@ def test_small_images_are_enlarged():
 
 
 def test_prepare_and_read(toy):
-  made = prepare(toy)
+  made = prepare_toy(toy)
   assert made.info.splits['train'].num_examples == 112
   examples = {
     e['id']: e
     for split in ('train', 'val', 'test')
-    for e in builder.open_split('toy/smoke', toy, split)
+    for e in prepared.open_split('toy/smoke', toy, split)
   }
   assert len(examples) == NUM_IMAGES
   for i in range(NUM_IMAGES):
@@ -136,15 +136,15 @@ def test_prepare_and_read(toy):
 
 
 def test_grain_reads_a_split(toy):
-  prepare(toy)
-  source = builder.open_split('toy/smoke', toy, 'val')
+  prepare_toy(toy)
+  source = prepared.open_split('toy/smoke', toy, 'val')
   batch = next(iter(grain.MapDataset.source(source).batch(8)))
   assert batch['image'].shape == (8, 4, 4, 3)
   assert batch['image'].dtype == np.uint8
 
 
 def test_nothing_but_the_dataset_is_left(toy):
-  prepare(toy)
+  prepare_toy(toy)
   assert [p.name for p in toy.iterdir()] == ['toy']
   names = [p.name for p in files_in(toy / 'toy' / 'smoke' / '1.0.0')]
   assert sum('array_record' in name for name in names) == 3
@@ -152,20 +152,20 @@ def test_nothing_but_the_dataset_is_left(toy):
 
 
 def test_prepared_again_returns_at_once_and_says_so(toy, capsys, monkeypatch):
-  prepare(toy)
+  prepare_toy(toy)
   capsys.readouterr()
   monkeypatch.setattr(Toy, 'trouble', AssertionError('was read again'))
-  assert prepare(toy).info.splits['val'].num_examples == 14
+  assert prepare_toy(toy).info.splits['val'].num_examples == 14
   out, err = capsys.readouterr()
   assert not out
   assert err == f'toy/smoke is already prepared in {toy}/toy/smoke/1.0.0\n'
 
 
 def test_overwrite(toy, monkeypatch):
-  prepare(toy)
+  prepare_toy(toy)
   monkeypatch.setattr(Toy, 'value', 0)
-  prepare(toy, overwrite=True)
-  val = builder.open_split('toy/smoke', toy, 'val')
+  prepare_toy(toy, overwrite=True)
+  val = prepared.open_split('toy/smoke', toy, 'val')
   assert all((example['image'] == 0).all() for example in val)
 
 
@@ -180,22 +180,22 @@ TROUBLES = (
 def test_failure_leaves_nothing(toy, monkeypatch, trouble):
   monkeypatch.setattr(Toy, 'trouble', trouble)
   with pytest.raises(type(trouble)) as error:
-    prepare(toy)
+    prepare_toy(toy)
   assert error.value is trouble
   assert not list(toy.rglob('*'))
   monkeypatch.setattr(Toy, 'trouble', None)
-  prepare(toy)
+  prepare_toy(toy)
 
 
 @pytest.mark.parametrize('trouble', TROUBLES, ids=repr)
 def test_failure_to_overwrite_brings_the_old_back(toy, monkeypatch, trouble):
-  prepare(toy)
+  prepare_toy(toy)
   before = {p: p.read_bytes() for p in files_in(toy)}
   monkeypatch.setattr(Toy, 'trouble', trouble)
   with pytest.raises(type(trouble)):
-    prepare(toy, overwrite=True)
+    prepare_toy(toy, overwrite=True)
   assert {p: p.read_bytes() for p in files_in(toy)} == before
-  assert builder.open_split('toy/smoke', toy, 'val')
+  assert prepared.open_split('toy/smoke', toy, 'val')
 
 
 def test_what_a_killed_run_left_is_removed(toy):
@@ -203,16 +203,16 @@ def test_what_a_killed_run_left_is_removed(toy):
   stale.mkdir(parents=True)
   (stale / 'toy-train.array_record').write_bytes(b'half')
   with pytest.raises(errors.UserError, match='is not prepared'):
-    builder.open_split('toy/smoke', toy, 'train')
-  prepare(toy)
+    prepared.open_split('toy/smoke', toy, 'train')
+  prepare_toy(toy)
   assert not stale.exists()
 
 
 def test_a_folder_without_its_description_is_not_taken_for_prepared(toy):
-  prepare(toy)
+  prepare_toy(toy)
   (toy / 'toy' / 'smoke' / '1.0.0' / 'dataset_info.json').unlink()
-  prepare(toy)
-  assert len(builder.open_split('toy/smoke', toy, 'val')) == 14
+  prepare_toy(toy)
+  assert len(prepared.open_split('toy/smoke', toy, 'val')) == 14
 
 
 def test_other_processes_are_waited_for(toy, monkeypatch):
@@ -225,8 +225,8 @@ def test_other_processes_are_waited_for(toy, monkeypatch):
     said.append(text)
     fcntl.flock(descriptor, fcntl.LOCK_UN)
 
-  monkeypatch.setattr(builder, '_say', say)
-  prepare(toy)
+  monkeypatch.setattr(prepare, '_say', say)
+  prepare_toy(toy)
   os.close(descriptor)
   assert said == [f'waiting for another process that prepares data in {toy}']
 
@@ -247,7 +247,7 @@ def test_what_the_system_refuses(toy, monkeypatch, trouble, match):
   monkeypatch.setattr(Toy, 'trouble', trouble)
   match = f'cannot prepare toy/smoke in .*data: .*{match}.* make room and'
   with pytest.raises(errors.UserError, match=match) as error:
-    prepare(toy)
+    prepare_toy(toy)
   assert '\n' not in str(error.value)
   assert not list(toy.rglob('*'))
 
@@ -255,21 +255,21 @@ def test_what_the_system_refuses(toy, monkeypatch, trouble, match):
 def test_a_data_dir_that_can_not_be(toy):
   toy.write_text('a file')
   with pytest.raises(errors.UserError, match='cannot prepare toy/smoke in'):
-    prepare(toy)
+    prepare_toy(toy)
   assert toy.read_text() == 'a file'
 
 
 def test_other_runtime_errors_are_bugs(toy, monkeypatch):
   monkeypatch.setattr(Toy, 'trouble', RuntimeError('a bug'))
   with pytest.raises(RuntimeError, match='a bug'):
-    prepare(toy)
+    prepare_toy(toy)
 
 
 # What the user sees.
 
 
 def test_one_progress_bar_on_stderr(toy, capsys):
-  prepare(toy)
+  prepare_toy(toy)
   out, err = capsys.readouterr()
   assert not out
   assert 'toy test: 100%' in err
@@ -284,8 +284,8 @@ def test_tfds_is_quiet_but_its_warnings_are_kept(toy):
   handler = logging.StreamHandler(stream := io.StringIO())
   logger.addHandler(handler)
   try:
-    prepare(toy)
-    list(builder.open_split('toy/smoke', toy, 'val'))
+    prepare_toy(toy)
+    list(prepared.open_split('toy/smoke', toy, 'val'))
     assert not stream.getvalue()
     for path, name in (('tensorflow_datasets/x.py', 'a'), ('mine.py', 'b')):
       record = logger.makeRecord(
@@ -300,11 +300,11 @@ def test_tfds_is_quiet_but_its_warnings_are_kept(toy):
 def test_preparing_and_reading_need_no_tensorflow_and_are_quiet(tmp_path):
   code = f"""
 import sys
-from dermvq_jax.data import builder
+from dermvq_jax.data import builder, prepare, prepared
 from tests import test_builder
 builder.make = lambda _, d: test_builder.Toy(config='smoke', data_dir=d)
-builder.prepare('toy/smoke', {str(tmp_path)!r})
-builder.open_split('toy/smoke', {str(tmp_path)!r}, 'val')[0]
+prepare.run('toy/smoke', {str(tmp_path)!r})
+prepared.open_split('toy/smoke', {str(tmp_path)!r}, 'val')[0]
 sys.exit('tensorflow' in sys.modules)
 """
   root = pathlib.Path(__file__).parents[1]
@@ -340,8 +340,7 @@ sys.exit('tensorflow' in sys.modules)
 def test_datasets_that_are_not(dataset, match, tmp_path):
   for use in (
     lambda: builder.make(dataset, tmp_path),
-    lambda: builder.prepare(dataset, tmp_path),
-    lambda: builder.open_split(dataset, tmp_path, 'train'),
+    lambda: prepare.run(dataset, tmp_path),
   ):
     with pytest.raises(errors.UserError, match=match):
       use()
@@ -350,19 +349,25 @@ def test_datasets_that_are_not(dataset, match, tmp_path):
 def test_reading_before_preparing_names_the_command(tmp_path):
   data_dir = tmp_path / 'data'
   with pytest.raises(errors.UserError) as error:
-    builder.open_split('ham10000/64', data_dir, 'train')
+    prepared.open_split('ham10000/64', data_dir, 'train')
   assert str(error.value) == (
-    f'ham10000/64 is not prepared in {data_dir}; run: dermvq prepare '
-    f'--dataset=ham10000/64 --data_dir={data_dir} --manual_dir=FOLDER'
+    f'ham10000/64 is not prepared in {data_dir}; run dermvq prepare '
+    f'--dataset=ham10000/64 --data_dir={data_dir}'
   )
   assert not data_dir.exists()
 
 
+@pytest.mark.parametrize('dataset', ['../x/64', 'x/../64', '', 'ham10000'])
+def test_reading_stays_in_its_folder(dataset, tmp_path):
+  with pytest.raises(errors.UserError, match='not of the form name/size'):
+    prepared.open_split(dataset, tmp_path, 'train')
+
+
 def test_no_such_split(toy):
-  prepare(toy)
+  prepare_toy(toy)
   match = "has no split 'all'; choose one of: "
   with pytest.raises(errors.UserError, match=match):
-    builder.open_split('toy/smoke', toy, 'all')
+    prepared.open_split('toy/smoke', toy, 'all')
 
 
 def test_home_is_understood(monkeypatch, tmp_path):
@@ -370,5 +375,5 @@ def test_home_is_understood(monkeypatch, tmp_path):
   made = builder.make('ham10000/smoke', '~/data')
   assert os.fspath(made.data_path).startswith(str(tmp_path))
   with contextlib.suppress(errors.UserError):
-    builder.prepare('ham10000/smoke', '~/data', '~/nowhere')
+    prepare.run('ham10000/smoke', '~/data', '~/nowhere')
   assert not (tmp_path / 'data').exists()

@@ -16,7 +16,9 @@ import tensorflow_datasets as tfds
 from PIL import Image, JpegImagePlugin
 
 from dermvq_jax import errors
-from dermvq_jax.data import builder, ham10000
+from dermvq_jax import images as images_lib
+from dermvq_jax.data import builder, ham10000, prepare
+from dermvq_jax.data import prepared as prepared_lib
 
 COLUMNS = [
   'lesion_id',
@@ -186,7 +188,7 @@ def read_records(folder, data_dir):
 
 def read_all(data_dir, dataset='ham10000/smoke'):
   return {
-    split: list(builder.open_split(dataset, data_dir, split))
+    split: list(prepared_lib.open_split(dataset, data_dir, split))
     for split in ('train', 'val', 'test')
   }
 
@@ -210,7 +212,7 @@ def archive(fabricated, tmp_path):
 def prepared(fabricated, tmp_path_factory):
   folder, _ = fabricated
   data_dir = tmp_path_factory.mktemp('data')
-  builder.prepare('ham10000/smoke', data_dir, folder)
+  prepare.run('ham10000/smoke', data_dir, folder)
   return data_dir
 
 
@@ -231,7 +233,7 @@ def test_every_layout_gives_the_same_records(layout, tmp_path):
     assert record.label == row['dx']
     assert record.extra['sex'] == row['sex']
     with Image.open(io.BytesIO(jpeg(record.id))) as image:
-      expected = builder.crop_and_resize(image, 16)
+      expected = images_lib.crop_and_resize(image, 16)
     np.testing.assert_array_equal(reader.read_image(record), expected)
 
 
@@ -299,7 +301,7 @@ def test_splits_do_not_depend_on_row_order_or_layout(tmp_path, prepared):
   rows = make_rows()
   random.Random(3).shuffle(rows)
   folder = write_archive(tmp_path / 'archive', rows, 'zips')
-  builder.prepare('ham10000/smoke', tmp_path / 'data', folder)
+  prepare.run('ham10000/smoke', tmp_path / 'data', folder)
   expected = read_all(prepared)
   for split, examples in read_all(tmp_path / 'data').items():
     ids = [e['id'] for e in examples]
@@ -325,14 +327,14 @@ def test_prepared_examples_hold_images_and_metadata(prepared, fabricated):
     np.testing.assert_equal(float(example['age']), expected_age)
     assert example['image'].dtype == np.uint8
     np.testing.assert_array_equal(
-      example['image'], builder.read_square_image(images[row['image_id']], 16)
+      example['image'], images_lib.read_square(images[row['image_id']], 16)
     )
   assert dataset.info.features['age'].np_dtype == np.float32
 
 
 def test_prepared_twice_gives_identical_records(prepared, fabricated, tmp_path):
   folder, _ = fabricated
-  builder.prepare('ham10000/smoke', tmp_path, folder)
+  prepare.run('ham10000/smoke', tmp_path, folder)
   first, second = read_all(prepared), read_all(tmp_path)
   for split in first:
     assert len(first[split]) == len(second[split])
@@ -361,7 +363,7 @@ def check_error(folder, tmp_path, match, dataset='ham10000/smoke'):
   """Asserts that `prepare` says so in one line and leaves nothing."""
   data_dir = tmp_path / 'data'
   with pytest.raises(errors.UserError, match=match) as error:
-    builder.prepare(dataset, data_dir, folder)
+    prepare.run(dataset, data_dir, folder)
   assert '\n' not in str(error.value)
   assert not list(data_dir.rglob('*'))
 
@@ -600,7 +602,7 @@ def test_real_images(tmp_path):
     else:
       link.write_bytes(source.read_bytes())
   write_metadata(folder / 'HAM10000_metadata.csv', some)
-  builder.prepare('ham10000/64', tmp_path / 'data', folder)
+  prepare.run('ham10000/64', tmp_path / 'data', folder)
   splits = read_all(tmp_path / 'data', 'ham10000/64')
   assert {k: len(v) for k, v in splits.items()} == {
     'train': 32,

@@ -165,9 +165,9 @@ import dermvq_jax.inference
 note('dermvq_jax.inference')
 import dermvq_jax.train
 note('dermvq_jax.train')
-from dermvq_jax.data import builder, pipeline, prepared
+from dermvq_jax.data import pipeline, prepare, prepared
 name, folder = 'synthetic_dermoscopy/smoke', sys.argv[1]
-builder.prepare(name, folder, None)
+prepare.run(name, folder, None)
 note('preparing')
 prepared.describe(name, folder)
 source = prepared.open_split(name, folder, 'train')

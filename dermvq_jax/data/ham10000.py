@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dermvq_jax import errors
+from dermvq_jax import errors, images
 from dermvq_jax.data import builder, splits
 
 _COLUMNS = (
@@ -149,7 +149,7 @@ class Builder(builder.ImageBuilder):
     Raises:
       UserError: the file is not a readable image, or it is far too large.
     """
-    return builder.read_square_image(record.source, self.builder_config.size)
+    return images.read_square(record.source, self.builder_config.size)
 
 
 def group_lesions(lesions: Mapping[str, str]) -> dict[str, str]:

@@ -12,6 +12,8 @@ from dermvq_jax import errors
 def _builder(
   dataset: str, data_dir: epath.PathLike
 ) -> tfds.core.DatasetBuilder:
+  if not re.fullmatch('[a-z0-9_]+/[a-z0-9_]+', dataset):
+    raise errors.UserError(f'dataset {dataset!r} is not of the form name/size')
   name, _, config = dataset.partition('/')
   folder = epath.Path(data_dir).expanduser() / name / config
   versions = [

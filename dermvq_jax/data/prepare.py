@@ -1,0 +1,191 @@
+"""Prepares datasets: their files appear whole or not at all."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from dermvq_jax import errors
+from dermvq_jax.data import builder as builder_lib
+
+# Names that TFDS gives to what it is still writing, and to a note of its own.
+_INCOMPLETE = 'incomplete.'
+_CONFIG_NOTE = '.config'
+
+
+def run(
+  dataset: str,
+  data_dir: epath.PathLike,
+  manual_dir: epath.PathLike | None = None,
+  overwrite: bool = False,
+) -> tfds.core.DatasetBuilder:
+  """Prepares `dataset` to ArrayRecord files, unless that was done before.
+
+  Nothing is downloaded. While it runs, the files are in a folder
+  `incomplete.*` beside their place; it is renamed at the end, and removed if
+  anything fails, or by the next run if this one is killed.
+
+  Args:
+    dataset: 'name/config', see `builder.make`.
+    data_dir: a local folder for prepared datasets.
+    manual_dir: folder of the source, for datasets that need one.
+    overwrite: prepares again; what was there comes back if that fails.
+
+  Returns:
+    The prepared builder.
+
+  Raises:
+    UserError: the source is missing or bad, or `data_dir` can't be written.
+  """
+  return write(
+    lambda: builder_lib.make(dataset, data_dir), manual_dir, overwrite
+  )
+
+
+def write(
+  make_builder: Callable[[], tfds.core.DatasetBuilder],
+  manual_dir: epath.PathLike | None = None,
+  overwrite: bool = False,
+) -> tfds.core.DatasetBuilder:
+  """`run` for builders that `builder.make` can't make by name.
+
+  Args:
+    make_builder: returns a new builder each time, always for the same data.
+    manual_dir: see `run`.
+    overwrite: see `run`.
+  """
+  builder = make_builder()
+  name, path = _full_name(builder), pathlib.Path(builder.data_path)
+  if _is_prepared(builder) and not overwrite:
+    _say(f'{name} is already prepared in {path}')
+    return builder
+  if _needs_manual_dir(builder):
+    manual_dir = builder_lib.check_manual_dir(type(builder), manual_dir)
+  data_dir = pathlib.Path(builder.data_path.parents[2])
+  try:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(data_dir):
+      builder = make_builder()
+      # Another process may have prepared it while this one waited.
+      if overwrite or not _is_prepared(builder):
+        with _replacing(path):
+          builder = make_builder()
+          _write(builder, manual_dir)
+  except (OSError, RuntimeError) as e:
+    failure = _system_failure(e)
+    if failure is None:
+      raise
+    raise errors.UserError(
+      f'cannot prepare {name} in {data_dir}: {failure}; make room and check '
+      'permissions there, or choose another --data_dir'
+    ) from e
+  return builder
+
+
+def _write(
+  builder: tfds.core.DatasetBuilder, manual_dir: epath.PathLike | None
+) -> None:
+  """Lets TFDS prepare, without its own bars and `downloads` folder."""
+  tfds.disable_progress_bar()
+  config = tfds.download.DownloadConfig(
+    manual_dir=manual_dir, try_download_gcs=False
+  )
+  try:
+    with (
+      tempfile.TemporaryDirectory() as unused_downloads,
+      # TFDS prints about downloads, of which there are none.
+      open(os.devnull, 'w') as devnull,
+      contextlib.redirect_stdout(devnull),
+    ):
+      builder.download_and_prepare(
+        download_dir=unused_downloads,
+        download_config=config,
+        file_format='array_record',
+      )
+  finally:
+    bar = getattr(builder, '_progress', None)
+    if bar is not None:
+      bar.close()
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process prepares data in `folder`."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      _say(f'waiting for another process that prepares data in {folder}')
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+      pass  # Some network file systems have no locks.
+    yield
+  finally:
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[None]:
+  """Puts `path` aside; brings it back, and removes all traces, on failure."""
+  aside = path.with_name(f'{_INCOMPLETE}replaced_{path.name}')
+  _remove_incomplete(path)
+  if path.exists():
+    path.rename(aside)
+  try:
+    yield
+  except BaseException:
+    if aside.exists():
+      aside.rename(path)
+    raise
+  finally:
+    _remove_incomplete(path)
+
+
+def _remove_incomplete(path: pathlib.Path) -> None:
+  """Removes what unfinished preparations of `path` left behind."""
+  for folder in path.parent.glob(f'{_INCOMPLETE}*_{path.name}'):
+    shutil.rmtree(folder)
+  # <data_dir>/<name>/<config>, then <data_dir>/<name>, where TFDS notes the
+  # default config before anything else.
+  for folder in (path.parent, path.parent.parent):
+    if {p.name for p in folder.glob('*')} <= {_CONFIG_NOTE}:
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def _system_failure(error: Exception) -> str | None:
+  """Returns what the operating system refused, None for other errors."""
+  if isinstance(error, OSError):
+    return _one_line(error)
+  # ArrayRecord's way to say so.
+  found = re.search(r'(open|write|close)\(\) failed: [^;]+', str(error))
+  return found and _one_line(found[0])
+
+
+def _full_name(builder: tfds.core.DatasetBuilder) -> str:
+  return f'{builder.name}/{builder.builder_config.name}'
+
+
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+  # TFDS would log a warning where there is no folder.
+  return builder.data_path.exists() and builder.is_prepared()
+
+
+def _needs_manual_dir(builder: tfds.core.DatasetBuilder) -> bool:
+  return builder.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
+
+
+def _one_line(text: object) -> str:
+  return ' '.join(str(text).split())
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr)
