@@ -91,10 +91,7 @@ print(sorted({{'tensorflow', 'dermvq_jax.data.synthetic_dermoscopy'}}
   [
     ('ham10000/64', 'dermvq prepare --dataset=ham10000/64'),
     ('synthetic_dermoscopy/65', 'dermvq prepare'),
-    ('synthetic_dermoscopy', 'dermvq prepare'),
-    ('', 'dermvq prepare'),
     ('codes/0123456789abcdef', 'dermvq encode --workdir=WORKDIR'),
-    ('codes', 'dermvq encode'),
   ],
 )
 def test_not_prepared(smoke_run, dataset, message):
