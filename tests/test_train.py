@@ -232,7 +232,7 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
     ('model.downsampling=3', 'power of 2'),
     ('model.downsampling=32', '16 px are not divisible'),
     ('dataset=ham10000/64', 'not prepared.*dermvq prepare'),
-    ('dataset=synthetic_dermoscopy', 'not prepared'),
+    ('dataset=synthetic_dermoscopy', 'form name/size'),
     ('dataset=codes', 'dermvq train --config=vqvae'),
     ('data_dir=/nowhere', 'not prepared in /nowhere'),
   ],
