@@ -180,8 +180,8 @@ def test_overfits_a_tiny_set(prior):
 @pytest.mark.parametrize(
   'prior, count',
   [
-    (gated_pixelcnn.GatedPixelCNN(512, 7), 1_544_704),
-    (PRIORS['gated_pixelcnn'], 5_471),
+    (gated_pixelcnn.GatedPixelCNN(512, 7), 1_545_728),
+    (PRIORS['gated_pixelcnn'], 5_599),
   ],
 )
 def test_number_of_parameters(prior, count):

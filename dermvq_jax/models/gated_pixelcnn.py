@@ -6,8 +6,10 @@ convolution in every layer, the vertical stack: together every past position
 and no other. Each stack has a stem of its own, since a masked stem that both
 share would hide part of the past from the vertical stack for good.
 
-Unlike in the paper the vertical stack has residual connections too: without
-them the gates shrink its signal about threefold a layer.
+Two things are not in the paper. The vertical stack has residual connections
+too: without them the gates shrink its signal about threefold a layer. And both
+stacks are told where they are: convolutions see the grid's borders only from
+near, so that without it lesions appear anywhere and cut off at the border.
 """
 
 import einops
@@ -21,11 +23,21 @@ from dermvq_jax.models import layers
 Array = jax.Array
 Cache = dict[str, Array]
 
+# Half waves along a side that tell the place: enough for a sixteenth of it.
+_NUM_WAVES = 4
+
 
 def _gate(x: Array) -> Array:
   """[..., 2F] -> [..., F]: tanh times sigmoid, equation 2 of 2016b."""
   content, gate = jnp.split(x, 2, axis=-1)
   return jnp.tanh(content) * nn.sigmoid(gate)
+
+
+def _waves(n: int) -> Array:
+  """Smooth functions of the place along n positions: [n, 2 * _NUM_WAVES]."""
+  place = (jnp.arange(n) + 0.5) / n  # the same in a grid of any size
+  angles = jnp.pi * place[:, None] * jnp.arange(1, _NUM_WAVES + 1)
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class GatedMaskedConv(nn.Module):
@@ -137,6 +149,7 @@ class GatedPixelCNN(nn.Module):
       embedding_init=nn.initializers.normal(1.0),
       dtype=self.dtype,
     )
+    self.position = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
     stem = dict(include_self=False, dtype=self.dtype)
     self.vertical_stem = layers.VerticalConv(
       self.features, self.first_kernel_size, **stem
@@ -169,7 +182,9 @@ class GatedPixelCNN(nn.Module):
       float32 [B, h, w, K].
     """
     x = self.embedding(codes)
-    vertical, horizontal = self.vertical_stem(x), self.horizontal_stem(x)
+    positions = self._positions(codes.shape[1:])  # [h, w, F]
+    vertical = self.vertical_stem(x) + positions
+    horizontal = self.horizontal_stem(x) + positions
     skips = 0.0
     for layer in self.layers:
       vertical_bias, horizontal_bias = layer.biases(labels)
@@ -178,6 +193,13 @@ class GatedPixelCNN(nn.Module):
       horizontal, skip = layer.horizontal(horizontal, above, train=train)
       skips = skips + skip
     return self._head(skips)
+
+  def _positions(self, grid: tuple[int, int]) -> Array:
+    """What is added to both stems, [h, w, F]."""
+    height, width = grid
+    rows = einops.repeat(_waves(height), 'h f -> h w f', w=width)
+    columns = einops.repeat(_waves(width), 'w f -> h w f', h=height)
+    return self.position(jnp.concatenate([rows, columns], axis=-1))
 
   def _head(self, skips: Array) -> Array:
     """[B, h, w, F] -> [B, h, w, K], float32 also where dtype is less."""
@@ -205,6 +227,7 @@ class GatedPixelCNN(nn.Module):
     doubled = (labels.shape[0], 2 * self.features)
     return {
       'labels': labels,
+      'positions': self._positions(grid),
       # The last rows that the vertical stack needs; row i is at i % reach.
       'code_rows': jnp.zeros((stem_reach, *rows), dtype),
       'vertical_rows': jnp.zeros((reach, self.num_layers, *rows), dtype),
@@ -234,6 +257,7 @@ class GatedPixelCNN(nn.Module):
     x = self.vertical_stem(
       _in_order(code_rows, i, 'n b w f -> b n w f'), has_context=True
     )  # [B, 1, w, F]
+    x = x + lax.dynamic_index_in_dim(cache['positions'], i, keepdims=False)
     context = _in_order(cache['vertical_rows'], i, 'n l b w f -> l b n w f')
     inputs, above = [], []
     for layer, rows in zip(self.layers, context):
@@ -266,7 +290,6 @@ class GatedPixelCNN(nn.Module):
     Returns:
       The cache for column j + 1, and logits float32 [B, K].
     """
-    del i  # The rows above are in the cache.
     stem_reach, reach = self.first_kernel_size // 2, self.kernel_size // 2
     embedded = self.embedding(previous)
     embedded = jnp.where(j > 0, embedded, jnp.zeros_like(embedded))
@@ -275,6 +298,7 @@ class GatedPixelCNN(nn.Module):
     x = self.horizontal_stem(
       einops.rearrange(window, 'n b f -> b 1 n f'), has_context=True
     )  # [B, 1, 1, F]
+    x = x + cache['positions'][i, j]
     window = lax.dynamic_slice_in_dim(cache['inputs'], j, reach)
     context = einops.rearrange(window, 'n l b f -> l b 1 n f')
     above = lax.dynamic_index_in_dim(cache['above'], j, keepdims=False)
