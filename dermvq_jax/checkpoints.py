@@ -15,6 +15,7 @@ from dermvq_jax import errors
 
 PyTree = Any
 _KEEP = 2
+_ITEM = 'default'  # orbax's name for a step's only item
 
 
 def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
@@ -24,10 +25,12 @@ def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(folder, options=options)
 
 
-def _reader(folder: epath.Path) -> ocp.CheckpointManager:
-  # Another process may be training: what it is writing must stay.
-  options = ocp.CheckpointManagerOptions(read_only=True, create=False)
-  return ocp.CheckpointManager(folder, options=options)
+def _best_step(folder: epath.Path) -> int | None:
+  """The step of the committed weights in `folder/best`."""
+  best = folder / 'best'
+  # A manager would tidy up what a training may be writing at this moment.
+  steps = ocp.utils.checkpoint_steps(best) if best.exists() else []
+  return max(steps, default=None)
 
 
 class Checkpoints:
@@ -78,11 +81,7 @@ class Checkpoints:
 
 def has_best(folder: epath.Path) -> bool:
   """Whether there are weights in `folder/best`."""
-  best = epath.Path(folder).resolve() / 'best'
-  if not best.exists():
-    return False
-  with _reader(best) as manager:
-    return manager.latest_step() is not None
+  return _best_step(epath.Path(folder).resolve()) is not None
 
 
 def load_best(folder: epath.Path) -> PyTree:
@@ -92,12 +91,11 @@ def load_best(folder: epath.Path) -> PyTree:
     UserError: there are none.
   """
   folder = epath.Path(folder).resolve()
-  if not has_best(folder):
+  step = _best_step(folder)
+  if step is None:
     raise errors.UserError(
       f'{folder} holds no trained weights; run dermvq train '
       f'--config={folder.name} --workdir={folder.parent} first'
     )
-  with _reader(folder / 'best') as manager:
-    return manager.restore(
-      manager.latest_step(), args=ocp.args.StandardRestore()
-    )
+  with ocp.StandardCheckpointer() as reader:
+    return reader.restore(folder / 'best' / str(step) / _ITEM)
