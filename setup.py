@@ -41,11 +41,12 @@ setuptools.setup(
     'clu',
     'einops',
     'etils[epath]',
-    'flax>=0.12',
+    # flax 0.12.9 fails on import with jax 0.11 (google/flax#5596).
+    'flax>=0.12,<0.12.9',
     'grain>=0.2.18',
     # tensorflow-datasets imports it without declaring it.
     'importlib_resources',
-    'jax>=0.10',
+    'jax>=0.10,<0.11',
     'matplotlib',
     'ml_collections>=1.1',
     'numpy',

@@ -56,18 +56,24 @@ def resolve_dataset(
 ) -> tuple[str, epath.Path]:
   """The dataset a config means, and where it is prepared.
 
-  'codes' are those of the VQ-VAE in `workdir`, in the same place as its images
-  unless the config names another.
+  A prior's are the codes of the VQ-VAE in `workdir`, in the same place as its
+  images unless the config names another.
 
   Raises:
-    UserError: 'codes' are meant and there is no trained VQ-VAE.
+    UserError: of a prior, there is no trained VQ-VAE, or the config names
+      other codes than its.
   """
-  if config.dataset != 'codes':
+  if config.task != 'prior':
     return config.dataset, workdirs.data_dir(workdir, config.data_dir)
   folder = workdirs.phase_dir(workdir, 'vqvae')
   vqvae_config, facts = workdirs.load_config(folder)
   weights = checkpoints.load_best(folder)
   name = codes_name(digest(weights, facts['dataset']), config.copies)
+  if config.dataset not in ('codes', name):
+    raise errors.UserError(
+      f'config.dataset={config.dataset} is not {name}, the codes of the VQ-VAE '
+      f"in {folder}; leave it at 'codes'"
+    )
   data_dir = config.data_dir or vqvae_config.data_dir
   return name, workdirs.data_dir(workdir, data_dir)
 

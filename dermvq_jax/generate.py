@@ -174,6 +174,8 @@ def reconstruct(
   Raises:
     UserError: not trained, unreadable images, `out` exists.
   """
+  if split and label is not None:
+    raise errors.UserError('--split has labels of its own; leave out --label')
   model = inference.load(workdir)
   config, facts = workdirs.load_config(workdirs.phase_dir(workdir, 'vqvae'))
   names, originals, labels = _read_inputs(

@@ -80,7 +80,6 @@ class Model:
     self.image_size = facts['image_size']
     self.grid = (self.image_size // config.model.downsampling,) * 2
     self.codebook_size = config.quantizer.codebook_size
-    self._train_variance = facts['train_variance']
     self._digest = encode.digest(weights, facts['dataset'])
     self._encode = encode.make_encoder(config, weights)
     self._decode = _make_decoder(config, weights)

@@ -40,10 +40,9 @@ def setup_console():
 
 
 def _is_chatter(record: logging.LogRecord) -> bool:
-  ours = ('logging_writer', 'parameter_overview', 'dermvq_jax')
-  return record.levelno < logging.ERROR and not any(
-    name in record.pathname for name in ours
-  )
+  ours = record.pathname.startswith(os.path.dirname(__file__))
+  wanted = record.module in ('logging_writer', 'parameter_overview')
+  return record.levelno < logging.ERROR and not (ours or wanted)
 
 
 def read(folder: epath.PathLike) -> list[dict[str, Any]]:

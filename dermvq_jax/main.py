@@ -349,7 +349,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     return _MISTAKE
   except KeyboardInterrupt:
-    print('\nInterrupted; the same command goes on.', file=sys.stderr)
+    print(
+      '\nInterrupted; dermvq train goes on with the same command.',
+      file=sys.stderr,
+    )
     return _INTERRUPTED
   return 0
 

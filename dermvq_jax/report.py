@@ -13,7 +13,7 @@ _SAMPLES_PER_CLASS = 8
 _NUM_RECONSTRUCTIONS = 10
 _DPI = 120
 
-# figure -> panels: (title, y label, log scale, {legend: (metric, prefix)})
+# phase -> panels: (title, y label, log scale, metric)
 _PANELS = {
   'vqvae': (
     ('Reconstruction error', 'NMSE', True, 'nmse'),
@@ -22,7 +22,7 @@ _PANELS = {
     ('Codebook usage', 'share of codes in use', False, 'codebook_usage'),
   ),
   'prior': (
-    ('Negative log-likelihood', 'bits per code', False, 'bits_per_code'),
+    ('Length of the codes', 'bits per code', False, 'bits_per_code'),
     ('Most likely code is right', 'share of codes', False, 'accuracy'),
   ),
 }

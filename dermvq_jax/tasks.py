@@ -87,7 +87,10 @@ def _component(name: str, find: Callable[[str], Any], kind: str) -> Any:
     if not re.fullmatch('[a-z0-9_]+', name):
       raise AttributeError
     return find(name)
-  except (AttributeError, ModuleNotFoundError):
+  except (AttributeError, ModuleNotFoundError) as e:
+    # What a component itself fails to import is not a wrong name.
+    if isinstance(e, ModuleNotFoundError) and not e.name.endswith(f'.{name}'):
+      raise
     raise errors.UserError(f'there is no {kind} named {name!r}') from None
 
 
@@ -126,6 +129,14 @@ def _check_sizes(config: ml_collections.ConfigDict, size: int):
       f'config.model.downsampling is {factor}; it must be a power of 2, '
       'from 2 up'
     )
+  for name, value in (
+    ('model.features', config.model.features),
+    ('model.residual_features', config.model.residual_features),
+    ('quantizer.codebook_size', config.quantizer.codebook_size),
+    ('quantizer.code_dim', config.quantizer.code_dim),
+  ):
+    if value < 1:
+      raise errors.UserError(f'config.{name} is {value}; give 1 or more')
   if size % factor:
     raise errors.UserError(
       f'images of {size} px are not divisible by config.model.downsampling='

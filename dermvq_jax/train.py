@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -112,6 +113,8 @@ def _resolve(
       raise errors.UserError(f'config.{name} is {config[name]}; give 1 or more')
   config = ml_collections.ConfigDict(config.to_dict())
   epoch = max(1, facts['num_train'] // config.batch_size)
+  if config.data_dir:  # later commands may run in another folder
+    config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
   config.num_train_steps = config.num_train_steps or math.ceil(
     config.num_epochs * epoch
   )
@@ -215,12 +218,14 @@ def _fetch(
 
 
 def _loop(
-  trainer: _Trainer, saved: checkpoints.Checkpoints, stack: contextlib.ExitStack
+  trainer: _Trainer,
+  tree: PyTree,
+  saved: checkpoints.Checkpoints,
+  stack: contextlib.ExitStack,
 ):
-  """Trains from the latest checkpoint, or from the start, to the end."""
+  """Trains from the latest checkpoint, or from `tree`, to the end."""
   config, par = trainer.config, trainer.parallel
-  # Also on resume: it gives the structure that the checkpoint fills.
-  restorable = {'tree': trainer.start(), 'best': np.float32(np.inf)}
+  restorable = {'tree': tree, 'best': np.float32(np.inf)}
   start = saved.latest_step() or 0
   if start:
     restorable = saved.restore(restorable)
@@ -273,7 +278,7 @@ def _loop(
       _check_finite(host, step, trainer.folder)
       saved.save(step, {'tree': host, 'best': np.float32(best)})
     if step % config.log_every_steps == 0:
-      # Validation and saving are not counted as time of steps.
+      # Validation and saving at log steps are not counted as time of steps.
       logged, since = step, time.time()
 
 
@@ -313,6 +318,9 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
   }
   # Wrong configs are found before anything is written.
   trainer = _Trainer(config, folder, facts, sources)
+  workdirs.check_config(folder, config, facts)
+  # Also on resume: it gives the structure that the checkpoint fills.
+  tree = trainer.start()
   workdirs.save_config(folder, config, facts)
   saved = checkpoints.Checkpoints(folder)
   try:
@@ -320,6 +328,6 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
       logging.info('%s is already trained.', folder)
       return
     with contextlib.ExitStack() as stack:
-      _loop(trainer, saved, stack)
+      _loop(trainer, tree, saved, stack)
   finally:
     saved.close()

@@ -8,10 +8,9 @@ from etils import epath
 
 from dermvq_jax import errors
 
-PHASES = ('vqvae', 'prior')
 _FILE = 'config.json'
 # These may change between two starts of the same run.
-_FREE = {'parallel', 'num_workers', 'data_dir', 'manual_dir'}
+_FREE = {'parallel', 'num_workers', 'data_dir'}
 _FREE_SUFFIX = '_every_steps'
 
 
@@ -21,8 +20,17 @@ def phase_dir(workdir: epath.PathLike, phase: str) -> epath.Path:
 
 
 def data_dir(workdir: epath.PathLike, chosen: str = '') -> epath.Path:
-  """Where prepared datasets are: `chosen`, else `data` in the workdir."""
+  """Where prepared datasets are: `chosen`, else `data` in the workdir.
+
+  Raises:
+    UserError: that is not a local folder.
+  """
   path = epath.Path(chosen) if chosen else epath.Path(workdir) / 'data'
+  if '://' in str(path):
+    raise errors.UserError(
+      f'datasets can not be read from {path}; give a local folder as '
+      '--config.data_dir (of dermvq train) or --data_dir'
+    )
   return path.expanduser()
 
 
@@ -63,15 +71,9 @@ def save_config(
   config: ml_collections.ConfigDict,
   facts: dict[str, Any],
 ):
-  """Stores what a phase is started with, or checks that it is the same.
-
-  Raises:
-    UserError: `folder` was started with another value of something that
-      changes the result.
-  """
+  """Stores what a phase is started with, after `check_config`."""
   folder = epath.Path(folder)
-  if exists(folder):
-    _check_same(folder, config, facts)
+  check_config(folder, config, facts)
   folder.mkdir(parents=True, exist_ok=True)
   stored = {'config': config.to_dict(), 'facts': facts}
   # Renamed when complete: a run that is killed here still has the old one.
@@ -90,7 +92,20 @@ def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def _check_same(folder, config, facts):
+def check_config(
+  folder: epath.PathLike,
+  config: ml_collections.ConfigDict,
+  facts: dict[str, Any],
+):
+  """Checks that a phase is continued as it was started, if it was.
+
+  Raises:
+    UserError: `folder` was started with another value of something that
+      changes the result.
+  """
+  folder = epath.Path(folder)
+  if not exists(folder):
+    return
   old_config, old_facts = load_config(folder)
   old, new = _flatten(old_config.to_dict()), _flatten(config.to_dict())
   free = {k for k in old | new if k in _FREE or k.endswith(_FREE_SUFFIX)}
@@ -104,7 +119,7 @@ def _check_same(folder, config, facts):
   ]
   old, new = _flatten(old_facts), _flatten(facts)
   differing += [
-    f'the dataset has another {k}'
+    f'the data had {k} {old.get(k)!r}, have {new.get(k)!r}'
     for k in sorted(old | new)
     if old.get(k) != new.get(k)
   ]

@@ -202,6 +202,23 @@ def test_unknown_target():
     augment.Augment(cutout_target='blurred')
 
 
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('rgb_shift_probability', 1.5),
+    ('rgb_shift_limit', -1),
+    ('cutout_probability', -0.1),
+    ('cutout_max_holes', 0),
+    ('cutout_min_side', 0.0),
+    ('cutout_min_side', 0.3),  # more than the greatest
+    ('cutout_max_side', 1.1),
+  ],
+)
+def test_values_out_of_range(name, value):
+  with pytest.raises(errors.UserError, match=f'config.augment.{name} is'):
+    augment.Augment(**{name: value})
+
+
 def test_one_augmentation_does_not_need_another():
   """Cut-out on or off: the same flips and colours for the same generator."""
   plain = augment.Augment(flips=True, rgb_shift_probability=0.5)

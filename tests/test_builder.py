@@ -335,6 +335,7 @@ sys.exit('tensorflow' in sys.modules)
     ('splits/64', "there is no dataset 'splits'"),
     ('ham10000/65', "no config '65'; choose one of: ham10000/64, ham10000/128"),
     ('ham10000', "no config ''; choose one of: ham10000/64"),
+    ('codes/0123', "'codes' is not prepared from images"),
   ],
 )
 def test_datasets_that_are_not(dataset, match, tmp_path):

@@ -233,7 +233,11 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
     ('model.downsampling=32', '16 px are not divisible'),
     ('dataset=ham10000/64', 'not prepared.*dermvq prepare'),
     ('dataset=synthetic_dermoscopy', 'form name/size'),
-    ('dataset=codes', 'dermvq train --config=vqvae'),
+    ('dataset=codes', 'form name/size'),
+    ('quantizer.codebook_size=0', 'config.quantizer.codebook_size is 0'),
+    ('model.features=0', 'config.model.features is 0'),
+    ('augment.cutout_max_holes=0', 'config.augment.cutout_max_holes is 0'),
+    ('data_dir=gs://bucket/data', 'gs:/.*give a local folder'),
     ('data_dir=/nowhere', 'not prepared in /nowhere'),
   ],
 )
@@ -248,13 +252,15 @@ def test_mistakes_in_a_config_write_nothing(
 
 def test_dataset_of_the_other_phase(smoke_run, tmp_path):
   codes = workdirs.load_config(smoke_run / 'prior')[1]['dataset']
-  for phase, dataset in (('vqvae', codes), ('prior', IMAGES)):
-    config = config_files.load(
-      f'{phase}:smoke',
-      [f'--config.dataset={dataset}', f'--config.data_dir={smoke_run}/data'],
-    )
-    with pytest.raises(errors.UserError, match='can not train'):
-      train.run(config, tmp_path / 'run')
+  config = config_files.load(
+    'vqvae:smoke',
+    [f'--config.dataset={codes}', f'--config.data_dir={smoke_run}/data'],
+  )
+  with pytest.raises(errors.UserError, match='can not train'):
+    train.run(config, tmp_path / 'run')
+  for dataset in (IMAGES, 'codes/0123456789abcdef'):
+    with pytest.raises(errors.UserError, match=f'is not {codes}, the codes of'):
+      train_smoke('prior', smoke_run, f'--config.dataset={dataset}')
   with pytest.raises(errors.UserError, match="no prior named 'layers'"):
     train_smoke('prior', smoke_run, '--config.prior.name=layers')
 
@@ -265,8 +271,27 @@ def test_prior_before_the_vqvae_or_encode(smoke_run, tmp_path):
   shutil.copytree(smoke_run / 'vqvae', tmp_path / 'vqvae')
   with pytest.raises(errors.UserError, match='dermvq encode'):
     train_smoke('prior', tmp_path)
-  with pytest.raises(errors.UserError, match='_x3 is not prepared.*encode'):
+  with pytest.raises(errors.UserError, match='_x3 is not .*--copies=3'):
     train_smoke('prior', smoke_run, '--config.copies=3')
+
+
+def test_a_wrong_architecture_does_not_block_the_workdir(smoke_run, tmp_path):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  before = sorted(workdir.rglob('*'))
+  with pytest.raises(errors.UserError, match='kernel_size is 4; .* odd'):
+    train_smoke('prior', workdir, data, '--config.prior.kernel_size=4')
+  assert sorted(workdir.rglob('*')) == before
+
+
+def test_data_dir_is_stored_so_that_any_folder_finds_it(
+  smoke_run, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(smoke_run)
+  train_smoke(
+    'vqvae', tmp_path, '--config.data_dir=data', '--config.num_train_steps=3'
+  )
+  config, _ = workdirs.load_config(tmp_path / 'vqvae')
+  assert config.data_dir == str(smoke_run / 'data')
 
 
 # jit and pmap.

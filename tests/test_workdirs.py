@@ -102,11 +102,11 @@ def test_names_every_field(folder):
 
 
 def test_refuses_another_dataset(folder):
-  with pytest.raises(errors.UserError, match='another num_train; .*variance'):
+  with pytest.raises(errors.UserError, match='num_train 9, have 8; .*variance'):
     workdirs.save_config(
       folder, smoke(), FACTS | {'num_train': 8, 'variance': 0.2}
     )
-  with pytest.raises(errors.UserError, match='another new'):
+  with pytest.raises(errors.UserError, match='had new None, have 1'):
     workdirs.save_config(folder, smoke(), FACTS | {'new': 1})
 
 

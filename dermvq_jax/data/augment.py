@@ -75,7 +75,7 @@ class Augment(grain.transforms.RandomMap):
       boxes themselves part of the target.
 
   Raises:
-    UserError: another `cutout_target`.
+    UserError: a value out of its range.
   """
 
   flips: bool = False
@@ -94,6 +94,21 @@ class Augment(grain.transforms.RandomMap):
         f'config.augment.cutout_target is {self.cutout_target!r}; it must be '
         f'{CLEAN!r} or {AUGMENTED!r}'
       )
+    in_range = {
+      'rgb_shift_probability': 0 <= self.rgb_shift_probability <= 1,
+      'rgb_shift_limit': 0 <= self.rgb_shift_limit <= 255,
+      'cutout_probability': 0 <= self.cutout_probability <= 1,
+      'cutout_max_holes': self.cutout_max_holes >= 1,
+      'cutout_min_side': 0 < self.cutout_min_side <= self.cutout_max_side,
+      'cutout_max_side': self.cutout_max_side <= 1,
+    }
+    for name, right in in_range.items():
+      if not right:
+        raise errors.UserError(
+          f'config.augment.{name} is {getattr(self, name)}, out of its range: '
+          'probabilities and sides are shares from 0 to 1 (min <= max), the '
+          'shift is of 255, holes are 1 or more'
+        )
 
   def random_map(
     self, element: dict[str, np.ndarray], rng: np.random.Generator

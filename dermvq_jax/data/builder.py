@@ -51,7 +51,7 @@ class Record:
   extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class _LocalInfo(tfds.core.DatasetInfo):
+class LocalInfo(tfds.core.DatasetInfo):
   """Description of a dataset that TFDS does not publish."""
 
   def initialize_from_bucket(self) -> None:
@@ -80,7 +80,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     size = self.builder_config.size
-    return _LocalInfo(
+    return LocalInfo(
       builder=self,
       description=self.__doc__,
       features=tfds.features.FeaturesDict(
@@ -181,8 +181,10 @@ def make(dataset: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
     raise errors.UserError(
       f'there is no dataset {name!r}; dermvq prepare --help lists them'
     ) from None
+  if not issubclass(cls, ImageBuilder):
+    raise errors.UserError(f'the dataset {name!r} is not prepared from images')
   known = list(cls.builder_configs)
-  if known and config not in known:
+  if config not in known:
     raise errors.UserError(
       f'dataset {name!r} has no config {config!r}; choose one of: '
       + ', '.join(f'{name}/{c}' for c in known)

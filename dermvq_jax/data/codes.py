@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dermvq_jax.data import builder
+
 # split -> examples with `codes`, `label`, `id` and `group`.
 Examples = Callable[[str], Iterable[dict[str, Any]]]
 
@@ -40,7 +42,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     config = self.builder_config
-    return tfds.core.DatasetInfo(
+    return builder.LocalInfo(
       builder=self,
       description=self.__doc__,
       features=tfds.features.FeaturesDict(

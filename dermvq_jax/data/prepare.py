@@ -63,6 +63,11 @@ def write(
     overwrite: see `run`.
   """
   builder = make_builder()
+  if '://' in str(builder.data_path):
+    raise errors.UserError(
+      f'datasets can not be read from {builder.data_path.parents[2]}; give a '
+      'local folder as --data_dir'
+    )
   name, path = _full_name(builder), pathlib.Path(builder.data_path)
   if _is_prepared(builder) and not overwrite:
     _say(f'{name} is already prepared in {path}')

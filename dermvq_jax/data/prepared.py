@@ -24,11 +24,11 @@ def _builder(
     and (path / 'dataset_info.json').exists()
   ]
   if not versions:
-    command = (
-      'encode --workdir=WORKDIR'
-      if name == 'codes'
-      else f'prepare --dataset={dataset}'
-    )
+    command = f'prepare --dataset={dataset}'
+    if name == 'codes':
+      _, _, copies = config.partition('_x')
+      command = 'encode --workdir=WORKDIR'
+      command += f' --copies={copies}' if copies else ''
     raise errors.UserError(
       f'{dataset} is not prepared in {data_dir}; run dermvq {command} '
       f'--data_dir={data_dir}'

@@ -46,8 +46,9 @@ def assign(groups: Sequence[str], labels: Sequence[str]) -> list[str]:
   Groups (a lesion or a patient) are never divided. Within each class the
   groups are ordered by a hash of their name and cut at the shares, so the
   result depends neither on the order of the examples nor on the machine, and
-  every class has its share in every split. A group's class is its most
-  frequent label.
+  every class has its share in every split. Added groups can move others: a
+  part of a dataset has other splits than the whole. A group's class is its
+  most frequent label.
 
   Args:
     groups: group of each example.

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dermvq_jax import errors
 from dermvq_jax.models import layers
 
 Array = jax.Array
@@ -141,8 +142,12 @@ class GatedPixelCNN(nn.Module):
 
   def setup(self):
     """Makes the embedding, the stems, the layers and the head."""
-    if min(self.kernel_size, self.first_kernel_size) < 3:
-      raise ValueError('Kernels smaller than 3 see no neighbours.')
+    for name in ('kernel_size', 'first_kernel_size'):
+      size = getattr(self, name)
+      if size < 3 or size % 2 == 0:
+        raise errors.UserError(
+          f'config.prior.{name} is {size}; it must be odd, from 3 up'
+        )
     self.embedding = nn.Embed(
       self.codebook_size,
       self.features,

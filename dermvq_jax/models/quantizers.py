@@ -1,9 +1,10 @@
 """Quantizers: continuous latents to codes and back.
 
 `quantizer.name` in a config is the class's name in snake case without
-'Quantizer': `ema` is `EmaQuantizer`. Contract: called with latents
-`[..., D]` a quantizer returns `Quantized`. Statistics that no gradient trains
-live in the collection `codebook`.
+'Quantizer': `ema` is `EmaQuantizer`. Contract: fields `codebook_size` and
+`code_dim`; called with latents `[B, h, w, D]` a quantizer returns `Quantized`;
+`encode` and `lookup` are its two halves; `start` takes the first latents.
+Statistics that no gradient trains live in the collection `codebook`.
 """
 
 import flax
