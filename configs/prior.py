@@ -1,19 +1,61 @@
-r"""Phase 2: a class-conditional Gated PixelCNN over the VQ-VAE's codes.
+r"""Phase 2: a class-conditional prior over the VQ-VAE's codes.
 
 ```
 dermvq encode --workdir=W
 dermvq train --config=prior --workdir=W
 ```
 
-Arguments: none: for 16x16 to 32x32 codes; 'demo': minutes; 'smoke': seconds,
-for tests. Expected results are in experiments/RESULTS.md.
+Arguments: none: a Gated PixelCNN for 16x16 to 32x32 codes; 'pixelcnn', 'rnn',
+'transformer': the other priors, about as large; 'demo': minutes; 'smoke':
+seconds, for tests. Expected results are in experiments/RESULTS.md.
 """
 
 import ml_collections
 
+# Fields of each prior in dermvq_jax/models: 1.2 to 1.3 million parameters for
+# 512 codes and 7 classes.
+_PRIORS = {
+  'gated_pixelcnn': {
+    'num_layers': 12,
+    'features': 64,
+    'kernel_size': 3,
+    'first_kernel_size': 7,
+    'head_features': 256,
+    'dropout_rate': 0.1,
+  },
+  'pixelcnn': {
+    'num_layers': 16,
+    'features': 128,
+    'kernel_size': 3,
+    'first_kernel_size': 7,
+    'head_features': 256,
+    'tie_embeddings': False,
+    'dropout_rate': 0.1,
+  },
+  'rnn': {
+    'num_layers': 2,
+    'features': 208,
+    'cell': 'lstm',  # or 'gru'
+    'kernel_size': 3,
+    'tie_embeddings': False,
+    'dropout_rate': 0.1,
+  },
+  'transformer': {
+    'num_layers': 6,
+    'features': 128,
+    'num_heads': 4,
+    'mlp_ratio': 4,
+    'tie_embeddings': False,
+    'dropout_rate': 0.1,
+  },
+}
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` is one of '', 'demo', 'smoke'."""
+  """Returns the config.
+
+  `arg` is one of '', 'pixelcnn', 'rnn', 'transformer', 'demo', 'smoke'.
+  """
   config = ml_collections.ConfigDict()
   config.task = 'prior'
   config.seed = 0
@@ -24,16 +66,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.batch_size = 16  # global
   config.num_workers = 0  # processes that read; 0: threads only
 
-  config.prior = {
-    'name': 'gated_pixelcnn',
-    'num_layers': 12,
-    'features': 64,
-    'kernel_size': 3,
-    'first_kernel_size': 7,
-    'head_features': 256,
-    'dropout_rate': 0.1,
-  }
+  name = arg if arg in _PRIORS else 'gated_pixelcnn'
+  config.prior = {'name': name, **_PRIORS[name]}
   config.label_dropout_rate = 0.1  # to the null label
+  config.loss = 'cross_entropy'  # or 'bce': one-vs-rest, as in the report
+  config.label_smoothing = 0.0
   config.dtype = 'float32'
 
   config.optim = {
@@ -67,6 +104,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.log_every_steps = 5
     config.eval_every_steps = 5
     config.checkpoint_every_steps = 4
-  elif arg:
-    raise ValueError(f'prior has no config {arg!r}: demo or smoke')
+  elif arg and arg not in _PRIORS:
+    raise ValueError(
+      f'prior has no config {arg!r}: pixelcnn, rnn, transformer, demo or smoke'
+    )
   return config

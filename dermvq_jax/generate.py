@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import errors, images, inference, workdirs
+from dermvq_jax import sample as sampler
 from dermvq_jax.data import prepared
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -46,26 +48,114 @@ def _write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
     writer.writerows(rows)
 
 
+def _named_mask(name: str, size: int) -> np.ndarray:
+  """Where `name`, of `MASKS`, hides the image: bool `[size, size]`."""
+  y, x = np.mgrid[:size, :size]
+  half, third, edge = size // 2, -(-size // 3), max(1, size // 16)
+  inner = (slice(third, size - third),) * 2
+  rest = (slice(edge, size - edge),) * 2
+  center, border = np.zeros((size, size), bool), np.ones((size, size), bool)
+  center[inner], border[rest] = True, False
+  return {
+    'left': x < half,
+    'right': x >= half,
+    'top': y < half,
+    'bottom': y >= half,
+    'center': center,
+    'border': border,
+  }[name]
+
+
+# Halves of the image; the central third of its side, rounded down, so that the
+# codes of images of 64 px see enough around it; a border of a sixteenth.
+MASKS = ('left', 'right', 'top', 'bottom', 'center', 'border')
+_BLANK = 128  # grey
+
+
+@dataclasses.dataclass(frozen=True)
+class _Completion:
+  """What completions of an image start from.
+
+  Attributes:
+    original: uint8 `[H, W, 3]`.
+    masked: the same with the hidden pixels blanked.
+    codes: int32 `[h, w]`, of the masked image.
+    known: bool `[h, w]`, the codes that no hidden pixel has a part in.
+  """
+
+  original: np.ndarray
+  masked: np.ndarray
+  codes: np.ndarray
+  known: np.ndarray
+
+
+def _read_completion(
+  model: inference.Model, image: epath.PathLike, mask: str
+) -> _Completion:
+  """Reads an image, hides a part of it and encodes the rest."""
+  if not epath.Path(image).is_file():
+    raise errors.UserError(f'there is no file {image} to complete')
+  original = images.read_square(epath.Path(image), model.image_size)
+  if mask in MASKS:
+    hidden = _named_mask(mask, model.image_size)
+  elif epath.Path(mask).is_file():
+    hidden = images.read_mask(epath.Path(mask), model.image_size)
+  else:
+    raise errors.UserError(
+      f'there is no mask {mask!r}; give {", ".join(MASKS)} or an image file, '
+      'white where the image is to be hidden'
+    )
+  if not hidden.any():
+    raise errors.UserError(f'the mask {mask} hides nothing; nothing is white')
+  masked = np.where(hidden[..., None], np.uint8(_BLANK), original)
+  known = model.codes_without(hidden)
+  if not known.any():
+    raise errors.UserError(
+      f'the mask {mask} leaves no code: the encoder sees hidden pixels from '
+      'everywhere; hide less'
+    )
+  logging.info(
+    '%d of %d codes do not depend on what is hidden; the others are drawn.',
+    known.sum(),
+    known.size,
+  )
+  return _Completion(original, masked, model.encode(masked[None])[0], known)
+
+
 def sample(
   workdir: epath.PathLike,
   out: epath.PathLike,
   *,
   counts: dict[str, int],
   seed: int = 0,
-  temperature: float = 1.0,
+  complete: epath.PathLike | None = None,
+  mask: str | None = None,
+  **controls,
 ):
   """Writes new images: PNG files, `sheet.png` and `samples.csv`.
+
+  With `complete` they are completions of an image of which a part is hidden:
+  hidden pixels are blanked before encoding, and every code whose receptive
+  field has one of them is drawn anew. `original.png` and `masked.png` are
+  written too and are the first row of the sheet.
 
   Args:
     workdir: with trained VQ-VAE and prior.
     out: new folder.
     counts: images per class; the class '' stands for every class.
     seed: an image depends on seed, class and its number in the class alone.
-    temperature: of the prior.
+    complete: an image file, cropped and resized as in training.
+    mask: what of it to hide: one of `MASKS`, or an image file that is white
+      there.
+    **controls: of the prior; see `dermvq_jax.sample.Controls`.
 
   Raises:
-    UserError: not trained, unknown class, bad temperature, `out` exists.
+    UserError: not trained, unknown class, a control out of its range, no such
+      image or mask, a mask that leaves no code or hides nothing, `out` exists.
   """
+  settings = dataclasses.asdict(sampler.Controls(**controls))
+  if (complete is None) != (mask is None):
+    raise errors.UserError('give --complete and --mask, or neither')
   model = inference.load(workdir)
   if '' in counts:
     counts = dict.fromkeys(model.class_names, counts['']) | counts
@@ -73,28 +163,31 @@ def sample(
   labels = model.labels([name for name, n in counts.items() for _ in range(n)])
   if not len(labels):
     raise errors.UserError('--counts asks for no image')
+  known, sheet = {}, []
+  if complete is not None:
+    start = _read_completion(model, complete, mask)
+    for name, array in (('codes', start.codes), ('mask', start.known)):
+      known[f'known_{name}'] = np.repeat(array[None], len(labels), axis=0)
+    sheet = [np.stack([start.original, start.masked])]
   with _new_folder(out) as folder:
     new = model.sample(
-      labels, seed=seed, temperature=temperature, show_progress=True
+      labels, seed=seed, show_progress=True, **settings, **known
     )
+    if complete is not None:
+      images.save_png(folder / 'original.png', start.original)
+      images.save_png(folder / 'masked.png', start.masked)
+      settings |= {'complete': str(complete), 'mask': mask}
     rows, by_class = [], {}
     for label, image in zip(labels, new):
       name = model.class_names[label]
       members = by_class.setdefault(name, [])
       file = f'{name}_{len(members):05d}.png'
       images.save_png(folder / file, image)
-      rows.append(
-        {
-          'file': file,
-          'label': name,
-          'id': len(members),
-          'seed': seed,
-          'temperature': temperature,
-        }
-      )
+      row = {'file': file, 'label': name, 'id': len(members), 'seed': seed}
+      rows.append(row | settings)
       members.append(image)
     _write_csv(folder / 'samples.csv', rows)
-    sheet = [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
+    sheet += [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
     images.save_png(folder / 'sheet.png', images.sheet(sheet))
 
 

@@ -4,7 +4,7 @@ import pathlib
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
@@ -19,6 +19,9 @@ _IMAGE_FORMATS = ('JPEG', 'PNG')
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is fast, as long
 # as that leaves this many times the pixels (a side) for the proper filter.
 _DRAFT_MARGIN = 2
+
+_WHITE = 128  # of a mask, and more
+_NO_PART = 1e-6  # Weights of the filter that are zero, as floats have it.
 
 _GAP = 2  # pixels between the images of a sheet
 
@@ -63,6 +66,39 @@ def read_square(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
   Raises:
     UserError: not a readable image, or one of more than `MAX_PIXELS`.
   """
+  return _read(source, lambda image: crop_and_resize(image, size))
+
+
+def read_mask(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
+  """Reads the central square of a mask, for an image read by `read_square`.
+
+  Args:
+    source: a JPEG or PNG file, black and white.
+    size: pixels a side.
+
+  Returns:
+    bool `[size, size]`: true where anything white has a part in the pixel, so
+    that the others hold nothing of what is white in an image as big as the
+    mask.
+
+  Raises:
+    UserError: not a readable image, or one of more than `MAX_PIXELS`.
+  """
+
+  def convert(image: Image.Image) -> np.ndarray:
+    white = np.asarray(image.convert('L')) >= _WHITE
+    # Floats: the negative weights of the filter count too.
+    parts = _resize(Image.fromarray(white.astype(np.float32)), size)
+    return np.abs(np.asarray(parts)) > _NO_PART
+
+  return _read(source, convert)
+
+
+def _read(
+  source: pathlib.Path | zipfile.Path,
+  convert: Callable[[Image.Image], np.ndarray],
+) -> np.ndarray:
+  """Opens an image file and returns what `convert` makes of it."""
   try:
     with warnings.catch_warnings(), source.open('rb') as file:
       warnings.simplefilter('error', Image.DecompressionBombWarning)
@@ -70,7 +106,7 @@ def read_square(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
         # Only the header has been read so far.
         if image.width * image.height > MAX_PIXELS:
           raise Image.DecompressionBombError(f'{image.width}x{image.height}')
-        return crop_and_resize(image, size)
+        return convert(image)
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
     raise errors.UserError(
       f'the image {source} has more than {MAX_PIXELS:,} pixels '
@@ -95,12 +131,16 @@ def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
   """Returns the central square at `size`, uint8 `[size, size, 3]`."""
   # Decodes a JPEG at a fraction of its size where that is enough.
   image.draft(None, (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))
+  return np.asarray(_resize(image.convert('RGB'), size))
+
+
+def _resize(image: Image.Image, size: int) -> Image.Image:
+  """The central square at `size`."""
   width, height = image.size
   side = min(width, height)
   left, top = (width - side) / 2, (height - side) / 2
-  square = image.convert('RGB').resize(
+  return image.resize(
     (size, size),
     Image.Resampling.LANCZOS,
     box=(left, top, left + side, top + side),
   )
-  return np.asarray(square)

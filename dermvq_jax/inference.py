@@ -15,6 +15,7 @@ from dermvq_jax import (
   encode,
   errors,
   losses,
+  progress,
   sample,
   tasks,
   workdirs,
@@ -34,6 +35,24 @@ def load(workdir: epath.PathLike) -> 'Model':
       codes of another VQ-VAE.
   """
   return Model(workdir)
+
+
+def posterior(
+  log_likelihoods: np.ndarray, class_prior: np.ndarray
+) -> np.ndarray:
+  """Bayes' rule.
+
+  Args:
+    log_likelihoods: log p(x | class) `[B, C]`.
+    class_prior: p(class) `[C]`, sums to 1.
+
+  Returns:
+    log p(class | x), float32 `[B, C]`.
+  """
+  with np.errstate(divide='ignore'):  # A class may be ruled out.
+    joint = np.float64(log_likelihoods) + np.log(class_prior)
+  total = np.logaddexp.reduce(joint, axis=1, keepdims=True)
+  return (joint - total).astype(np.float32)
 
 
 def _in_chunks(f: Callable[..., PyTree], *arrays: np.ndarray) -> PyTree:
@@ -94,8 +113,8 @@ class Model:
         )
 
   @functools.cached_property
-  def _prior(self) -> tuple[Any, PyTree]:
-    """The prior's module and variables."""
+  def _prior(self) -> tuple[Any, PyTree, str]:
+    """The prior's module, its variables and what it was trained with."""
     if not self._has_prior:
       raise errors.UserError(
         f'{self._workdir} has no trained prior; run dermvq encode --workdir='
@@ -106,7 +125,12 @@ class Model:
     config, facts = workdirs.load_config(folder)
     weights = checkpoints.load_best(folder)
     variables = {'params': weights['params'], **weights['model_state']}
-    return tasks.prior_model(config, facts), jax.device_put(variables)
+    prior = tasks.prior_model(config, facts)
+    return prior, jax.device_put(variables), config.loss
+
+  def check_prior(self):
+    """Raises UserError unless the run has a trained prior."""
+    _ = self._prior
 
   def labels(self, labels: Labels) -> np.ndarray:
     """Class names or numbers to numbers, int32 `[B]`.
@@ -157,6 +181,32 @@ class Model:
     """
     return _in_chunks(self._decode, self._check_codes(codes))
 
+  def codes_without(self, hidden: np.ndarray) -> np.ndarray:
+    """Which codes do not depend on hidden pixels, bool `[h, w]`.
+
+    Args:
+      hidden: bool `[H, W]`, the pixels that are hidden.
+
+    Returns:
+      Whether the encoder computes the code from other pixels alone.
+
+    Raises:
+      UserError: not such a mask, or H or W not divisible by the downsampling.
+    """
+    hidden = np.asarray(hidden)
+    factor = self.config.vqvae.model.downsampling
+    if (
+      hidden.dtype != bool
+      or hidden.ndim != 2
+      or hidden.shape[0] % factor
+      or hidden.shape[1] % factor
+    ):
+      raise errors.UserError(
+        f'the mask of hidden pixels must be bool [H, W], both divisible by '
+        f'{factor}; it is {hidden.dtype} {list(hidden.shape)}'
+      )
+    return ~tasks.vqvae_model(self.config.vqvae).encoder.reached_by(hidden)
+
   def reconstruct(self, images: np.ndarray) -> np.ndarray:
     """uint8 images `[B, H, W, 3]` through encoder, codebook and decoder."""
     return self.decode(self.encode(images))
@@ -188,10 +238,76 @@ class Model:
         f'{len(codes)} grids of codes, {len(labels)} labels'
       )
     labels = np.broadcast_to(labels, (len(codes),))
-    prior, variables = self._prior
     return _in_chunks(
-      functools.partial(_teacher_forced, prior, variables), codes, labels
+      functools.partial(_teacher_forced, *self._prior), codes, labels
     )
+
+  def class_log_likelihoods(
+    self, codes: np.ndarray, *, show_progress: bool = False
+  ) -> np.ndarray:
+    """Gives log p(codes | class) of each class, in nats, float32 `[B, C]`.
+
+    Args:
+      codes: int32 `[B, h, w]`.
+      show_progress: whether to show a progress bar.
+
+    Raises:
+      UserError: no trained prior, or codes outside [0, K).
+    """
+    codes, columns = self._check_codes(codes), []
+    with progress.bar(
+      total=len(codes) * len(self.class_names),
+      desc='likelihood',
+      unit='img',
+      disable=not show_progress,
+    ) as bar:
+      for label in range(len(self.class_names)):
+        columns.append(self.log_likelihood(codes, [label]))
+        bar.update(len(codes))
+    return np.stack(columns, axis=1)
+
+  def classify(
+    self, images: np.ndarray, *, class_prior: Sequence[float] | None = None
+  ) -> np.ndarray:
+    """Log-probability of each class, by Bayes' rule from the likelihoods.
+
+    Args:
+      images: uint8 `[B, H, W, 3]`.
+      class_prior: probability of each class before the image is seen, `[C]`,
+        in any unit (counts, for example); uniform by default.
+
+    Returns:
+      log p(class | codes of the image), float32 `[B, C]`.
+
+    Raises:
+      UserError: not such images, no trained prior, or a bad class prior.
+    """
+    class_prior = self.check_class_prior(class_prior)
+    likelihoods = self.class_log_likelihoods(self.encode(images))
+    return posterior(likelihoods, class_prior)
+
+  def check_class_prior(
+    self, class_prior: Sequence[float] | None
+  ) -> np.ndarray:
+    """Probabilities of the classes, float64 `[C]`; None: uniform.
+
+    Raises:
+      UserError: not one number a class, negative or not finite, or all zero.
+    """
+    number = len(self.class_names)
+    weights = np.ones(number) if class_prior is None else class_prior
+    weights = np.asarray(weights, np.float64)
+    if (
+      weights.shape != (number,)
+      or not np.isfinite(weights).all()
+      or (weights < 0).any()
+      or not weights.sum() > 0
+    ):
+      raise errors.UserError(
+        f'class_prior must be {number} numbers that are 0 or more, not all 0; '
+        f'it is {class_prior}'
+      )
+    return weights / weights.sum()
 
   def sample_codes(
     self,
@@ -199,6 +315,11 @@ class Model:
     *,
     seed: int = 0,
     temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance_scale: float = 1.0,
+    known_codes: np.ndarray | None = None,
+    known_mask: np.ndarray | None = None,
     ids: Sequence[int] | None = None,
     show_progress: bool = False,
   ) -> np.ndarray:
@@ -206,25 +327,43 @@ class Model:
 
     Args:
       labels: class names or numbers, `[B]`.
-      seed: an image depends on seed, label and id alone, not on the others.
-      temperature: divides the logits; 0 takes the most likely code.
+      seed: an image depends on seed, label and id (and its known codes) alone,
+        not on the others.
+      temperature: divides the log-probabilities; 0 takes the most likely code.
+      top_k: draws from the so many most likely codes; 0: from all.
+      top_p: draws from the most likely codes of this total probability; 1: off.
+      guidance_scale: above 1 more typical of the class; 1: off.
+      known_codes: int `[B, h, w]`, codes to complete; they come back untouched.
+      known_mask: bool `[B, h, w]`, which of them are known. Each other code is
+        drawn given all codes before it in raster order, none after it.
       ids: which image of its label each is; by default counted from 0.
       show_progress: whether to show a progress bar.
 
     Raises:
-      UserError: no trained prior, an unknown class or a bad temperature.
+      UserError: no trained prior, an unknown class, a control out of its range
+        (`sample.Controls`), known codes that do not fit, or guidance by a prior
+        that was trained without label dropout.
     """
+    controls = sample.Controls(temperature, top_k, top_p, guidance_scale)
     labels = self.labels(labels)
     if ids is not None and len(ids) != len(labels):
       raise errors.UserError(f'{len(labels)} labels but {len(ids)} ids')
-    prior, variables = self._prior
+    prior, variables, loss = self._prior
+    if guidance_scale != 1 and not self.config.prior.label_dropout_rate:
+      raise errors.UserError(
+        f'guidance_scale is {guidance_scale}, but this prior was trained with '
+        'config.label_dropout_rate=0 and does not know the null label'
+      )
     return sample.sample_in_batches(
       prior,
       variables,
       labels,
       sample.image_keys(seed, labels, ids),
       self.grid,
-      temperature,
+      controls,
+      known_codes=known_codes,
+      known_mask=known_mask,
+      loss=loss,
       chunk_size=_CHUNK,
       show_progress=show_progress,
     )
@@ -261,9 +400,9 @@ def _make_decoder(config: ml_collections.ConfigDict, weights: PyTree):
   return functools.partial(apply, jax.device_put(variables))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _teacher_forced(prior, variables, codes, labels):
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _teacher_forced(prior, variables, loss, codes, labels):
   logits = prior.apply(variables, codes, labels, train=False)
-  nll = losses.cross_entropy(logits, codes)  # [B, h, w]
+  nll = losses.nll(logits, codes, loss)  # [B, h, w]
   predicted = jnp.argmax(logits, -1).astype(jnp.int32)
   return predicted, -nll.sum((1, 2))

@@ -19,6 +19,7 @@ A run is one folder, the workdir:
   dermvq encode --workdir=RUN
   dermvq train --config=prior --workdir=RUN
   dermvq sample --workdir=RUN --counts=mel=16,nv=16 --out=SAMPLES
+  dermvq evaluate --workdir=RUN
 
 `dermvq demo` does all of it on generated images, in minutes.
 """
@@ -68,7 +69,12 @@ def _sample(args: argparse.Namespace):
     args.out,
     counts=args.counts,
     seed=args.seed,
+    complete=args.complete,
+    mask=args.mask,
     temperature=args.temperature,
+    top_k=args.top_k,
+    top_p=args.top_p,
+    guidance_scale=args.guidance_scale,
   )
 
 
@@ -85,6 +91,12 @@ def _reconstruct(args: argparse.Namespace):
     label=args.label,
     data_dir=args.data_dir,
   )
+
+
+def _evaluate(args: argparse.Namespace):
+  from dermvq_jax import evaluate
+
+  evaluate.run(args.workdir, args.split, args.data_dir)
 
 
 def _report(args: argparse.Namespace):
@@ -125,6 +137,56 @@ def _seed_number(text: str) -> int:
     raise argparse.ArgumentTypeError(
       f'{text!r} is no whole number from 0 to {2**32 - 1}'
     ) from None
+
+
+def _add_sampling(sub: argparse.ArgumentParser):
+  """Adds what `dermvq sample` draws, and how."""
+  sub.add_argument(
+    '--counts',
+    type=_counts,
+    default=_counts('8'),
+    metavar='N|CLASS=N,...',
+    help='images of every class, or of some (default: 8)',
+  )
+  sub.add_argument(
+    '--temperature',
+    type=float,
+    default=1.0,
+    help='below 1: more typical, less varied (default: 1)',
+  )
+  sub.add_argument(
+    '--top_k',
+    type=int,
+    default=0,
+    metavar='K',
+    help='draw each code from the K most likely ones (default: 0, from all)',
+  )
+  sub.add_argument(
+    '--top_p',
+    type=float,
+    default=1.0,
+    metavar='P',
+    help='draw each code from the fewest that have the probability P together '
+    '(default: 1, from all)',
+  )
+  sub.add_argument(
+    '--guidance_scale',
+    type=float,
+    default=1.0,
+    metavar='S',
+    help='above 1: more typical of the class (default: 1, off)',
+  )
+  sub.add_argument(
+    '--complete',
+    metavar='IMAGE',
+    help='complete this image instead, of which --mask hides a part',
+  )
+  sub.add_argument(
+    '--mask',
+    metavar='NAME|FILE',
+    help='left, right, top, bottom (halves), center, border, or an image file '
+    'that is white where --complete is to be hidden',
+  )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -225,25 +287,15 @@ def _parser() -> argparse.ArgumentParser:
     '--workdir=RUN --out=SAMPLES',
     '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
     '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
+    '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
+    '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
   )
   workdir(sub, required=True)
   sub.add_argument(
     '--out', required=True, metavar='DIR', help='new folder for the images'
   )
-  sub.add_argument(
-    '--counts',
-    type=_counts,
-    default=_counts('8'),
-    metavar='N|CLASS=N,...',
-    help='images of every class, or of some (default: 8)',
-  )
   seed(sub)
-  sub.add_argument(
-    '--temperature',
-    type=float,
-    default=1.0,
-    help='below 1: more typical, less varied (default: 1)',
-  )
+  _add_sampling(sub)
 
   sub = command(
     'reconstruct',
@@ -277,6 +329,23 @@ def _parser() -> argparse.ArgumentParser:
     '--label',
     metavar='CLASS',
     help='class of IMAGE for --through_prior (default: unknown)',
+  )
+  data_dir(sub, default='')
+
+  sub = command(
+    'evaluate',
+    _evaluate,
+    'Tells how likely the prior finds the codes of a split, per class, and how '
+    'well it classifies them.',
+    '--workdir=RUN',
+    '--workdir=RUN --split=test',
+  )
+  workdir(sub, required=True)
+  sub.add_argument(
+    '--split',
+    choices=('train', 'val', 'test'),
+    default='val',
+    help='of the codes that the prior was trained on (default: val)',
   )
   data_dir(sub, default='')
 

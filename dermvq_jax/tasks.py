@@ -231,6 +231,13 @@ def prior_model(config: ml_collections.ConfigDict, facts: dict[str, Any]):
     lambda name: importlib.import_module(f'dermvq_jax.models.{name}').Prior,
     'prior',
   )
+  known = {field.name for field in dataclasses.fields(prior)}
+  unknown = sorted(set(_fields(config.prior)) - known)
+  if unknown:
+    raise errors.UserError(
+      f'the prior {config.prior.name!r} has no {", ".join(unknown)}; start '
+      f'from its own config, --config=prior:{config.prior.name}'
+    )
   return prior(
     codebook_size=facts['codebook_size'],
     num_classes=len(facts['class_names']),
@@ -242,7 +249,12 @@ def prior_model(config: ml_collections.ConfigDict, facts: dict[str, Any]):
 def prior_task(
   config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> Task:
-  """Phase 2: predict each code from those before it and the label."""
+  """Phase 2: predict each code from those before it and the label.
+
+  The metrics `nll` and `bits_per_code` are of the probabilities that are
+  sampled from, whatever `config.loss` and `config.label_smoothing` are.
+  """
+  losses.check(config.loss, config.label_smoothing)
   model = prior_model(config, facts)
   null_label = len(facts['class_names'])
 
@@ -271,13 +283,16 @@ def prior_task(
     logits = model.apply(
       {'params': params, **model_state}, codes, labels, train=train, rngs=rngs
     )
-    nll = losses.cross_entropy(logits, codes)  # [B, h, w]
+    loss = losses.code_loss(
+      logits, codes, config.loss, config.label_smoothing
+    )  # [B, h, w]
+    nll = losses.nll(logits, codes, config.loss)
     correct = jnp.argmax(logits, -1) == codes
     parts = {
       'nll': metrics.Mean.of(nll, mask),
       'bits_per_code': metrics.Mean.of(nll / np.log(2), mask),
       'accuracy': metrics.Mean.of(correct, mask),
     }
-    return jnp.mean(nll), (parts, model_state)
+    return jnp.mean(loss), (parts, model_state)
 
   return Task(('codes', 'label'), 'nll', init, loss_fn, lambda *unused_args: {})

@@ -7,6 +7,8 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
+import contextlib  # noqa: E402
+import functools  # noqa: E402
 import pathlib  # noqa: E402
 import shutil  # noqa: E402
 import tempfile  # noqa: E402
@@ -23,8 +25,8 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 flags.FLAGS.mark_as_parsed()
 
 
-@pytest.fixture(autouse=True)
-def restore_logging():
+@contextlib.contextmanager
+def _logging_restored():
   """`main` sets up the console; other tests shall not notice."""
   logger = logging.get_absl_logger()
   before = logger.handlers[:], logger.filters[:], logger.propagate
@@ -34,13 +36,21 @@ def restore_logging():
   logging.set_verbosity(verbosity)
 
 
+@pytest.fixture(autouse=True)
+def restore_logging():
+  """Restores the absl logger after every test."""
+  with _logging_restored():
+    yield
+
+
 @pytest.fixture(scope='session')
 def smoke_run(tmp_path_factory) -> pathlib.Path:
   """Workdir of `dermvq demo --size=smoke`, to be read only."""
   from dermvq_jax import main
 
   workdir = tmp_path_factory.mktemp('smoke') / 'run'
-  assert main.main(['demo', '--size=smoke', f'--workdir={workdir}']) == 0
+  with _logging_restored():
+    assert main.main(['demo', '--size=smoke', f'--workdir={workdir}']) == 0
   return workdir
 
 
@@ -48,3 +58,59 @@ def smoke_run(tmp_path_factory) -> pathlib.Path:
 def run_copy(smoke_run, tmp_path) -> pathlib.Path:
   """A copy of `smoke_run` that a test may change."""
   return shutil.copytree(smoke_run, tmp_path / 'run')
+
+
+@pytest.fixture(scope='session')
+def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
+  """A run, to be read only, whose codes see little of the image each.
+
+  It has 8x8 codes of images of 16 px, random weights, and a prior of binary
+  cross-entropy.
+  """
+  import jax
+  import numpy as np
+
+  from dermvq_jax import checkpoints, config_files, encode, tasks, workdirs
+  from dermvq_jax.data import prepared
+
+  workdir = tmp_path_factory.mktemp('narrow') / 'run'
+
+  def save(config, facts, model, *inputs):
+    folder = workdirs.phase_dir(workdir, config.task)
+    workdirs.save_config(folder, config, facts)
+    init = functools.partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), *inputs)
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):  # Much faster than an initialisation.
+      fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 1000
+      scale = (2 / fan_in) ** 0.5
+      return np.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
+
+    variables = dict(jax.tree.map(draw, shapes))
+    weights = {'params': variables.pop('params'), 'model_state': variables}
+    store = checkpoints.Checkpoints(folder)
+    store.save_best(1, weights)
+    store.close()
+
+  config = config_files.load(
+    'vqvae:smoke',
+    [
+      '--config.model.num_residual_blocks=0',
+      '--config.model.downsampling=2',
+      f'--config.data_dir={smoke_run}/data',
+    ],
+  )
+  facts = prepared.describe(config.dataset, config.data_dir)
+  image = np.zeros((1, 16, 16, 3), np.float32)
+  save(config, facts, tasks.vqvae_model(config), image)
+  weights = checkpoints.load_best(workdir / 'vqvae')
+  facts = {
+    'class_names': facts['class_names'],
+    'codebook_size': config.quantizer.codebook_size,
+    'vqvae_digest': encode.digest(weights, facts['dataset']),
+  }
+  config = config_files.load('prior:smoke', ['--config.loss=bce'])
+  codes = np.zeros((1, 8, 8), np.int32)
+  save(config, facts, tasks.prior_model(config, facts), codes, codes[0, 0, :1])
+  return workdir

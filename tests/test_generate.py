@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import dermvq_jax
-from dermvq_jax import errors, generate, images
+from dermvq_jax import errors, generate, images, tasks
+from dermvq_jax.configs import vqvae
 from dermvq_jax.data import prepared
 
 IMAGES = 'synthetic_dermoscopy/smoke'
@@ -66,6 +67,9 @@ def test_sample(smoke_run, model, out):
       'id': str(i % 3),
       'seed': '4',
       'temperature': '0.5',
+      'top_k': '0',
+      'top_p': '1.0',
+      'guidance_scale': '1.0',
     }
   assert len(rows) == 4
   np.testing.assert_array_equal(
@@ -97,6 +101,8 @@ def test_sample_every_class(smoke_run, model, out):
     ({'counts': {'': 0}}, 'asks for no image'),
     ({'counts': {'mel': 0}}, 'asks for no image'),
     ({'counts': {'mel': 1}, 'temperature': -1.0}, 'temperature'),
+    ({'counts': {'mel': 1}, 'top_p': 2.0}, 'top_p is 2.0'),
+    ({'counts': {'mel': 1}, 'mask': 'left'}, '--complete and --mask'),
   ],
 )
 def test_sample_mistakes(smoke_run, out, arguments, message):
@@ -159,6 +165,103 @@ def test_rests_of_a_killed_run_are_removed(smoke_run, out):
   generate.sample(smoke_run, out, counts={'mel': 1})
   assert names_in(out) == ['mel_00000.png', 'samples.csv', 'sheet.png']
   assert names_in(out.parent) == ['out']
+
+
+# Complete.
+
+
+def _left_half(folder, size=16):
+  """Image and mask files."""
+  rng = np.random.default_rng(0)
+  original = rng.integers(0, 256, (size, size, 3), np.uint8)
+  Image.fromarray(original).save(folder / 'lesion.png')
+  white = np.zeros((size, size), np.uint8)
+  white[:, : size // 2] = 255
+  Image.fromarray(white).save(folder / 'white.png')
+  return original
+
+
+@pytest.mark.parametrize('from_file', [False, True])
+def test_complete(narrow_run, tmp_path, out, from_file, caplog):
+  caplog.set_level('INFO')
+  original = _left_half(tmp_path)
+  mask = str(tmp_path / 'white.png') if from_file else 'left'
+  controls = dict(
+    temperature=0.9, top_k=9, top_p=0.8, guidance_scale=1.5, seed=3
+  )
+  generate.sample(
+    narrow_run,
+    out,
+    counts={'mel': 2, 'nv': 1},
+    complete=tmp_path / 'lesion.png',
+    mask=mask,
+    **controls,
+  )
+  files = ['mel_00000.png', 'mel_00001.png', 'nv_00000.png']
+  others = ['masked.png', 'original.png', 'samples.csv', 'sheet.png']
+  assert names_in(out) == sorted(files + others)
+  masked = original.copy()
+  masked[:, :8] = 128
+  np.testing.assert_array_equal(read_png(out / 'original.png'), original)
+  np.testing.assert_array_equal(read_png(out / 'masked.png'), masked)
+  # Two 3x3 convolutions see two columns of codes further than the hidden four.
+  known = np.zeros((8, 8), bool)
+  known[:, 6:] = True
+  assert '16 of 64 codes' in caplog.text
+  model = dermvq_jax.load(narrow_run)
+  codes = model.encode(original[None])
+  expected = model.sample(
+    ['mel', 'mel', 'nv'],
+    known_codes=np.repeat(codes, 3, 0),
+    known_mask=np.repeat(known[None], 3, 0),
+    **controls,
+  )
+  rows = read_csv(out / 'samples.csv')
+  for row, file, image in zip(rows, files, expected):
+    np.testing.assert_array_equal(read_png(out / file), image)
+    assert row['file'] == file
+    assert (row['complete'], row['mask']) == (f'{tmp_path}/lesion.png', mask)
+    assert {k: float(row[k]) for k in controls} == controls
+  assert len(rows) == 3
+  np.testing.assert_array_equal(
+    read_png(out / 'sheet.png'),
+    images.sheet([np.stack([original, masked]), expected[:2], expected[2:]]),
+  )
+
+
+def test_what_is_hidden_has_no_influence(narrow_run, tmp_path):
+  original = _left_half(tmp_path)
+  made = []
+  for i, value in enumerate((0, 255)):
+    original[:, 8:] = value
+    images.save_png(tmp_path / 'lesion.png', original)
+    generate.sample(
+      narrow_run,
+      tmp_path / str(i),
+      counts={'mel': 1},
+      complete=tmp_path / 'lesion.png',
+      mask='right',
+    )
+    made.append(read_png(tmp_path / str(i) / 'mel_00000.png'))
+  np.testing.assert_array_equal(*made)
+
+
+@pytest.mark.parametrize('size', [64, 128, 256])
+@pytest.mark.parametrize('mask', generate.MASKS)
+def test_named_masks(size, mask):
+  """Each hides a part, and leaves codes of the real configs."""
+  hidden = generate._named_mask(mask, size)
+  assert hidden.shape == (size, size) and hidden.dtype == bool
+  shares = dict.fromkeys(('left', 'right', 'top', 'bottom'), 0.5)
+  shares |= {'center': 1 / 9, 'border': 1 - (7 / 8) ** 2}
+  assert hidden.mean() == pytest.approx(shares[mask], abs=0.02)
+  y, x = np.argwhere(hidden).mean(0) / size
+  places = {'left': (0.5, 0.25), 'right': (0.5, 0.75)}
+  places |= {'top': (0.25, 0.5), 'bottom': (0.75, 0.5)}
+  assert (y, x) == pytest.approx(places.get(mask, (0.5, 0.5)), abs=0.01)
+  config = vqvae.get_config('' if size == 64 else str(size))
+  reached = tasks.vqvae_model(config).encoder.reached_by(hidden)
+  assert 10 < (~reached).sum() < reached.size
 
 
 # Reconstruct.

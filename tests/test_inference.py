@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dermvq_jax
-from dermvq_jax import checkpoints, errors, logs, tasks, workdirs
+from dermvq_jax import checkpoints, errors, inference, logs, tasks, workdirs
 from dermvq_jax.data import builder, prepared
 
 IMAGES = 'synthetic_dermoscopy/smoke'
@@ -281,6 +281,150 @@ def test_one_label_for_all_and_wrong_numbers_of_labels(model, codes):
   for labels in (['mel', 'nv'], [], ['mel'] * 4):
     with pytest.raises(errors.UserError, match=f'3 .*{len(labels)} labels'):
       model.log_likelihood(codes[:3], labels)
+
+
+def _all_likelihoods(workdir, codes, loss='cross_entropy'):
+  """log p(codes | class) [B, 7], directly from the prior's logits."""
+  config, facts = workdirs.load_config(workdir / 'prior')
+  weights = checkpoints.load_best(workdir / 'prior')
+  prior = tasks.prior_model(config, facts)
+  result = []
+  for label in range(7):
+    labels = np.full(len(codes), label)
+    logits = np.float64(
+      prior.apply({'params': weights['params']}, codes, labels, train=False)
+    )
+    p = np.exp(logits) if loss == 'cross_entropy' else 1 / (1 + np.exp(-logits))
+    p /= p.sum(-1, keepdims=True)
+    picked = np.take_along_axis(p, codes[..., None], -1)[..., 0]
+    result.append(np.log(picked).sum((1, 2)))
+  return np.stack(result, 1)
+
+
+@pytest.mark.parametrize('n', BATCH_SIZES)
+def test_classify_is_bayes_rule(smoke_run, model, images, codes, n):
+  log_p = model.classify(images[:n])
+  assert log_p.shape == (n, 7) and log_p.dtype == np.float32
+  if not n:
+    return
+  likelihoods = _all_likelihoods(smoke_run, codes[:n])
+  np.testing.assert_allclose(
+    model.class_log_likelihoods(codes[:n]), likelihoods, rtol=1e-5
+  )
+  p = np.exp(likelihoods)  # 16 codes: nothing underflows in float64.
+  expected = p / p.sum(1, keepdims=True)
+  np.testing.assert_allclose(np.exp(log_p), expected, rtol=1e-3)
+  counts = [3, 1, 0, 2, 5, 60, 1]
+  log_p = model.classify(images[:n], class_prior=counts)
+  expected = p * counts / (p * counts).sum(1, keepdims=True)
+  np.testing.assert_allclose(np.exp(log_p), expected, rtol=1e-3)
+  assert (log_p[:, 2] == -np.inf).all()
+
+
+@pytest.mark.parametrize(
+  'class_prior', [[1.0] * 6, [0] * 7, [1] * 6 + [-1], [float('nan')] * 7, 1]
+)
+def test_refuses_class_priors(model, images, class_prior):
+  with pytest.raises(errors.UserError, match='class_prior must be 7 numbers'):
+    model.classify(images[:1], class_prior=class_prior)
+
+
+def test_posterior_does_not_underflow():
+  likelihoods = np.float32([[-1e5, -1e5 - 1, -2e5]])
+  log_p = inference.posterior(likelihoods, np.ones(3) / 3)
+  expected = -np.log1p(np.exp(-1))
+  np.testing.assert_allclose(log_p[0, :2], [expected, expected - 1], rtol=1e-5)
+  assert log_p[0, 2] < -9e4
+
+
+def test_prior_of_binary_cross_entropy(narrow_run):
+  """Likelihood and most likely codes are of the loss it was trained with."""
+  model = dermvq_jax.load(narrow_run)
+  codes = np.random.default_rng(0).integers(0, 32, (3, 8, 8), np.int32)
+  expected = _all_likelihoods(narrow_run, codes, 'bce')
+  np.testing.assert_allclose(
+    model.class_log_likelihoods(codes), expected, rtol=1e-5
+  )
+  cold = model.sample_codes(['mel'], temperature=0)
+  np.testing.assert_array_equal(model.predict(cold, ['mel'])[0], cold)
+
+
+# Controls and completion.
+
+
+def test_controls(model):
+  plain = model.sample_codes(LABELS)
+  on = dict(temperature=0.9, top_k=20, top_p=0.95, guidance_scale=2.0)
+  codes = model.sample_codes(LABELS, **on)
+  assert (codes != plain).any()
+  np.testing.assert_array_equal(model.sample(LABELS, **on), model.decode(codes))
+  cold = model.sample_codes(LABELS, temperature=0)
+  np.testing.assert_array_equal(model.sample_codes(LABELS, top_k=1), cold)
+  np.testing.assert_array_equal(model.sample_codes(LABELS, top_p=1e-6), cold)
+  for bad in ({'top_k': -1}, {'top_p': 0}, {'guidance_scale': -1}):
+    with pytest.raises(errors.UserError, match=next(iter(bad))):
+      model.sample(LABELS, **bad)
+
+
+def test_completion_in_chunks(model, codes):
+  labels = some_labels(33)
+  known_mask = np.zeros(codes.shape, bool)
+  known_mask[:, :2] = True
+  known = dict(known_codes=codes, known_mask=known_mask)
+  completed = model.sample_codes(labels, **known)
+  np.testing.assert_array_equal(completed[known_mask], codes[known_mask])
+  assert (completed != codes).any()
+  last = model.sample_codes(
+    labels[-1:],
+    ids=[4],
+    known_codes=codes[-1:],
+    known_mask=known_mask[-1:],
+  )
+  np.testing.assert_array_equal(last, completed[-1:])
+  with pytest.raises(errors.UserError, match='known_codes must be integers'):
+    model.sample_codes(labels[:3], **known)
+
+
+def test_guidance_needs_label_dropout(run_copy):
+  file = run_copy / 'prior' / 'config.json'
+  stored = json.loads(file.read_text())
+  stored['config']['label_dropout_rate'] = 0.0
+  file.write_text(json.dumps(stored))
+  model = dermvq_jax.load(run_copy)
+  model.sample_codes(['mel'])
+  with pytest.raises(errors.UserError, match='label_dropout_rate=0'):
+    model.sample_codes(['mel'], guidance_scale=2.0)
+
+
+def test_codes_without_hidden_pixels(narrow_run):
+  """Whatever is hidden, those codes stay the same; others do not."""
+  model = dermvq_jax.load(narrow_run)
+  rng = np.random.default_rng(0)
+  for rows, columns in (
+    (slice(None), slice(8)),
+    (slice(11, 16), slice(None)),
+    (slice(7, 9), slice(7, 10)),
+  ):
+    hidden = np.zeros((16, 16), bool)
+    hidden[rows, columns] = True
+    known = model.codes_without(hidden)
+    assert known.shape == model.grid == (8, 8)
+    images = np.repeat(rng.integers(0, 256, (1, 16, 16, 3), np.uint8), 20, 0)
+    images[:, hidden] = rng.integers(0, 256, (20, hidden.sum(), 3))
+    codes = model.encode(images)
+    changes = (codes != codes[0]).any(0)
+    assert 0 < known.sum() < known.size
+    assert not changes[known].any()
+    assert changes[~known].any()
+
+
+@pytest.mark.parametrize(
+  'hidden',
+  [np.zeros((16, 16)), np.zeros((1, 16, 16), bool), np.zeros((16, 15), bool)],
+)
+def test_refuses_masks_of_pixels(model, hidden):
+  with pytest.raises(errors.UserError, match=r'bool \[H, W\]'):
+    model.codes_without(hidden)
 
 
 # Runs that are not complete.

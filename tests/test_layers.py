@@ -244,6 +244,47 @@ def test_causal_convs_one_step_at_a_time(kind, include_self):
   )
 
 
+@pytest.mark.parametrize('tied', [False, True])
+def test_code_embedding(tied):
+  module = layers.CodeEmbedding(50, features=16, tied=tied)
+  codes = jnp.asarray([[3, 49], [0, 3]])
+
+  def embed_and_read(module, codes):
+    x = module(codes)
+    return x, module.logits(x)
+
+  (x, logits), variables = nn.init_with_output(embed_and_read, module)(
+    jax.random.key(0), codes
+  )
+  assert x.shape == (2, 2, 16)
+  assert (logits.shape, logits.dtype) == ((2, 2, 50), jnp.float32)
+  params = jax.tree.map(np.asarray, variables['params'])
+  table = params['embedding']['embedding']
+  if tied:
+    assert set(params) == {'embedding', 'bias'}
+    expected, scale = x @ table.T + params['bias'], 4
+  else:
+    kernel, bias = params['output']['kernel'], params['output']['bias']
+    expected, scale = x @ kernel + bias, 1
+  np.testing.assert_allclose(x, scale * table[codes], rtol=1e-6)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+  # Both start about as large.
+  np.testing.assert_allclose(scale * table.std(), 1, rtol=0.1)
+  assert logits.std() < 2
+  half = module.copy(dtype=jnp.bfloat16)
+  x, logits = half.apply(variables, codes, method=embed_and_read)
+  assert (x.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+@pytest.mark.parametrize('grid', [(2, 3), (1, 4), (4, 1)])
+def test_previous_in_raster(grid):
+  x = _normal((2, *grid, 3))
+  flat = x.reshape(2, -1, 3)
+  expected = np.concatenate([np.zeros((2, 1, 3)), flat[:, :-1]], axis=1)
+  moved = layers.previous_in_raster(jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(moved, expected.reshape(x.shape), rtol=1e-6)
+
+
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_nearest_codes_by_brute_force(dtype):
   latents = jnp.asarray(_normal((3, 4, 5, 6)), dtype)

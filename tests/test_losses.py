@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermvq_jax import losses
+from dermvq_jax import errors, losses
 
 
 def _logits(shape=(2, 3, 4, 11), scale=5.0):
@@ -54,6 +54,73 @@ def test_cross_entropy_gradient():
   gradient = jax.grad(lambda x: losses.cross_entropy(x, codes).sum())(logits)
   expected = jax.nn.softmax(logits) - np.eye(11)[codes]
   np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def _one_hot(codes, smoothing):
+  return (1 - smoothing) * np.eye(11)[codes] + smoothing / 11
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize('loss', losses.LOSSES)
+def test_losses_against_numpy(loss, smoothing):
+  logits = _logits()
+  codes = np.random.default_rng(1).integers(0, 11, logits.shape[:-1])
+  target = _one_hot(codes, smoothing)
+  if loss == 'bce':  # Equation 3 of the report, with its misprints mended.
+    p = 1 / (1 + np.exp(-logits))
+    expected = -(target * np.log(p) + (1 - target) * np.log(1 - p)).sum(-1)
+  else:
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = -(target * np.log(p)).sum(-1)
+  actual = losses.code_loss(jnp.float32(logits), codes, loss, smoothing)
+  assert actual.shape == codes.shape
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_binary_cross_entropy_gradient(smoothing):
+  """Each decision is pulled to its own target; large logits stay finite."""
+  logits, codes = jnp.float32(_logits((5, 11), 30.0)), jnp.arange(5)
+  gradient = jax.grad(
+    lambda x: losses.code_loss(x, codes, 'bce', smoothing).sum()
+  )(logits)
+  expected = jax.nn.sigmoid(logits) - _one_hot(codes, smoothing)
+  np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_probabilities_of_bce_are_the_normalised_sigmoids():
+  logits = _logits()
+  sigmoids = 1 / (1 + np.exp(-logits))
+  expected = sigmoids / sigmoids.sum(-1, keepdims=True)
+  log_p = losses.log_probs(jnp.float32(logits), 'bce')
+  np.testing.assert_allclose(np.exp(log_p), expected, rtol=1e-4)
+  codes = np.random.default_rng(1).integers(0, 11, logits.shape[:-1])
+  picked = np.take_along_axis(expected, codes[..., None], -1)[..., 0]
+  nll = losses.nll(jnp.float32(logits), codes, 'bce')
+  np.testing.assert_allclose(nll, -np.log(picked), rtol=1e-4, atol=1e-5)
+  # Far below zero a sigmoid is 0 in float32, its logarithm is not.
+  log_p = losses.log_probs(jnp.asarray([-200.0, -201.0]), 'bce')
+  np.testing.assert_allclose(
+    log_p, losses.log_probs(jnp.asarray([1.0, 0])), rtol=1e-4
+  )
+
+
+def test_impossible_codes_cost_nothing():
+  logits = jnp.asarray([0.0, -jnp.inf, 1.0])
+  for loss in losses.LOSSES:
+    log_p = losses.log_probs(logits, loss)
+    assert log_p[1] == -jnp.inf and np.isfinite(log_p[0] + log_p[2])
+    assert np.isfinite(losses.code_loss(logits, jnp.int32(0), loss))
+
+
+def test_mistakes_are_told():
+  for loss in losses.LOSSES:
+    losses.check(loss, 0.0)
+  with pytest.raises(errors.UserError, match="'mse'.*'cross_entropy', 'bce'"):
+    losses.check('mse', 0.0)
+  for smoothing in (-0.1, 1.0, float('nan')):
+    with pytest.raises(errors.UserError, match='label_smoothing'):
+      losses.check('bce', smoothing)
 
 
 def test_squared_error():

@@ -15,6 +15,7 @@ COMMANDS = (
   'encode',
   'sample',
   'reconstruct',
+  'evaluate',
   'report',
   'demo',
 )
@@ -54,6 +55,7 @@ VQVAE += ['--config.data_dir={data}']
 AGAIN = ['train', '--config=vqvae:smoke', '--workdir={run}']
 PRIOR = ['train', '--config=prior:smoke']
 SAMPLE = ['sample', '--workdir={run}', '--out={new}']
+COMPLETE = [*SAMPLE, '--complete={image}']
 RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
 
 
@@ -135,6 +137,15 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ([*PRIOR, '--workdir={new}'], 'dermvq train --config=vqvae'),
     ([*PRIOR, '--workdir={no_prior}'], 'dermvq encode'),
     ([*PRIOR, '--workdir={run}', '--config.copies=2'], 'dermvq encode'),
+    (
+      [*PRIOR, '--workdir={run}', '--config.loss=mse'],
+      "'cross_entropy', 'bce'",
+    ),
+    (
+      [*PRIOR, '--workdir={run}', '--config.label_smoothing=1'],
+      'config.label_smoothing is 1',
+    ),
+    ([*PRIOR, '--workdir={run}', '--config.loss=bce'], 'config.loss was'),
     (['encode', '--workdir={new}'], 'dermvq train --config=vqvae'),
     (['encode', '--workdir={file}'], 'dermvq train --config=vqvae'),
     (['encode', '--workdir={damaged}'], 'config.json is damaged'),
@@ -146,6 +157,22 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ([*SAMPLE, '--counts=0'], 'asks for no image'),
     ([*SAMPLE, '--temperature=-1'], 'temperature'),
     ([*SAMPLE, '--temperature=nan'], 'temperature'),
+    ([*SAMPLE, '--top_k=-1'], 'top_k is -1; give a whole number'),
+    ([*SAMPLE, '--top_p=0'], 'top_p is 0.0; give a number above 0'),
+    ([*SAMPLE, '--top_p=1.1'], 'top_p is 1.1'),
+    ([*SAMPLE, '--guidance_scale=-1'], 'guidance_scale is -1.0'),
+    ([*SAMPLE, '--guidance_scale=inf'], 'guidance_scale is inf'),
+    ([*SAMPLE, '--complete={image}'], 'give --complete and --mask'),
+    ([*SAMPLE, '--mask=left'], 'give --complete and --mask'),
+    ([*COMPLETE, '--mask=middle'], "no mask 'middle'; give left, right"),
+    ([*COMPLETE, '--mask={empty}'], 'no mask'),
+    ([*COMPLETE, '--mask={text}'], 'unreadable'),
+    ([*COMPLETE, '--mask={image}'], 'hides nothing'),  # It is black.
+    # Each code of this small run sees the whole image.
+    ([*COMPLETE, '--mask=left'], 'leaves no code'),
+    ([*SAMPLE, '--complete={text}', '--mask=left'], 'unreadable'),
+    ([*SAMPLE, '--complete={new}', '--mask=left'], 'there is no file'),
+    ([*SAMPLE, '--complete={empty}', '--mask=left'], 'there is no file'),
     (['sample', '--workdir={run}', '--out={empty}'], 'exists already'),
     (
       ['sample', '--workdir={run}', '--out={file}/x', '--counts=mel=1'],
@@ -170,6 +197,12 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
         '{image}',
       ],
       'no trained prior',
+    ),
+    (['evaluate', '--workdir={new}'], 'dermvq train --config=vqvae'),
+    (['evaluate', '--workdir={no_prior}'], 'no trained prior'),
+    (
+      ['evaluate', '--workdir={run}', '--data_dir={empty}'],
+      'dermvq encode',
     ),
     (['report', '--workdir={new}'], 'dermvq train --config=vqvae'),
     (['report', '--workdir={no_prior}'], 'dermvq prepare'),
@@ -228,6 +261,8 @@ def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
     (['sample', '--workdir=x', '--out=y', '--seed=-1'], "'-1'"),
     (['sample', '--workdir=x', '--out=y', f'--seed={10**20}'], 'number from'),
     (['sample', '--workdir=x', '--out=y', '--temp=1'], '--temp'),
+    (['sample', '--workdir=x', '--out=y', '--top_k=1.5'], "'1.5'"),
+    (['evaluate', '--workdir=x', '--split=all'], "'all'"),
     (['sample', '--workdir=x', '--out=y', '--config.seed=1'], 'only dermvq tr'),
     (['reconstruct', '--workdir=x', '--out=y', '--split=all'], "'all'"),
     (['demo', '--size=large'], "'large'"),
@@ -344,6 +379,18 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
       ],
       'perplexity',
     ),
+    (
+      [
+        'sample',
+        f'--out={tmp_path}/c',
+        '--counts=mel=1',
+        '--top-k=9',
+        '--top-p=0.9',
+        '--guidance-scale=2',
+      ],
+      f'{tmp_path}/c',
+    ),
+    (['evaluate', '--split=test'], 'bits/code'),
     (['report', '--seed=3'], 'samples.png'),
   ):
     assert main.main([*argv, '--workdir', str(run_copy)]) == 0
@@ -351,6 +398,9 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
     assert said in captured.out + captured.err
   assert len(os.listdir(tmp_path / 'a')) == 3
   assert len(os.listdir(tmp_path / 'b')) == 6
+  [row] = (tmp_path / 'c' / 'samples.csv').read_text().splitlines()[1:]
+  assert row == 'mel_00000.png,mel,0,0,1.0,9,0.9,2.0'
+  assert (run_copy / 'report' / 'evaluate_test.json').exists()
 
 
 def test_demo_again_in_the_default_folder(

@@ -22,6 +22,7 @@ _ORDER = [
   {'state', 'optim', 'parallel', 'checkpoints', 'logs'},
   {'encode', 'sample'},
   {'train', 'inference'},
+  {'evaluate'},
   {'generate', 'report'},
   {'config_files'},
   {'demo'},

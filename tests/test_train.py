@@ -530,9 +530,8 @@ def shrink(config):
     config.model.residual_features = 8
     config.quantizer.codebook_size = 32
   else:
-    config.prior.num_layers = 2
-    config.prior.features = 8
-    config.prior.head_features = 8
+    small = {'num_layers': 2, 'features': 8, 'head_features': 8}
+    config.prior.update({k: small[k] for k in small if k in config.prior})
   return config
 
 
@@ -541,6 +540,7 @@ def shrink(config):
   [
     *('vqvae', 'vqvae:128', 'vqvae:256', 'vqvae:demo', 'vqvae:smoke'),
     *('prior', 'prior:demo', 'prior:smoke'),
+    *('prior:pixelcnn', 'prior:rnn', 'prior:transformer'),
   ],
 )
 def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):

@@ -212,3 +212,31 @@ def test_residual_block_against_its_formula():
   expected = x + np.maximum(y, 0) @ kernel + bias
   actual = block.apply({'params': params}, x)
   np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('downsampling', [2, 4, 8])
+@pytest.mark.parametrize('blocks', [0, 2])
+def test_reached_by_is_the_receptive_field(downsampling, blocks):
+  """No number is where the encoder has met one that is none."""
+  encoder = vqvae.Encoder(
+    features=4,
+    num_residual_blocks=blocks,
+    residual_features=2,
+    downsampling=downsampling,
+    code_dim=_D,
+  )
+  images = np.array(_images((7, 16 * downsampling, 20 * downsampling, 3)))
+  hidden = np.zeros(images.shape[:3], bool)
+  height, width = hidden.shape[1:]
+  hidden[0, 0, 0] = hidden[1, -1, -1] = True
+  hidden[2, height // 2, width // 2] = hidden[3, height // 2 - 1, 7] = True
+  hidden[4, :, : width // 2] = True
+  hidden[5, 3, 5] = hidden[5, -4, 8] = True
+  variables = _random(encoder, images[:1])
+  images[hidden] = np.nan
+  latents = encoder.apply(variables, images)
+  for mask, latent in zip(hidden, latents):
+    reached = encoder.reached_by(mask)
+    assert reached.dtype == bool
+    np.testing.assert_array_equal(reached, np.isnan(latent).all(-1))
+    np.testing.assert_array_equal(reached, np.isnan(latent).any(-1))

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dermvq_jax import errors
-from dermvq_jax.models import layers
+from dermvq_jax.models import caches, layers
 
 Array = jax.Array
 Cache = dict[str, Array]
@@ -142,12 +141,8 @@ class GatedPixelCNN(nn.Module):
 
   def setup(self):
     """Makes the embedding, the stems, the layers and the head."""
-    for name in ('kernel_size', 'first_kernel_size'):
-      size = getattr(self, name)
-      if size < 3 or size % 2 == 0:
-        raise errors.UserError(
-          f'config.prior.{name} is {size}; it must be odd, from 3 up'
-        )
+    layers.check_causal_size('kernel_size', self.kernel_size)
+    layers.check_causal_size('first_kernel_size', self.first_kernel_size)
     self.embedding = nn.Embed(
       self.codebook_size,
       self.features,
@@ -233,14 +228,14 @@ class GatedPixelCNN(nn.Module):
     return {
       'labels': labels,
       'positions': self._positions(grid),
-      # The last rows that the vertical stack needs; row i is at i % reach.
+      # Of the last rows, oldest first: codes and inputs of the vertical stack.
       'code_rows': jnp.zeros((stem_reach, *rows), dtype),
       'vertical_rows': jnp.zeros((reach, self.num_layers, *rows), dtype),
-      # Of this row: what comes from above, the codes and the layers' inputs
-      # so far. The last two begin with the zeros left of the grid.
+      # What comes from above, for every column of this row.
       'above': jnp.zeros((width, self.num_layers, *doubled), dtype),
-      'codes': jnp.zeros((stem_reach + width, *shape), dtype),
-      'inputs': jnp.zeros((reach + width, self.num_layers, *shape), dtype),
+      # Of the last columns of this row: codes, inputs of the horizontal stack.
+      'codes': jnp.zeros((stem_reach, *shape), dtype),
+      'inputs': jnp.zeros((reach, self.num_layers, *shape), dtype),
     }
 
   def start_row(self, cache: Cache, i: Array, row_above: Array) -> Cache:
@@ -256,14 +251,12 @@ class GatedPixelCNN(nn.Module):
     """
     embedded = self.embedding(row_above)
     embedded = jnp.where(i > 0, embedded, jnp.zeros_like(embedded))
-    code_rows = _write(
-      cache['code_rows'], embedded, _slot(cache['code_rows'], i - 1)
-    )
+    code_rows = caches.push(cache['code_rows'], embedded)
     x = self.vertical_stem(
-      _in_order(code_rows, i, 'n b w f -> b n w f'), has_context=True
+      einops.rearrange(code_rows, 'n b w f -> b n w f'), has_context=True
     )  # [B, 1, w, F]
     x = x + lax.dynamic_index_in_dim(cache['positions'], i, keepdims=False)
-    context = _in_order(cache['vertical_rows'], i, 'n l b w f -> l b n w f')
+    context = einops.rearrange(cache['vertical_rows'], 'n l b w f -> l b n w f')
     inputs, above = [], []
     for layer, rows in zip(self.layers, context):
       inputs.append(x[:, 0])
@@ -273,12 +266,10 @@ class GatedPixelCNN(nn.Module):
       above.append(layer.from_above(x, horizontal_bias)[:, 0])
     return cache | {
       'code_rows': code_rows,
-      'vertical_rows': _write(
-        cache['vertical_rows'],
-        jnp.stack(inputs),
-        _slot(cache['vertical_rows'], i),
-      ),
+      'vertical_rows': caches.push(cache['vertical_rows'], jnp.stack(inputs)),
       'above': einops.rearrange(jnp.stack(above), 'l b w f -> w l b f'),
+      'codes': jnp.zeros_like(cache['codes']),
+      'inputs': jnp.zeros_like(cache['inputs']),
     }
 
   def step(
@@ -295,17 +286,14 @@ class GatedPixelCNN(nn.Module):
     Returns:
       The cache for column j + 1, and logits float32 [B, K].
     """
-    stem_reach, reach = self.first_kernel_size // 2, self.kernel_size // 2
     embedded = self.embedding(previous)
     embedded = jnp.where(j > 0, embedded, jnp.zeros_like(embedded))
-    codes = _write(cache['codes'], embedded, stem_reach + j - 1)
-    window = lax.dynamic_slice_in_dim(codes, j, stem_reach)
+    codes = caches.push(cache['codes'], embedded)
     x = self.horizontal_stem(
-      einops.rearrange(window, 'n b f -> b 1 n f'), has_context=True
+      einops.rearrange(codes, 'n b f -> b 1 n f'), has_context=True
     )  # [B, 1, 1, F]
     x = x + cache['positions'][i, j]
-    window = lax.dynamic_slice_in_dim(cache['inputs'], j, reach)
-    context = einops.rearrange(window, 'n l b f -> l b 1 n f')
+    context = einops.rearrange(cache['inputs'], 'n l b f -> l b 1 n f')
     above = lax.dynamic_index_in_dim(cache['above'], j, keepdims=False)
     inputs, skips = [], 0.0
     for layer, columns, bias in zip(self.layers, context, above):
@@ -315,26 +303,9 @@ class GatedPixelCNN(nn.Module):
         columns, bias[:, None, None], train=False, has_context=True
       )
       skips = skips + skip
-    inputs = _write(cache['inputs'], jnp.stack(inputs), reach + j)
+    inputs = caches.push(cache['inputs'], jnp.stack(inputs))
     cache = cache | {'codes': codes, 'inputs': inputs}
     return cache, self._head(skips)[:, 0, 0]
-
-
-def _write(buffer: Array, entry: Array, index: Array) -> Array:
-  """Writes buffer[index] = entry, in place within a loop."""
-  return lax.dynamic_update_index_in_dim(buffer, entry, index, axis=0)
-
-
-def _slot(ring: Array, i: Array) -> Array:
-  """Where row i is in a ring buffer of rows."""
-  return i % ring.shape[0]
-
-
-def _in_order(ring: Array, i: Array, pattern: str) -> Array:
-  """The rows before i, oldest first, rearranged by the einops pattern."""
-  n = ring.shape[0]
-  ordered = ring[(i + jnp.arange(n)) % n] if n > 1 else ring
-  return einops.rearrange(ordered, pattern)
 
 
 # What config.prior.name = 'gated_pixelcnn' means.

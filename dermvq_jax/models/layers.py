@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dermvq_jax import errors
+
 Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
 Initializer = Callable[..., Array]
@@ -204,6 +206,19 @@ def _conv_and_bias(
   return y if bias is None else y + bias
 
 
+def check_causal_size(name: str, size: int) -> None:
+  """Raises UserError unless a causal kernel of this size is symmetric.
+
+  Args:
+    name: of the field of the prior.
+    size: of its kernel; less than 3 sees no neighbours.
+  """
+  if size < 3 or size % 2 == 0:
+    raise errors.UserError(
+      f'config.prior.{name} is {size}; it must be odd, from 3 up'
+    )
+
+
 class VerticalConv(nn.Module):
   """Causal convolution over the rows above, in full width.
 
@@ -276,9 +291,9 @@ class MaskedConv(nn.Module):
 
   The output at (i, j) sees k x k positions around it that come before it in
   raster order, and itself with `include_self` (mask B; without, mask A). It
-  is the sum of the rows above and of the columns to the left, so the masked
-  half of the kernel neither exists nor costs anything.
-  Attributes as those of `VerticalConv`.
+  is the sum of `above`, over the rows above, and of `left`, over the columns
+  to the left, so the masked half of the kernel neither exists nor costs
+  anything. Attributes as those of `VerticalConv`.
   """
 
   features: int
@@ -288,28 +303,80 @@ class MaskedConv(nn.Module):
   dtype: jnp.dtype | None = None
   kernel_init: Initializer = default_kernel_init
 
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """[B, h, w, C] -> [B, h, w, features]."""
-    above = VerticalConv(
+  def setup(self):
+    """Makes both parts, which can be called apart."""
+    self.above = VerticalConv(
       self.features,
       self.kernel_size,
       include_self=False,
       use_bias=False,
       dtype=self.dtype,
       kernel_init=self.kernel_init,
-      name='above',
     )
-    left = HorizontalConv(
+    self.left = HorizontalConv(
       self.features,
       self.kernel_size,
       include_self=self.include_self,
       use_bias=self.use_bias,
       dtype=self.dtype,
       kernel_init=self.kernel_init,
-      name='left',
     )
-    return above(x) + left(x)
+
+  def __call__(self, x: Array) -> Array:
+    """[B, h, w, C] -> [B, h, w, features]."""
+    return self.above(x) + self.left(x)
+
+
+class CodeEmbedding(nn.Module):
+  """Embeds codes, and turns features into logits of codes.
+
+  Attributes:
+    codebook_size: K.
+    features: width F of the embedding.
+    tied: whether the logits are products with the embedding itself (Press and
+      Wolf 2017), F wide then, instead of having a matrix of their own.
+    dtype: of the computation; parameters and logits are float32.
+  """
+
+  codebook_size: int
+  features: int
+  tied: bool = False
+  dtype: jnp.dtype | None = None
+
+  def setup(self):
+    """Makes the embedding and what the logits need."""
+    # A tied embedding is small for the logits and scaled up where it is read.
+    scale = self.features**-0.5 if self.tied else 1.0
+    self.embedding = nn.Embed(
+      self.codebook_size,
+      self.features,
+      embedding_init=nn.initializers.normal(scale),
+      dtype=self.dtype,
+    )
+    if self.tied:
+      zeros = nn.initializers.zeros_init()
+      self.bias = self.param('bias', zeros, (self.codebook_size,), jnp.float32)
+    else:
+      self.output = nn.Dense(self.codebook_size, dtype=self.dtype)
+
+  def __call__(self, codes: Array) -> Array:
+    """Codes, int [...] -> [..., F]."""
+    x = self.embedding(codes)
+    return x * self.features**0.5 if self.tied else x
+
+  def logits(self, x: Array) -> Array:
+    """[..., C] -> [..., K], float32 also where dtype is less."""
+    if self.tied:
+      return self.embedding.attend(x) + self.bias
+    y = self.output(x)
+    return y.astype(jnp.promote_types(y.dtype, jnp.float32))
+
+
+def previous_in_raster(x: Array) -> Array:
+  """Moves [B, h, w, C] on by one position in raster order; zeros come first."""
+  flat = einops.rearrange(x, 'b h w c -> b (h w) c')
+  flat = jnp.pad(flat, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+  return flat.reshape(x.shape)
 
 
 def nearest_codes(latents: Array, codebook: Array) -> Array:

@@ -7,10 +7,12 @@ better gradients' speed on every backend.
 
 import math
 
+import einops
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dermvq_jax.models import layers, quantizers
 
@@ -72,6 +74,30 @@ class Encoder(nn.Module):
       x = ResidualBlock(self.residual_features, dtype=self.dtype)(x)
     x = layers.Conv(self.code_dim, (1, 1), dtype=self.dtype)(nn.relu(x))
     return x.astype(jnp.float32)
+
+  def reached_by(self, pixels: np.ndarray) -> np.ndarray:
+    """Which latents have any of these pixels in their receptive field.
+
+    Follows `__call__` layer by layer.
+
+    Args:
+      pixels: bool `[H, W]`.
+
+    Returns:
+      bool `[h, w]`.
+    """
+    for _ in range(_log2(self.downsampling)):
+      blocks = einops.rearrange(pixels, '(h i) (w j) -> h w (i j)', i=2, j=2)
+      pixels = _dilate(blocks.any(axis=-1))
+    for _ in range(1 + self.num_residual_blocks):
+      pixels = _dilate(pixels)
+    return pixels
+
+
+def _dilate(mask: np.ndarray) -> np.ndarray:
+  """What a 3x3 convolution makes of any true value: bool `[h, w]`."""
+  windows = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (3, 3))
+  return windows.any(axis=(-2, -1))
 
 
 class Decoder(nn.Module):

@@ -1,0 +1,74 @@
+"""Tests of what the prior's task makes of its loss options."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dermvq_jax import config_files, errors, losses, metrics, tasks
+
+_FACTS = {
+  'dataset': 'codes/0',
+  'codebook_size': 5,
+  'class_names': ['a', 'b'],
+}
+
+
+def _task(*overrides):
+  config = config_files.load('prior:smoke', overrides)
+  return tasks.make(config, _FACTS), config
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+@pytest.mark.parametrize('loss', losses.LOSSES)
+def test_loss_is_as_chosen_and_metrics_are_the_likelihood(loss, smoothing):
+  task, config = _task(
+    f'--config.loss={loss}', f'--config.label_smoothing={smoothing}'
+  )
+  rng = np.random.default_rng(0)
+  batch = {
+    'codes': jnp.asarray(rng.integers(0, 5, (4, 3, 3)), jnp.int32),
+    'label': jnp.asarray([0, 1, 1, 0]),
+  }
+  # An initialisation would take seconds.
+  shapes, state = jax.eval_shape(
+    lambda key: task.init(key, iter([batch])), jax.random.key(0)
+  )
+  params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), shapes)
+  model = tasks.prior_model(config, _FACTS)
+
+  @jax.jit
+  def run(params, batch):
+    logits = model.apply(
+      {'params': params}, batch['codes'], batch['label'], train=False
+    )
+    key = jax.random.key(1)
+    return logits, task.loss_fn(params, state, batch, key, train=False)
+
+  logits, (value, (parts, _)) = run(params, batch)
+  expected = losses.code_loss(logits, batch['codes'], loss, smoothing).mean()
+  assert value == pytest.approx(float(expected), rel=1e-5)
+  nll = float(losses.nll(logits, batch['codes'], loss).mean())
+  told = metrics.compute(parts)
+  assert told['nll'] == pytest.approx(nll, rel=1e-5)
+  assert told['bits_per_code'] == pytest.approx(nll / np.log(2), rel=1e-5)
+  if loss == 'cross_entropy' and not smoothing:
+    assert value == pytest.approx(nll, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('override', 'message'),
+  [
+    ('--config.loss=mse', "config.loss is 'mse'"),
+    ('--config.label_smoothing=1.0', 'label_smoothing is 1.0'),
+    ('--config.label_smoothing=-0.1', 'label_smoothing is -0.1'),
+  ],
+)
+def test_mistakes(override, message):
+  with pytest.raises(errors.UserError, match=message):
+    _task(override)
+
+
+def test_fields_of_another_prior():
+  with pytest.raises(errors.UserError, match="'rnn' has no .*prior:rnn"):
+    _task('--config.prior.name=rnn')
