@@ -38,8 +38,9 @@ def _logging_restored():
 
 @pytest.fixture(autouse=True)
 def restore_logging():
-  """Restores the absl logger after every test."""
+  """Restores the absl logger after every test; `caplog` sees its INFO."""
   with _logging_restored():
+    logging.set_verbosity(logging.INFO)
     yield
 
 

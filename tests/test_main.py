@@ -359,7 +359,7 @@ def test_system_failures(monkeypatch, capsys):
   with pytest.raises(FileNotFoundError):
     main.main(argv)
   assert main.main(fail_with(KeyboardInterrupt())) == 130
-  assert 'the same command goes on' in capsys.readouterr().err
+  assert 'goes on with the same command' in capsys.readouterr().err
 
 
 def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
