@@ -92,7 +92,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if arg == 'demo':
     config.prior.num_layers = 8
     config.prior.head_features = 128
-    config.num_train_steps = 1500
+    config.num_train_steps = 1000
     config.eval_every_steps = 250
   elif arg == 'smoke':
     config.batch_size = 8
