@@ -46,7 +46,7 @@ def write_curves(folder: epath.Path, path: epath.Path):
     1, len(panels), figsize=(4.2 * len(panels), 3.4), layout='constrained'
   )
   for axis, (title, unit, log_scale, metric) in zip(axes, panels):
-    for prefix, name in _SERIES:
+    for colour, (prefix, name) in enumerate(_SERIES):
       if prefix == 'step/' and metric == 'codebook_usage':
         continue  # over a few steps it says nothing
       points = [
@@ -55,7 +55,14 @@ def write_curves(folder: epath.Path, path: epath.Path):
       if points:
         marker = '' if prefix == 'step/' else 'o'
         width = 0.8 if prefix == 'step/' else 1.6
-        axis.plot(*zip(*points), marker=marker, ms=3, lw=width, label=name)
+        axis.plot(
+          *zip(*points),
+          marker=marker,
+          ms=3,
+          lw=width,
+          label=name,
+          c=f'C{colour}',
+        )
     axis.set(title=title, xlabel='step', ylabel=unit)
     if log_scale:
       axis.set_yscale('log')
