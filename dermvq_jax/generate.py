@@ -48,78 +48,32 @@ def _write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
     writer.writerows(rows)
 
 
-def _named_mask(name: str, size: int) -> np.ndarray:
-  """Where `name`, of `MASKS`, hides the image: bool `[size, size]`."""
-  y, x = np.mgrid[:size, :size]
-  half, third, edge = size // 2, -(-size // 3), max(1, size // 16)
-  inner = (slice(third, size - third),) * 2
-  rest = (slice(edge, size - edge),) * 2
-  center, border = np.zeros((size, size), bool), np.ones((size, size), bool)
-  center[inner], border[rest] = True, False
-  return {
-    'left': x < half,
-    'right': x >= half,
-    'top': y < half,
-    'bottom': y >= half,
-    'center': center,
-    'border': border,
-  }[name]
+def _read_mask(mask: str, size: int) -> np.ndarray:
+  """A mask by its name or from a file: bool `[size, size]`."""
+  if mask in images.MASKS:
+    return images.named_mask(mask, size)
+  if epath.Path(mask).is_file():
+    return images.read_mask(epath.Path(mask), size)
+  raise errors.UserError(
+    f'there is no mask {mask!r}; give {", ".join(images.MASKS)} or an image '
+    'file, white where the image is to be hidden'
+  )
 
 
-# Halves of the image; the central third of its side, rounded down, so that the
-# codes of images of 64 px see enough around it; a border of a sixteenth.
-MASKS = ('left', 'right', 'top', 'bottom', 'center', 'border')
-_BLANK = 128  # grey
-
-
-@dataclasses.dataclass(frozen=True)
-class _Completion:
-  """What completions of an image start from.
-
-  Attributes:
-    original: uint8 `[H, W, 3]`.
-    masked: the same with the hidden pixels blanked.
-    codes: int32 `[h, w]`, of the masked image.
-    known: bool `[h, w]`, the codes that no hidden pixel has a part in.
-  """
-
-  original: np.ndarray
-  masked: np.ndarray
-  codes: np.ndarray
-  known: np.ndarray
-
-
-def _read_completion(
+def _hide(
   model: inference.Model, image: epath.PathLike, mask: str
-) -> _Completion:
-  """Reads an image, hides a part of it and encodes the rest."""
+) -> tuple[np.ndarray, inference.Masked]:
+  """Reads an image and hides a part of it."""
   if not epath.Path(image).is_file():
     raise errors.UserError(f'there is no file {image} to complete')
   original = images.read_square(epath.Path(image), model.image_size)
-  if mask in MASKS:
-    hidden = _named_mask(mask, model.image_size)
-  elif epath.Path(mask).is_file():
-    hidden = images.read_mask(epath.Path(mask), model.image_size)
-  else:
-    raise errors.UserError(
-      f'there is no mask {mask!r}; give {", ".join(MASKS)} or an image file, '
-      'white where the image is to be hidden'
-    )
-  if not hidden.any():
-    raise errors.UserError(f'the mask {mask} hides nothing; nothing is white')
-  masked = np.where(hidden[..., None], np.uint8(_BLANK), original)
-  known = model.codes_without(hidden)
-  if not known.any():
-    raise errors.UserError(
-      f'the mask {mask} leaves no code: the encoder sees hidden pixels from '
-      'everywhere; hide less'
-    )
+  masked = model.hide(original, _read_mask(mask, model.image_size))
   logging.info(
     '%d of %d codes do not depend on what is hidden; the others are drawn.',
-    known.sum(),
-    known.size,
+    masked.known.sum(),
+    masked.known.size,
   )
-  return _Completion(original, masked, model.encode(masked[None])[0], known)
+  return original, masked
 
 
 def sample(
@@ -145,8 +99,8 @@ def sample(
     counts: images per class; the class '' stands for every class.
     seed: an image depends on seed, class and its number in the class alone.
     complete: an image file, cropped and resized as in training.
-    mask: what of it to hide: one of `MASKS`, or an image file that is white
-      there.
+    mask: what of it to hide: one of `images.MASKS`, or an image file that is
+      white there.
     **controls: of the prior; see `dermvq_jax.sample.Controls`.
 
   Raises:
@@ -165,17 +119,16 @@ def sample(
     raise errors.UserError('--counts asks for no image')
   known, sheet = {}, []
   if complete is not None:
-    start = _read_completion(model, complete, mask)
-    for name, array in (('codes', start.codes), ('mask', start.known)):
-      known[f'known_{name}'] = np.repeat(array[None], len(labels), axis=0)
-    sheet = [np.stack([start.original, start.masked])]
+    original, masked = _hide(model, complete, mask)
+    known = masked.repeat(len(labels))
+    sheet = [np.stack([original, masked.image])]
   with _new_folder(out) as folder:
     new = model.sample(
       labels, seed=seed, show_progress=True, **settings, **known
     )
     if complete is not None:
-      images.save_png(folder / 'original.png', start.original)
-      images.save_png(folder / 'masked.png', start.masked)
+      images.save_png(folder / 'original.png', original)
+      images.save_png(folder / 'masked.png', masked.image)
       settings |= {'complete': str(complete), 'mask': mask}
     rows, by_class = [], {}
     for label, image in zip(labels, new):

@@ -247,10 +247,10 @@ def test_what_is_hidden_has_no_influence(narrow_run, tmp_path):
 
 
 @pytest.mark.parametrize('size', [64, 128, 256])
-@pytest.mark.parametrize('mask', generate.MASKS)
+@pytest.mark.parametrize('mask', images.MASKS)
 def test_named_masks(size, mask):
   """Each hides a part, and leaves codes of the real configs."""
-  hidden = generate._named_mask(mask, size)
+  hidden = images.named_mask(mask, size)
   assert hidden.shape == (size, size) and hidden.dtype == bool
   shares = dict.fromkeys(('left', 'right', 'top', 'bottom'), 0.5)
   shares |= {'center': 1 / 9, 'border': 1 - (7 / 8) ** 2}

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
@@ -65,13 +66,20 @@ def describe(dataset: str, data_dir: epath.PathLike) -> dict[str, Any]:
   return facts
 
 
-def open_split(dataset: str, data_dir: epath.PathLike, split: str):
+def open_split(
+  dataset: str,
+  data_dir: epath.PathLike,
+  split: str,
+  *,
+  decode_images: bool = True,
+):
   """Returns a split as a sequence of examples, a TFDS data source.
 
   Args:
     dataset: 'name/config', for example 'ham10000/64' or 'codes/<digest>'.
     data_dir: where it was prepared.
     split: 'train', 'val' or 'test'.
+    decode_images: whether images are decoded; else they are PNG bytes.
 
   Returns:
     A sequence, for example for `grain.MapDataset.source`; its items are
@@ -87,4 +95,28 @@ def open_split(dataset: str, data_dir: epath.PathLike, split: str):
       f'{dataset} has no split {split!r}; choose one of: '
       + ', '.join(builder.info.splits)
     )
-  return builder.as_data_source(split)
+  decoders = None
+  if not decode_images and 'image' in builder.info.features:
+    decoders = {'image': tfds.decode.SkipDecoding()}
+  return builder.as_data_source(split, decoders=decoders)
+
+
+def description(dataset: str, data_dir: epath.PathLike) -> str:
+  """What the dataset's builder says of it, in one paragraph.
+
+  Raises:
+    UserError: the dataset is not prepared.
+  """
+  return ' '.join(_builder(dataset, data_dir).info.description.split())
+
+
+def read_labels(
+  dataset: str, data_dir: epath.PathLike, split: str
+) -> np.ndarray:
+  """Labels of a split, int32 `[N]`, without decoding its images.
+
+  Raises:
+    UserError: the dataset is not prepared, or it has no such split.
+  """
+  source = open_split(dataset, data_dir, split, decode_images=False)
+  return np.array([source[i]['label'] for i in range(len(source))], np.int32)
