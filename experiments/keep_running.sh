@@ -105,10 +105,10 @@ wait_for_child() {
 failures=0
 pause=$first_wait
 while :; do
-  say "starts: $*"
+  say "starts:$(printf ' %q' "$@")"
   started=$SECONDS
-  # A terminal that goes away must not end a COMMAND that is saving.
-  (trap '' HUP && exec "$@") &
+  # A terminal sends these to COMMAND too, and would end it while it saves.
+  (trap '' INT HUP && exec "$@") &
   child=$!
   wait_for_child
   case $code in
