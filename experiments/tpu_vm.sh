@@ -270,8 +270,8 @@ create() {
 }
 
 setup() {
-  local archive=$root/build/tpu_vm/$name.tar.gz package=./src
-  do_or_print mkdir -p "$root/build/tpu_vm"
+  local archive=$HOME/.cache/dermvq/$name.tar.gz package=./src
+  do_or_print mkdir -p "$HOME/.cache/dermvq"
   if [[ -n $wheel ]]; then
     [[ -f $wheel ]] || fail "there is no wheel $wheel"
     package=./src/$(basename "$wheel")
@@ -284,6 +284,7 @@ setup() {
       dermvq_jax configs experiments/keep_running.sh
   fi
   tpus tpu-vm scp "$archive" "$name:dermvq.tar.gz" --worker=all
+  do_or_print rm "$archive"
   # The images' own Python is too old; uv brings one. Without
   # --reinstall-package it would take a package of the same version as
   # installed. cron starts a run again after the machine's maintenance.

@@ -331,7 +331,7 @@ def test_setup_installs_the_clone_on_all_workers(cloud):
   assert cloud.gcloud[0][:4] == [
     'tpu-vm',
     'scp',
-    f'{_ROOT}/build/tpu_vm/mole.tar.gz',
+    f'{cloud.folder}/.cache/dermvq/mole.tar.gz',
     'mole:dermvq.tar.gz',
   ]
   installs = [call for call in cloud.calls if call[:2] == ['uv', 'pip']]
@@ -489,6 +489,8 @@ def test_a_run_that_does_not_stop_is_killed(ready):
   printed = ready.ok('stop', '--grace=2')
   assert printed.startswith('worker0: killed after 2 s')
   assert ready.calls.count(['sleep', '1']) == 2
+  # Else a reboot would start it again.
+  assert not (ready.workers[0] / 'dermvq/run.sh').exists()
   stat = pathlib.Path('/proc', number.read_text().strip(), 'stat')
   _wait_for(lambda: not stat.exists() or ') Z ' in stat.read_text())
 
