@@ -285,7 +285,7 @@ setup() {
   fi
   tpus tpu-vm scp "$archive" "$name:dermvq.tar.gz" --worker=all
   do_or_print rm "$archive"
-  # The images' own Python is too old; uv brings one. Without
+  # The images' own Python may be too old; uv brings one. Without
   # --reinstall-package it would take a package of the same version as
   # installed. cron starts a run again after the machine's maintenance.
   on_workers all "set -eu
