@@ -27,6 +27,7 @@ _ARRAYS = 'default'  # orbax's name for a step's only item
 _CHECKSUMS = 'checksums'
 # Old steps go there at once; deleting them file by file could be interrupted.
 _REMOVED = 'removed'
+_MAX_REASON = 200  # characters; tensorstore adds pages to its reasons
 _SYSTEM_FAILURES = (
   'No space left',
   'Disk quota exceeded',
@@ -82,7 +83,8 @@ def _read(folder: epath.Path) -> PyTree:
     file = folder / _CHECKSUMS / 'metadata'
     saved = json.loads(file.read_text()) if file.parent.exists() else None
   except Exception as e:  # Damage has many names in orbax and tensorstore.
-    raise DamagedError(f'unreadable: {errors.one_line(e)}') from e
+    reason = errors.one_line(e)[:_MAX_REASON]
+    raise DamagedError(f'unreadable: {reason}') from e
   if saved is None:
     logging.warning('%s has no checksums, so damage can not be seen', folder)
     return tree

@@ -39,6 +39,8 @@ def setup_console():
   absl_logging.set_verbosity(absl_logging.INFO)
   # orbax and grain tell each step they take.
   logger.addFilter(lambda record: not _is_chatter(record))
+  # Of a damaged checkpoint orbax leaves tasks whose failures nobody asks for.
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
 
 
 def _is_chatter(record: logging.LogRecord) -> bool:

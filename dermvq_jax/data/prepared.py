@@ -138,9 +138,10 @@ def open_split(dataset: str, data_dir: epath.PathLike, split: str):
     split: 'train', 'val' or 'test'.
 
   Returns:
-    A sequence, for example for `grain.MapDataset.source`, that raises UserError
-    for a damaged record; its items are dictionaries with `image` uint8 `[size, size, 3]` or `codes` int32
-    `[h, w]`, `label` int, `id` and `group` bytes, and extra features.
+    A sequence, for example for `grain.MapDataset.source`; its items are
+    dictionaries with `image` uint8 `[size, size, 3]` or `codes` int32
+    `[h, w]`, `label` int, `id` and `group` bytes, and extra features. A
+    damaged record raises UserError when it is read.
 
   Raises:
     UserError: the dataset is not prepared, or it has no such split.
