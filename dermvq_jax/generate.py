@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from dermvq_jax.data import prepared
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
 _SHEET_COLUMNS = 16
+_FORMULA_STARTS = ('=', '+', '-', '@', '\t', '\r')
 
 
 @contextlib.contextmanager
@@ -41,11 +43,28 @@ def _new_folder(out: epath.PathLike) -> Iterator[epath.Path]:
   logging.info('Wrote %s', out)
 
 
+def _no_formula(value: Any) -> Any:
+  """Text that a spreadsheet would run gets an apostrophe, numbers do not."""
+  if not isinstance(value, str) or not value.startswith(_FORMULA_STARTS):
+    return value
+  try:
+    float(value)
+    return value
+  except ValueError:
+    return f"'{value}"
+
+
 def _write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
   with path.open('w') as f:
     writer = csv.DictWriter(f, rows[0], lineterminator='\n')
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+      writer.writerow({k: _no_formula(v) for k, v in row.items()})
+
+
+def _file_stem(name: str) -> str:
+  """A name from metadata as a file name that stays in its folder."""
+  return re.sub(r'[^\w .()-]', '_', name).lstrip('.') or '_'
 
 
 def _read_mask(mask: str, size: int) -> np.ndarray:
@@ -134,7 +153,7 @@ def sample(
     for label, image in zip(labels, new):
       name = model.class_names[label]
       members = by_class.setdefault(name, [])
-      file = f'{name}_{len(members):05d}.png'
+      file = f'{_file_stem(name)}_{len(members):05d}.png'
       images.save_png(folder / file, image)
       row = {'file': file, 'label': name, 'id': len(members), 'seed': seed}
       rows.append(row | settings)
@@ -163,7 +182,7 @@ def _unique_stems(names: Sequence[str]) -> list[str]:
   """File names without suffix; those that came before get a number."""
   seen, stems = set(), []
   for name in names:
-    base = stem = name.rpartition('.')[0] or name
+    base = stem = _file_stem(name.rpartition('.')[0] or name)
     number = 2
     while stem in seen:
       stem, number = f'{base}_{number}', number + 1

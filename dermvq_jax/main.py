@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,7 +25,11 @@ A run is one folder, the workdir:
 `dermvq demo` does all of it on generated images, in minutes.
 """
 _MISTAKE = 2  # exit code, as argparse's
+_DAMAGED = 1  # exit code of dermvq check
 _INTERRUPTED = 130  # exit code, as the shell's
+# Exit code after SIGTERM, EX_TEMPFAIL of sysexits.h: all is saved, start the
+# same command again. 143, the shell's, would be that of a process that died.
+_STOPPED = 75
 # What a wrong path, missing permissions or a full disk give.
 _SYSTEM_ERRORS = {
   errno.EACCES,
@@ -97,6 +102,12 @@ def _evaluate(args: argparse.Namespace):
   from dermvq_jax import evaluate
 
   evaluate.run(args.workdir, args.split, args.data_dir)
+
+
+def _check(args: argparse.Namespace) -> int:
+  from dermvq_jax import check
+
+  return 0 if check.run(args.workdir, args.data_dir) else _DAMAGED
 
 
 def _report(args: argparse.Namespace):
@@ -186,6 +197,29 @@ def _add_sampling(sub: argparse.ArgumentParser):
     metavar='NAME|FILE',
     help='left, right, top, bottom (halves), center, border, or an image file '
     'that is white where --complete is to be hidden',
+  )
+
+
+def _add_reconstructing(sub: argparse.ArgumentParser):
+  """Adds what `dermvq reconstruct` takes besides image files."""
+  sub.add_argument(
+    '--split',
+    choices=('train', 'val', 'test'),
+    help='images of the dataset that the VQ-VAE was trained on',
+  )
+  sub.add_argument(
+    '--num_images', type=int, default=16, help='of --split (default: 16)'
+  )
+  sub.add_argument(
+    '--through_prior',
+    action='store_true',
+    help="also decode the prior's most likely codes, each given the image's "
+    'true codes before it',
+  )
+  sub.add_argument(
+    '--label',
+    metavar='CLASS',
+    help='class of IMAGE for --through_prior (default: unknown)',
   )
 
 
@@ -311,25 +345,7 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     '--out', required=True, metavar='DIR', help='new folder for the images'
   )
-  sub.add_argument(
-    '--split',
-    choices=('train', 'val', 'test'),
-    help='images of the dataset that the VQ-VAE was trained on',
-  )
-  sub.add_argument(
-    '--num_images', type=int, default=16, help='of --split (default: 16)'
-  )
-  sub.add_argument(
-    '--through_prior',
-    action='store_true',
-    help="also decode the prior's most likely codes, each given the image's "
-    'true codes before it',
-  )
-  sub.add_argument(
-    '--label',
-    metavar='CLASS',
-    help='class of IMAGE for --through_prior (default: unknown)',
-  )
+  _add_reconstructing(sub)
   data_dir(sub, default='')
 
   sub = command(
@@ -357,6 +373,16 @@ def _parser() -> argparse.ArgumentParser:
   )
   workdir(sub, required=True)
   seed(sub)
+
+  sub = command(
+    'check',
+    _check,
+    'Reads all files of a run and tells which are damaged; exit code 1 if any '
+    'is.',
+    '--workdir=RUN',
+  )
+  workdir(sub, required=True)
+  data_dir(sub, default='')
 
   sub = command(
     'demo',
@@ -403,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   # grain's worker processes read absl flags; ours are argparse's.
   flags.FLAGS.mark_as_parsed()
   try:
-    args.run(args)
+    code = args.run(args)
   except errors.UserError as e:
     print(f'dermvq {args.command}: error: {e}', file=sys.stderr)
     return _MISTAKE
@@ -417,13 +443,16 @@ def main(argv: Sequence[str] | None = None) -> int:
       file=sys.stderr,
     )
     return _MISTAKE
+  except errors.StoppedError as e:
+    print('Saved; the same command goes on from here.', file=sys.stderr)
+    return _STOPPED if e.signal == signal.SIGTERM else _INTERRUPTED
   except KeyboardInterrupt:
     print(
       '\nInterrupted; dermvq train goes on with the same command.',
       file=sys.stderr,
     )
     return _INTERRUPTED
-  return 0
+  return code or 0
 
 
 if __name__ == '__main__':

@@ -1,10 +1,13 @@
 """The folder of a run: where its parts are and what it was started with."""
 
+import contextlib
 import datetime
+import fcntl
 import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -38,6 +41,34 @@ def data_dir(workdir: epath.PathLike, chosen: str = '') -> epath.Path:
       '--config.data_dir (of dermvq train) or --data_dir'
     )
   return path.expanduser()
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.PathLike) -> Iterator[None]:
+  """Keeps other trainings out of `workdir`, as long as this process lives.
+
+  Raises:
+    UserError: one is running there.
+  """
+  workdir = epath.Path(workdir).expanduser()
+  if '://' in str(workdir):  # A bucket has no locks.
+    yield
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  descriptor = os.open(workdir, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.UserError(
+        f'another dermvq train is running in {workdir}; wait for its end, or '
+        'use another --workdir'
+      ) from None
+    except OSError:
+      pass  # Some network file systems have no locks.
+    yield
+  finally:
+    os.close(descriptor)
 
 
 def exists(folder: epath.PathLike) -> bool:

@@ -205,7 +205,7 @@ def check_manual_dir(
     paragraph = cls.MANUAL_DOWNLOAD_INSTRUCTIONS.strip().split('\n\n')[0]
     raise errors.UserError(
       f'{cls.name} has to be downloaded by hand: '
-      f'{_one_line(paragraph).rstrip(".")}; then give that folder as '
+      f'{errors.one_line(paragraph).rstrip(".")}; then give that folder as '
       '--manual_dir=FOLDER (README.md tells more)'
     )
   folder = pathlib.Path(manual_dir).expanduser()
@@ -220,7 +220,3 @@ def check_manual_dir(
       'give another --manual_dir=FOLDER'
     )
   return folder
-
-
-def _one_line(text: object) -> str:
-  return ' '.join(str(text).split())

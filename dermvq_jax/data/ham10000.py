@@ -38,6 +38,8 @@ _OTHER_ARCHIVES = 'isic2018'
 _ID = re.compile('[A-Za-z0-9_-]+')
 _UNKNOWN_AGES = ('', 'nan', 'na', 'unknown')
 _NUM_NAMED = 3
+# The published images have less than 1 MB each; no more is ever unpacked.
+_MAX_MEMBER_BYTES = 100_000_000
 
 # Pairs of images that show the same lesion under two lesion ids: Abhishek et
 # al., Sci Data 12:196, 2025, newly_discovered_duplicates.csv.
@@ -308,7 +310,8 @@ def _zip_members(path: pathlib.Path) -> Iterator[zipfile.Path]:
     raise errors.UserError(
       f'{path} is not a whole zip file ({e}); download it again'
     ) from None
-  for name in archive.namelist():
+  for info in archive.infolist():
+    name = info.filename
     # Windows' rules know drives and both slashes, so they refuse the most.
     member = pathlib.PureWindowsPath(name)
     if member.drive or member.root or '..' in member.parts:
@@ -319,6 +322,12 @@ def _zip_members(path: pathlib.Path) -> Iterator[zipfile.Path]:
     if member.suffix.lower() in _IMAGE_SUFFIXES and not any(
       _is_other(part) for part in member.parts
     ):
+      if info.file_size > _MAX_MEMBER_BYTES:
+        raise errors.UserError(
+          f'{path} has the member {name!r}, which unpacks to '
+          f'{info.file_size:,} bytes; this is not the published archive, '
+          'download it again'
+        )
       yield zipfile.Path(archive, name)
 
 
