@@ -378,7 +378,7 @@ def first_image(folder):
 
 def test_no_folder_given(tmp_path):
   match = (
-    r'ham10000 has to be downloaded by hand: Download .*part_1\.zip.*'
+    r'ham10000 needs files that you bring: Download .*part_1\.zip.*'
     r'10\.7910/DVN/DBW86T \(licence CC BY-NC 4\.0.*--manual_dir=FOLDER'
   )
   check_error(None, tmp_path, match)
@@ -413,7 +413,8 @@ def test_half_the_images(archive, tmp_path):
   missing = sorted(row['image_id'] for row in rows)[len(rows) // 2 :]
   match = (
     rf'{len(missing)} metadata rows without an image '
-    rf'\({", ".join(missing[:3])}, \.\.\.\); add the images \(both parts'
+    rf'\({", ".join(missing[:3])}, \.\.\.\); add the images '
+    r'\(of HAM10000_images_part_1'
   )
   check_error(folder, tmp_path, match)
 

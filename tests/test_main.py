@@ -64,7 +64,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
   [
     (
       ['prepare', '--dataset=ham10000/64', '--data_dir={new}'],
-      'downloaded by hand',
+      'needs files that you bring',
     ),
     (
       [
