@@ -233,16 +233,19 @@ def _parser() -> argparse.ArgumentParser:
     'Turns an archive, or the embedded generator, into records to train from.',
     '--dataset=synthetic_dermoscopy/64 --data_dir=DATA',
     '--dataset=ham10000/64 --manual_dir=DOWNLOADS --data_dir=DATA',
+    '--dataset=image_folder/64 --manual_dir=IMAGES --data_dir=DATA',
   )
   sub.add_argument(
     '--dataset',
     required=True,
     metavar='NAME/SIZE',
-    help='ham10000 or synthetic_dermoscopy, with /64, /128 or /256 pixels',
+    help='ham10000, isic2018, isic2019, image_folder (your own images) or '
+    'synthetic_dermoscopy with /64, /128 or /256 pixels; dermamnist with /28, '
+    '/64, /128 or /224. Without --manual_dir it says what to download',
   )
   data_dir(sub, required=True)
   sub.add_argument(
-    '--manual_dir', metavar='DIR', help='where you put the downloaded archive'
+    '--manual_dir', metavar='DIR', help='where you put the downloaded files'
   )
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
 

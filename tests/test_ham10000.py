@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from fabricate import jpeg, write_folder, write_zip
 from PIL import Image, JpegImagePlugin
 
 from dermvq_jax import errors
@@ -75,16 +76,6 @@ def make_rows(lesions_per_class=10):
   return rows
 
 
-def jpeg(name):
-  """A small image, 30x20, that differs by name."""
-  rng = np.random.default_rng(sum(name.encode()))
-  corners = rng.uniform(0, 255, (2, 2, 3)).astype(np.uint8)
-  file = io.BytesIO()
-  image = Image.fromarray(corners).resize((30, 20), Image.Resampling.BILINEAR)
-  image.save(file, 'JPEG', quality=95)
-  return file.getvalue()
-
-
 def write_metadata(path, rows, columns=COLUMNS):
   is_tab = path.suffix == '.tab'
   with open(path, 'w', newline='', encoding='utf-8') as file:
@@ -98,18 +89,6 @@ def write_metadata(path, rows, columns=COLUMNS):
     )
     writer.writeheader()
     writer.writerows(rows)
-
-
-def write_folder(folder, names):
-  folder.mkdir(parents=True, exist_ok=True)
-  for name in names:
-    (folder / f'{name}.jpg').write_bytes(jpeg(name))
-
-
-def write_zip(path, names, prefix=''):
-  with zipfile.ZipFile(path, 'w') as archive:
-    for name in names:
-      archive.writestr(f'{prefix}{name}.jpg', jpeg(name))
 
 
 def write_folders(folder, parts):

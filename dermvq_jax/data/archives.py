@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dermvq_jax import errors
@@ -203,7 +204,7 @@ def _read_text(file: File) -> str:
   try:
     with file.open('rb') as f:
       data = f.read(MAX_TABLE_BYTES + 1)
-  except (EOFError, RuntimeError, zipfile.BadZipFile) as e:
+  except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
     raise errors.UserError(
       f'{file} is unreadable ({e}); download it again'
     ) from None
