@@ -38,7 +38,7 @@ class Builder(builder.ImageBuilder):
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = builder.SIZES
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
-  Download of task 3 of https://challenge.isic-archive.com/data/#2018 (licence
+  Download, of task 3 of https://challenge.isic-archive.com/data/#2018 (licence
   CC BY-NC 4.0, not for commercial use), into one folder,
   ISIC2018_Task3_Training_Input.zip, ISIC2018_Task3_Training_GroundTruth.zip,
   the same two with Validation and with Test for Training, and
