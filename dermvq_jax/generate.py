@@ -11,13 +11,27 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import errors, images, inference, workdirs
+from dermvq_jax import (
+  __version__,
+  encode,
+  errors,
+  images,
+  inference,
+  workdirs,
+)
 from dermvq_jax import sample as sampler
 from dermvq_jax.data import prepared
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
 _SHEET_COLUMNS = 16
 _FORMULA_STARTS = ('=', '+', '-', '@', '\t', '\r')
+# In the text chunks of every image that `sample` writes.
+_MARKS = {
+  'Synthetic': 'true',
+  'Description': 'Synthetic image, drawn by a model. Not a patient, not for '
+  'diagnosis.',
+  'Software': f'dermvq_jax {__version__}',
+}
 
 
 @contextlib.contextmanager
@@ -95,17 +109,41 @@ def _hide(
   return original, masked
 
 
+def _balancing_counts(
+  model: inference.Model, workdir: epath.PathLike, data_dir: str
+) -> dict[str, int]:
+  """How many images each class lacks in training to be the most frequent."""
+  model.check_prior()
+  dataset, found_in = encode.resolve_dataset(
+    model.config.prior, workdir, data_dir
+  )
+  # The codes have the labels, and are read much faster than images.
+  labels = prepared.read_labels(dataset, found_in, 'train')
+  counts = np.bincount(labels, minlength=len(model.class_names))
+  counts //= prepared.describe(dataset, found_in)['copies']
+  lacking = dict(zip(model.class_names, (counts.max() - counts).tolist()))
+  for name, have in zip(model.class_names, counts):
+    logging.info('%s: %d to train on, %d new', name, have, lacking[name])
+  return lacking
+
+
 def sample(
   workdir: epath.PathLike,
   out: epath.PathLike,
   *,
-  counts: dict[str, int],
+  counts: dict[str, int] | None = None,
+  balance: bool = False,
   seed: int = 0,
   complete: epath.PathLike | None = None,
   mask: str | None = None,
+  data_dir: str = '',
   **controls,
 ):
-  """Writes new images: PNG files, `sheet.png` and `samples.csv`.
+  """Writes new images: a folder of PNG files a class and `metadata.csv`.
+
+  The dataset `image_folder` reads that, and torchvision's ImageFolder. Every
+  image is marked as synthetic: in its name, its PNG text chunks and the CSV
+  file. Beside them is `sheet.png`.
 
   With `complete` they are completions of an image of which a part is hidden:
   hidden pixels are blanked before encoding, and every code whose receptive
@@ -116,26 +154,43 @@ def sample(
     workdir: with trained VQ-VAE and prior.
     out: new folder.
     counts: images per class; the class '' stands for every class.
+    balance: instead of counts, as many as even out the classes of the training
+      split: each then has as many images as the most frequent one.
     seed: an image depends on seed, class and its number in the class alone.
     complete: an image file, cropped and resized as in training.
     mask: what of it to hide: one of `images.MASKS`, or an image file that is
       white there.
+    mask: what of it to hide: one of `MASKS`, or an image file that is white
+      there.
+    data_dir: where the codes are for `balance`, if not where the run found
+      them.
     **controls: of the prior; see `dermvq_jax.sample.Controls`.
 
   Raises:
     UserError: not trained, unknown class, a control out of its range, no such
-      image or mask, a mask that leaves no code or hides nothing, `out` exists.
+      image or mask, a mask that leaves no code or hides nothing, `out` exists,
+      nothing to balance.
   """
   settings = dataclasses.asdict(sampler.Controls(**controls))
   if (complete is None) != (mask is None):
     raise errors.UserError('give --complete and --mask, or neither')
+  if balance and (counts or complete is not None):
+    raise errors.UserError('--balance goes without --counts and --complete')
   model = inference.load(workdir)
-  if '' in counts:
+  if balance:
+    counts = _balancing_counts(model, workdir, data_dir)
+  elif counts and '' in counts:
     counts = dict.fromkeys(model.class_names, counts['']) | counts
     del counts['']
-  labels = model.labels([name for name, n in counts.items() for _ in range(n)])
+  labels = model.labels(
+    [name for name, n in (counts or {}).items() for _ in range(n)]
+  )
   if not len(labels):
-    raise errors.UserError('--counts asks for no image')
+    raise errors.UserError(
+      'the classes are balanced already; give --counts for new images'
+      if balance
+      else '--counts asks for no image'
+    )
   known, sheet = {}, []
   if complete is not None:
     original, masked = _hide(model, complete, mask)
@@ -149,18 +204,40 @@ def sample(
       images.save_png(folder / 'original.png', original)
       images.save_png(folder / 'masked.png', masked.image)
       settings |= {'complete': str(complete), 'mask': mask}
-    rows, by_class = [], {}
-    for label, image in zip(labels, new):
-      name = model.class_names[label]
-      members = by_class.setdefault(name, [])
-      file = f'{_file_stem(name)}_{len(members):05d}.png'
-      images.save_png(folder / file, image)
-      row = {'file': file, 'label': name, 'id': len(members), 'seed': seed}
-      rows.append(row | settings)
-      members.append(image)
-    _write_csv(folder / 'samples.csv', rows)
-    sheet += [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
-    images.save_png(folder / 'sheet.png', images.sheet(sheet))
+    names = [model.class_names[label] for label in labels]
+    sheet += _write_samples(folder, new, names, {'seed': seed, **settings})
+    images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
+
+
+def _write_samples(
+  folder: epath.Path,
+  new: np.ndarray,
+  names: Sequence[str],
+  settings: dict[str, Any],
+) -> list[np.ndarray]:
+  """Writes PNG files and `metadata.csv`.
+
+  Args:
+    folder: to write into.
+    new: uint8 `[B, H, W, 3]`.
+    names: of their classes.
+    settings: further columns.
+
+  Returns:
+    The first images of each class, uint8 `[N, H, W, 3]`.
+  """
+  rows, by_class = [], {}
+  for name, image in zip(names, new):
+    members = by_class.setdefault(name, [])
+    stem = _file_stem(name)
+    file = f'synthetic_{stem}_{len(members):05d}.png'
+    (folder / stem).mkdir(exist_ok=True)
+    images.save_png(folder / stem / file, image, _MARKS | {'Label': name})
+    row = {'image': file, 'label': name, 'synthetic': 'true'}
+    rows.append(row | {'id': len(members)} | settings)
+    members.append(image)
+  _write_csv(folder / 'metadata.csv', rows)
+  return [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
 
 
 def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:

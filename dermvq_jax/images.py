@@ -4,11 +4,11 @@ import pathlib
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dermvq_jax import errors
 
@@ -27,10 +27,17 @@ _NO_PART = 1e-6  # Weights of the filter that are zero, as floats have it.
 _GAP = 2  # pixels between the images of a sheet
 
 
-def save_png(path: epath.PathLike, image: np.ndarray):
-  """Writes uint8 `[H, W, 3]`."""
+def save_png(
+  path: epath.PathLike,
+  image: np.ndarray,
+  text: Mapping[str, str] | None = None,
+):
+  """Writes uint8 `[H, W, 3]`, with `text` in the file's text chunks."""
+  info = PngImagePlugin.PngInfo()
+  for key, value in (text or {}).items():
+    info.add_itxt(key, value)
   with epath.Path(path).open('wb') as f:
-    Image.fromarray(image).save(f, format='PNG')
+    Image.fromarray(image).save(f, format='PNG', pnginfo=info)
 
 
 def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:

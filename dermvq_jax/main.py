@@ -72,8 +72,10 @@ def _sample(args: argparse.Namespace):
   generate.sample(
     args.workdir,
     args.out,
-    counts=args.counts,
+    counts=None if args.balance else args.counts,
+    balance=args.balance,
     seed=args.seed,
+    data_dir=args.data_dir,
     complete=args.complete,
     mask=args.mask,
     temperature=args.temperature,
@@ -150,14 +152,25 @@ def _seed_number(text: str) -> int:
     ) from None
 
 
+def _add_seed(sub: argparse.ArgumentParser):
+  sub.add_argument('--seed', type=_seed_number, default=0, help='default: 0')
+
+
 def _add_sampling(sub: argparse.ArgumentParser):
   """Adds what `dermvq sample` draws, and how."""
-  sub.add_argument(
+  _add_seed(sub)
+  number = sub.add_mutually_exclusive_group()
+  number.add_argument(
     '--counts',
     type=_counts,
     default=_counts('8'),
     metavar='N|CLASS=N,...',
     help='images of every class, or of some (default: 8)',
+  )
+  number.add_argument(
+    '--balance',
+    action='store_true',
+    help='as many as even out the classes of the training split',
   )
   sub.add_argument(
     '--temperature',
@@ -258,25 +271,25 @@ def _parser() -> argparse.ArgumentParser:
       '--data_dir', metavar='DIR', help='folder of prepared datasets', **kwargs
     )
 
-  def seed(sub):
-    sub.add_argument('--seed', type=_seed_number, default=0, help='default: 0')
-
   sub = command(
     'prepare',
     _prepare,
     'Turns an archive, or the embedded generator, into records to train from.',
     '--dataset=synthetic_dermoscopy/64 --data_dir=DATA',
     '--dataset=ham10000/64 --manual_dir=DOWNLOADS --data_dir=DATA',
+    '--dataset=image_folder/64 --manual_dir=IMAGES --data_dir=DATA',
   )
   sub.add_argument(
     '--dataset',
     required=True,
     metavar='NAME/SIZE',
-    help='ham10000 or synthetic_dermoscopy, with /64, /128 or /256 pixels',
+    help='ham10000, isic2018, isic2019, image_folder (your own images) or '
+    'synthetic_dermoscopy with /64, /128 or /256 pixels; dermamnist with /28, '
+    '/64, /128 or /224. Without --manual_dir it says what to download',
   )
   data_dir(sub, required=True)
   sub.add_argument(
-    '--manual_dir', metavar='DIR', help='where you put the downloaded archive'
+    '--manual_dir', metavar='DIR', help='where you put the downloaded files'
   )
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
 
@@ -317,19 +330,21 @@ def _parser() -> argparse.ArgumentParser:
   sub = command(
     'sample',
     _sample,
-    'Makes new images: PNG files, a sheet and a CSV file.',
+    'Makes new images: a folder of PNG files a class, a sheet and '
+    'metadata.csv; all marked as synthetic.',
     '--workdir=RUN --out=SAMPLES',
     '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
     '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
     '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
+    '--workdir=RUN --out=SAMPLES --balance',
     '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
   )
   workdir(sub, required=True)
   sub.add_argument(
     '--out', required=True, metavar='DIR', help='new folder for the images'
   )
-  seed(sub)
   _add_sampling(sub)
+  data_dir(sub, default='')
 
   sub = command(
     'reconstruct',
@@ -372,7 +387,7 @@ def _parser() -> argparse.ArgumentParser:
     '--workdir=RUN',
   )
   workdir(sub, required=True)
-  seed(sub)
+  _add_seed(sub)
 
   sub = command(
     'check',

@@ -64,7 +64,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
   [
     (
       ['prepare', '--dataset=ham10000/64', '--data_dir={new}'],
-      'downloaded by hand',
+      'needs files that you bring',
     ),
     (
       [
@@ -258,6 +258,10 @@ def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
     (['sample', '--workdir=x', '--out=y', '--counts=many'], "'many'"),
     (['sample', '--workdir=x', '--out=y', '--counts=mel=-1'], "'mel=-1'"),
     (['sample', '--workdir=x', '--out=y', '--counts='], 'CLASS=NUMBER'),
+    (
+      ['sample', '--workdir=x', '--out=y', '--counts=1', '--balance'],
+      'not allowed with',
+    ),
     (['sample', '--workdir=x', '--out=y', '--seed=-1'], "'-1'"),
     (['sample', '--workdir=x', '--out=y', f'--seed={10**20}'], 'number from'),
     (['sample', '--workdir=x', '--out=y', '--temp=1'], '--temp'),
@@ -398,8 +402,8 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
     assert said in captured.out + captured.err
   assert len(os.listdir(tmp_path / 'a')) == 3
   assert len(os.listdir(tmp_path / 'b')) == 6
-  [row] = (tmp_path / 'c' / 'samples.csv').read_text().splitlines()[1:]
-  assert row == 'mel_00000.png,mel,0,0,1.0,9,0.9,2.0'
+  [row] = (tmp_path / 'c' / 'metadata.csv').read_text().splitlines()[1:]
+  assert row == 'synthetic_mel_00000.png,mel,true,0,0,1.0,9,0.9,2.0'
   assert (run_copy / 'report' / 'evaluate_test.json').exists()
 
 
