@@ -50,9 +50,47 @@ def test_png_and_capitals(folder, tmp_path):
   assert 'mel_IMG 1 (2)' in {record.id for record in records}
 
 
-def test_unlisted_images_are_told(listed, tmp_path, caplog):
-  builder.make(DATASET, tmp_path).read_records(listed)
-  assert 'does not list 1 of 31 images; they are left out' in caplog.text
+def test_unlisted_images_are_told(listed, tmp_path, capsys):
+  prepare.run(DATASET, tmp_path / 'data', listed)
+  err = capsys.readouterr().err
+  assert 'does not list 1 of 31 images; they are left out' in err
+
+
+def test_synthetic_images_are_for_training(listed, tmp_path):
+  """And change nothing in the splits of the others."""
+  prepare.run(DATASET, tmp_path / 'data', listed)
+  names = [f'synthetic_a_{i:05d}' for i in range(30)]
+  fabricate.write_folder(listed / 'a', names)
+  path = listed / 'metadata.csv'
+  real, *rows = [row.split(',') for row in path.read_text().split()]
+  rows = [[*row, 'false'] for row in rows]
+  rows += [['a', '', name, 'true'] for name in names]
+  path.write_text(fabricate.table([*real, 'synthetic'], rows))
+  prepare.run(DATASET, tmp_path / 'both', listed)
+  for split in ('train', 'val', 'test'):
+    before, after = (
+      {e['id'] for e in prepared.open_split(DATASET, data_dir, split)}
+      for data_dir in (tmp_path / 'data', tmp_path / 'both')
+    )
+    new = {name.encode() for name in names} if split == 'train' else set()
+    assert after == before | new
+
+
+def test_synthetic_images_alone_have_all_splits(listed, tmp_path):
+  path = listed / 'metadata.csv'
+  header, *rows = [row.split(',') for row in path.read_text().split()]
+  rows = [[*row, 'true'] for row in rows]
+  path.write_text(fabricate.table([*header, 'synthetic'], rows))
+  prepare.run(DATASET, tmp_path / 'data', listed)
+  assert len(prepared.open_split(DATASET, tmp_path / 'data', 'val')) > 0
+
+
+def test_synthetic_is_true_or_false(listed):
+  path = listed / 'metadata.csv'
+  header, *rows = [row.split(',') for row in path.read_text().split()]
+  rows = [[*row, 'maybe'] for row in rows]
+  path.write_text(fabricate.table([*header, 'synthetic'], rows))
+  check_error(listed, "line 2: synthetic is 'maybe'; give true or false")
 
 
 # A folder per class.

@@ -51,8 +51,8 @@ class Record:
     source: what the dataset's `read_image` needs to find the pixels: the file
       unless the dataset has its own.
     extra: values of the dataset's `extra_features`.
-    split: where it was published with splits, of all records or none: 'train',
-      'val' or 'test'.
+    split: 'train', 'val' or 'test' where it is given, for example published;
+      None: it is assigned here.
   """
 
   id: str
@@ -124,12 +124,11 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     records = self.read_records(manual_dir)
     if self.class_names is None:
       self.info.features['label'].names = sorted({r.label for r in records})
-    assigned = [record.split for record in records]
-    if not all(assigned):
-      assigned = splits.assign(
-        [record.group for record in records],
-        [record.label for record in records],
-      )
+    free = [record for record in records if record.split is None]
+    chosen = iter(
+      splits.assign([r.group for r in free], [r.label for r in free])
+    )
+    assigned = [record.split or next(chosen) for record in records]
     empty = set(splits.SPLITS) - set(assigned)
     if empty:
       raise errors.UserError(

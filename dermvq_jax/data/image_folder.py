@@ -3,9 +3,9 @@
 import collections
 import pathlib
 import re
+import sys
 
 import tensorflow_datasets as tfds
-from absl import logging
 from etils import epath
 
 from dermvq_jax import errors
@@ -22,7 +22,8 @@ class Builder(builder.ImageBuilder):
 
   Images are cut to the central square and resized. `group` is that of the
   metadata; without it each image is its own, so that images of one lesion or
-  patient can come into different splits.
+  patient can come into different splits. Among others, images that the metadata
+  call synthetic are for training only.
   """
 
   name = 'image_folder'
@@ -38,8 +39,9 @@ class Builder(builder.ImageBuilder):
 
   The column image has file names, with or without .jpg, and no folders: those
   are searched, two levels down, and zips too. Images that metadata.csv does not
-  list are left out. A data_dir holds one image_folder; for another one choose
-  another, or use --overwrite.
+  list are left out. With a column synthetic, as `dermvq sample` writes it,
+  those that have true there are for training only. A data_dir holds one
+  image_folder; for another one choose another, or use --overwrite.
   """
 
   class_names = None
@@ -105,7 +107,7 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
     'image',
     ('image', 'label'),
     _check_row,
-    optional=('group',),
+    optional=('group', 'synthetic'),
     advice='give it a header line with image, label and, if known, group',
   )
   files = collections.defaultdict(list)
@@ -116,12 +118,13 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
       files[name].append(file)
   _check_found(folder, rows, files)
   if num_files > len(rows):
-    logging.info(
-      '%s does not list %d of %d images; they are left out',
-      folder / _TABLE,
-      num_files - len(rows),
-      num_files,
+    print(
+      f'{folder / _TABLE} does not list {num_files - len(rows)} of {num_files} '
+      'images; they are left out',
+      file=sys.stderr,
     )
+  synthetic = {name for name, row in rows.items() if row['synthetic'] == 'true'}
+  is_mixed = 0 < len(synthetic) < len(rows)
   records = []
   for name, row in rows.items():
     [source] = files[name]
@@ -132,6 +135,8 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
         # So that no image's own group has the name of another group.
         group=f'group_{row["group"]}' if row['group'] else source.stem,
         source=source,
+        # Nothing is to be chosen or measured on what a model drew.
+        split='train' if is_mixed and name in synthetic else None,
       )
     )
   return records
@@ -145,6 +150,10 @@ def _check_row(where: str, row: archives.Row) -> None:
       'folders'
     )
   _check_class_name(f'{where}: label', row['label'])
+  if row['synthetic'] not in ('', 'true', 'false'):
+    raise errors.UserError(
+      f'{where}: synthetic is {row["synthetic"]!r}; give true or false'
+    )
 
 
 def _check_class_name(where: str, name: str) -> None:
