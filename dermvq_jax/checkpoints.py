@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 
 from dermvq_jax import errors
 
@@ -54,8 +55,14 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def _empty(removed: epath.Path):
-  if removed.exists():
+  if jax.process_index() == 0 and removed.exists():
     removed.rmtree()
+
+
+def _wait_for_all(reason: str):
+  """Lets no host look at files before another has moved them."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(reason)
 
 
 def _checksums(step: int, tree: PyTree) -> dict[str, Any]:
@@ -193,6 +200,8 @@ class Checkpoints:
 
   def _put_aside(self, damaged: dict[int, str]):
     """Makes room for these steps; nothing of theirs is deleted."""
+    if damaged:
+      _wait_for_all('all have seen the damage')
     for step, reason in damaged.items():
       folder = self._states.directory / str(step)
       aside = folder.with_name(f'{step}.damaged')
@@ -207,6 +216,7 @@ class Checkpoints:
         _empty(aside)
         folder.rename(aside)
     if damaged:
+      _wait_for_all('the damaged are put aside')
       self._states.reload()
 
   def best_is_whole(self) -> bool:

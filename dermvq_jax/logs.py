@@ -74,6 +74,25 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
   return rows
 
 
+class NoLog:
+  """A log that writes nothing: that of all processes but one."""
+
+  def scalars(self, step: int, values: dict[str, float]):
+    """As `Log.scalars`."""
+
+  def images(self, step: int, images: dict[str, np.ndarray]):
+    """As `Log.images`."""
+
+  def parameters(self, params: Any):
+    """As `Log.parameters`."""
+
+  def flush(self):
+    """As `Log.flush`."""
+
+  def close(self):
+    """As `Log.close`."""
+
+
 class Log:
   """Writes a phase's metrics."""
 

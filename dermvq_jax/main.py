@@ -54,9 +54,10 @@ def _prepare(args: argparse.Namespace):
 
 
 def _train(args: argparse.Namespace):
-  from dermvq_jax import config_files, train
+  from dermvq_jax import config_files, parallel, train
 
   config = config_files.load(args.config, args.overrides)
+  parallel.initialize(args.coordinator, args.num_processes, args.process_id)
   train.run(config, args.workdir)
 
 
@@ -236,6 +237,25 @@ def _add_reconstructing(sub: argparse.ArgumentParser):
   )
 
 
+def _add_hosts(sub: argparse.ArgumentParser):
+  """Adds how the processes of several hosts find each other."""
+  hosts = sub.add_argument_group(
+    'several hosts',
+    'The same command on each, with one workdir that all reach. Cloud TPU VMs '
+    'find each other; elsewhere:',
+  )
+  hosts.add_argument(
+    '--coordinator',
+    default='',
+    metavar='HOST:PORT',
+    help='of process 0, where all others reach it',
+  )
+  hosts.add_argument('--num_processes', type=int, metavar='N')
+  hosts.add_argument(
+    '--process_id', type=int, metavar='I', help='of this one, from 0'
+  )
+
+
 def _parser() -> argparse.ArgumentParser:
   formatter = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(
@@ -309,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     '--config.FIELD=VALUE changes a field; configs/*.py lists them',
   )
   workdir(sub, required=True)
+  _add_hosts(sub)
 
   sub = command(
     'encode',

@@ -6,6 +6,9 @@ import signal
 import threading
 from typing import Self
 
+import jax
+from jax.experimental import multihost_utils
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STDERR = 2
 _TEXT = '\n{}: the training stops after this step and saves; again: at once.\n'
@@ -20,7 +23,11 @@ class Requests:
 
   def __enter__(self) -> Self:
     # Elsewhere Python allows no handlers.
-    if threading.current_thread() is threading.main_thread():
+    if (
+      threading.current_thread() is threading.main_thread()
+      # JAX has a handler of its own there, so that all hosts hear of it.
+      and jax.process_count() == 1
+    ):
       for number in _SIGNALS:
         self._before[number] = signal.signal(number, self._receive)
     return self
@@ -39,10 +46,12 @@ class Requests:
   def agreed(self, step: int) -> int | None:
     """The signal to stop for after `step`, None to go on.
 
-    All hosts must get the same answer: this is the one place to agree.
+    All hosts get the same answer, also when only one had the signal.
     """
-    del step  # What several hosts would agree on.
-    return self._received
+    if jax.process_count() == 1:
+      return self._received
+    stop = multihost_utils.reached_preemption_sync_point(step)
+    return signal.SIGTERM if stop else None
 
 
 def name(number: int) -> str:

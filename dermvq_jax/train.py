@@ -256,7 +256,11 @@ def _loop(
   tree = par.put_tree(restored['tree'])
   best = _best_so_far(float(restored['best']), saved)
   end = config.num_train_steps
-  log = stack.enter_context(contextlib.closing(logs.Log(trainer.folder, start)))
+  log = stack.enter_context(
+    contextlib.closing(
+      logs.Log(trainer.folder, start) if parallel.is_primary() else logs.NoLog()
+    )
+  )
   if start:
     logging.info('Resuming %s at step %d.', config.task, start)
   else:
@@ -274,7 +278,13 @@ def _loop(
   batches = trainer.train_batches(start)
   example = next(trainer.val_batches())
   bar = stack.enter_context(
-    progress.bar(initial=start, total=end, desc=config.task, unit='step')
+    progress.bar(
+      initial=start,
+      total=end,
+      desc=config.task,
+      unit='step',
+      disable=not parallel.is_primary(),
+    )
   )
   if signal := requests.agreed(start):
     raise errors.StoppedError(signal)
@@ -298,7 +308,8 @@ def _loop(
       tree, row = _fetch(tree, 'epoch', 'train/', par)
       row |= trainer.evaluate(tree['state'])
       log.scalars(step, row)
-      log.images(step, _summary_images(trainer.task, tree['state'], example))
+      if parallel.is_primary():
+        log.images(step, _summary_images(trainer.task, tree['state'], example))
       best = _keep_best(trainer, step, tree['state'], row, best, saved)
     if saves:
       log.flush()
@@ -336,9 +347,9 @@ def _keep_best(
 
 
 def _summary_images(task, train_state, example):
-  return task.summary_images(
-    train_state.eval_params, train_state.model_state, example
-  )
+  # Host arrays: what is on the devices of other hosts can't be used alone.
+  weights = train_state.eval_params, train_state.model_state
+  return task.summary_images(*jax.device_get(weights), example)
 
 
 def _check_finite(
@@ -406,9 +417,10 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
     workdirs.check_config(folder, config, facts)
     # Also on resume: it gives the structure that the checkpoint fills.
     tree = trainer.start()
-    if jax.process_index() == 0:
+    if parallel.is_primary():
       stack.enter_context(workdirs.locked(workdir))
-    workdirs.save_config(folder, config, facts)
+      workdirs.save_config(folder, config, facts)
+    parallel.wait_for_all('the config is written')
     saved = checkpoints.Checkpoints(folder)
     stack.enter_context(contextlib.closing(saved))
     start, restored = saved.restore({'tree': tree, 'best': np.float32(np.inf)})
