@@ -28,6 +28,17 @@ def test_a_second_ctrl_c_interrupts():
       threading.Event().wait(5)
 
 
+def test_ignored_signals_stay_ignored():
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with stopping.Requests() as requests:
+      os.kill(os.getpid(), signal.SIGINT)
+      assert requests.agreed(1) is None
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
 def test_in_another_thread_there_are_no_requests():
   """Python allows handlers in the main thread only."""
   results = []
