@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: install demo test test-all lint format clean
+.PHONY: install demo test test-all soak lint format clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,10 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -n 2 -m ''
+
+# Kills runs and flips bits, for a quarter of an hour or more.
+soak: install
+	JAX_PLATFORMS=cpu $(BIN)/python tests/soak.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -239,11 +239,17 @@ class Checkpoints:
           self._best.delete(old)
       self._save(self._best, step, jax.device_get(weights))
 
-  def close(self):
+  def wait(self):
     """Waits for what is being written."""
+    with _saving(self._folder):
+      self._best.wait_until_finished()
+      self._states.wait_until_finished()
+
+  def close(self):
+    """Waits for what is being written, and tidies up."""
+    self.wait()
     for manager in (self._best, self._states):
       with _saving(self._folder):
-        manager.wait_until_finished()
         manager.close()
         _empty(manager.directory / _REMOVED)
 

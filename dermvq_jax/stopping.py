@@ -29,7 +29,10 @@ class Requests:
       and jax.process_count() == 1
     ):
       for number in _SIGNALS:
-        self._before[number] = signal.signal(number, self._receive)
+        before = signal.getsignal(number)
+        if before != signal.SIG_IGN:  # As Ctrl-C is in a shell's background.
+          self._before[number] = before
+          signal.signal(number, self._receive)
     return self
 
   def __exit__(self, *unused_exception):

@@ -1,6 +1,7 @@
 """Tests of the folders of pictures that sample and reconstruct write."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -509,3 +510,45 @@ def test_reconstruct_needs_no_prior_but_through_prior_does(
       tmp_path / 'run', tmp_path / 'out2', paths=[file], through_prior=True
     )
   assert not (tmp_path / 'out2').exists()
+
+
+# Names from strangers.
+
+
+def test_formulas_are_disarmed_and_numbers_are_not(tmp_path):
+  values = ['=cmd()', '+1+1', '@x', '-x', '\t=1', 'a=b', '-1.5', '-inf', -2.5]
+  rows = [{'name': value} for value in values]
+  generate._write_csv(tmp_path / 'a.csv', rows)
+  written = [row['name'] for row in read_csv(tmp_path / 'a.csv')]
+  assert written[:5] == ["'" + value for value in values[:5]]
+  assert written[5:] == ['a=b', '-1.5', '-inf', '-2.5']
+
+
+def test_ids_from_metadata_stay_in_the_folder(
+  smoke_run, tmp_path, out, monkeypatch
+):
+  """A prepared dataset may be a stranger's."""
+  ids = [b'../../x', b'/tmp/y', b'=cmd()', b'.z', b'..']
+  source = prepared.open_split(
+    'synthetic_dermoscopy/smoke', smoke_run / 'data', 'val'
+  )
+  records = [source[i] | {'id': id_} for i, id_ in enumerate(ids)]
+  monkeypatch.setattr(prepared, 'open_split', lambda *args: records)
+  before = set(tmp_path.iterdir())
+  generate.reconstruct(smoke_run, out, split='val', num_images=5)
+  assert set(tmp_path.iterdir()) - before == {out}
+  pictures = [name for name in names_in(out) if 'reconstruction' in name]
+  assert len(pictures) == 5
+  assert not any(name.startswith('.') for name in pictures)
+  assert read_csv(out / 'errors.csv')[2]['image'] == "'=cmd()"
+
+
+def test_class_names_stay_in_the_folder(run_copy, tmp_path, out):
+  file = run_copy / 'vqvae' / 'config.json'
+  stored = json.loads(file.read_text())
+  stored['facts']['class_names'][0] = '../../akiec'
+  file.write_text(json.dumps(stored))
+  before = set(tmp_path.iterdir())
+  generate.sample(run_copy, out, counts={'../../akiec': 1})
+  assert set(tmp_path.iterdir()) - before == {out}
+  assert len(names_in(out)) == 3

@@ -429,6 +429,7 @@ def test_missing_columns(archive, tmp_path):
     ({'dx': 'wart'}, "line 2: unknown dx 'wart'; it must be one of akiec, bcc"),
     ({'dx': ''}, "line 2: unknown dx ''"),
     ({'image_id': '../../etc/x'}, r"image_id '\.\./\.\./etc/x' is not made of"),
+    ({'image_id': '=cmd()'}, r"image_id '=cmd\(\)' is not made of letters"),
     ({'image_id': ''}, "image_id '' is not made of letters"),
     ({'lesion_id': ' '}, 'line 2: lesion_id is blank'),
     ({'age': 'old'}, "line 2: age 'old' is not a number"),
@@ -512,6 +513,16 @@ def test_a_zip_that_leaves_its_folder(tmp_path, name):
   with zipfile.ZipFile(folder / 'HAM10000_images_part_1.zip', 'a') as archive:
     archive.writestr(name, jpeg('x'))
   match = r'part_1\.zip has the member .*, which leaves the folder'
+  check_error(folder, tmp_path, match)
+
+
+def test_a_zip_that_unpacks_to_too_much(tmp_path):
+  """200 MB of zeros, packed to 200 kB; nothing of it is unpacked."""
+  folder = write_archive(tmp_path / 'archive', make_rows(1), 'zips')
+  path = folder / 'HAM10000_images_part_1.zip'
+  with zipfile.ZipFile(path, 'a', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('x.jpg', bytes(2 * 10**8))
+  match = r"part_1\.zip has the member 'x\.jpg', which unpacks to 200,000,000"
   check_error(folder, tmp_path, match)
 
 

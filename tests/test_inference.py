@@ -491,3 +491,31 @@ def test_a_retrained_decoder_keeps_the_prior(run_copy, model, codes):
   np.testing.assert_array_equal(
     other.sample_codes(LABELS), model.sample_codes(LABELS)
   )
+
+
+# A workdir from a stranger.
+
+
+@pytest.mark.parametrize(
+  ('phase', 'keys', 'value'),
+  [
+    ('vqvae', ('quantizer', 'name'), '../stranger'),
+    ('vqvae', ('quantizer', 'name'), '__class__'),
+    ('vqvae', ('quantizer', 'name'), ['vq']),
+    ('prior', ('prior', 'name'), 'os'),
+    ('prior', ('prior', 'name'), 'stranger.x'),
+    ('prior', ('prior', 'name'), '..data.prepare'),
+    ('prior', ('prior', 'name'), 'gated_pixelcnn\n'),
+  ],
+)
+def test_names_resolve_only_inside_the_package(
+  run_copy, tmp_path, monkeypatch, phase, keys, value
+):
+  (tmp_path / 'stranger.py').write_text('raise SystemExit("it ran")')
+  monkeypatch.syspath_prepend(tmp_path)
+  file = run_copy / phase / 'config.json'
+  stored = json.loads(file.read_text())
+  stored['config'][keys[0]][keys[1]] = value
+  file.write_text(json.dumps(stored))
+  with pytest.raises(errors.UserError, match='there is no (quantizer|prior)'):
+    inference.load(run_copy).check_prior()

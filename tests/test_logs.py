@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from dermvq_jax import logs
+from dermvq_jax import errors, logs
 
 
 @pytest.fixture
@@ -57,6 +57,29 @@ def test_a_line_cut_by_a_kill_is_ignored(folder):
   logs.Log(folder, 20).close()
   assert logs.read(folder) == rows
   assert (folder / 'metrics.jsonl').read_text().endswith('\n')
+
+
+@pytest.mark.parametrize('line', ['{"step": 3', '[]', '{"loss": 1}', '\0\xff'])
+def test_a_damaged_row_is_named_and_nothing_cut(folder, line):
+  written(folder)
+  file = folder / 'metrics.jsonl'
+  first, rest = file.read_bytes().split(b'\n', 1)
+  file.write_bytes(first + b'\n' + line.encode('latin1') + b'\n' + rest)
+  before = file.read_bytes()
+  for use in (logs.read, lambda folder: logs.Log(folder, 20)):
+    with pytest.raises(errors.UserError, match='line 2 of .* is damaged'):
+      use(folder)
+  assert file.read_bytes() == before
+
+
+def test_flush_puts_rows_on_the_disk(folder, monkeypatch):
+  synced = []
+  monkeypatch.setattr(logs.os, 'fsync', synced.append)
+  log = logs.Log(folder, 0)
+  log.scalars(1, {'a': 1.0})
+  log.flush()
+  assert len(synced) == 1
+  log.close()
 
 
 def test_rows_can_be_read_while_training(folder):

@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import signal
 
 import pytest
 from PIL import Image
 
 import dermvq_jax
-from dermvq_jax import generate, main
+from dermvq_jax import errors, generate, main
 
 COMMANDS = (
   'prepare',
@@ -17,6 +18,7 @@ COMMANDS = (
   'reconstruct',
   'evaluate',
   'report',
+  'check',
   'demo',
 )
 
@@ -206,6 +208,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ),
     (['report', '--workdir={new}'], 'dermvq train --config=vqvae'),
     (['report', '--workdir={no_prior}'], 'dermvq prepare'),
+    (['check', '--workdir={new}'], 'holds no run'),
     (
       ['demo', '--size=smoke', '--workdir={file}'],
       'Not a directory',
@@ -364,6 +367,9 @@ def test_system_failures(monkeypatch, capsys):
     main.main(argv)
   assert main.main(fail_with(KeyboardInterrupt())) == 130
   assert 'goes on with the same command' in capsys.readouterr().err
+  for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+    assert main.main(fail_with(errors.StoppedError(number))) == code
+    assert 'Saved; the same command goes on' in capsys.readouterr().err
 
 
 def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
@@ -396,6 +402,7 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
     ),
     (['evaluate', '--split=test'], 'bits/code'),
     (['report', '--seed=3'], 'index.html'),
+    (['check'], 'all is whole'),
   ):
     assert main.main([*argv, '--workdir', str(run_copy)]) == 0
     captured = capsys.readouterr()

@@ -153,3 +153,10 @@ def test_a_code_used_only_in_padding_is_unused():
   codes, mask = jnp.int32([[0, 1], [2, 2]]), jnp.float32([1, 0])
   usage = metrics.CodebookUsage.of(codes, _CODES, mask)
   assert usage.counts.tolist() == [1, 1] + [0] * (_CODES - 2)
+
+
+def test_count():
+  parts = [{'n': metrics.Count(jnp.int32(n))} for n in (2, 0, 1)]
+  total = metrics.merge(metrics.merge(parts[0], parts[1]), parts[2])
+  assert metrics.compute(total) == {'n': 3}
+  assert parts[0]['n'].merge(parts[2]['n']).compute() == 3

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dermvq_jax import errors
-from dermvq_jax.data import builder, prepared
+from dermvq_jax.data import builder, pipeline, prepared
 
 IMAGES = 'synthetic_dermoscopy/smoke'
 
@@ -133,3 +133,84 @@ def test_other_folders_are_not_versions(data_dir, name):
   shutil.rmtree(folder / '1.0.0')
   with pytest.raises(errors.UserError, match='not prepared'):
     prepared.describe(IMAGES, data_dir)
+
+
+# Damage, and datasets from strangers.
+
+
+def records_file(folder, split):
+  [file] = folder.glob(f'*-{split}.array_record-*')
+  return file
+
+
+@pytest.mark.parametrize('damage', ['cut', 'empty', 'gone', 'flipped'])
+def test_a_damaged_file_is_one_line(data_dir, damage):
+  folder = data_dir / IMAGES / '1.0.0'
+  file = records_file(folder, 'train')
+  data = bytearray(file.read_bytes())
+  if damage == 'cut':
+    file.write_bytes(data[: len(data) // 2])
+  elif damage == 'empty':
+    file.write_bytes(b'')
+  elif damage == 'gone':
+    file.unlink()
+  else:
+    data[5000] ^= 4
+    file.write_bytes(data)
+  source = prepared.open_split(IMAGES, data_dir, 'train')
+  with pytest.raises(errors.UserError, match=r'record \d+ of 114 in') as e:
+    for i in range(len(source)):
+      _ = source[i]
+  assert str(folder) in str(e.value) and '\n' not in str(e.value)
+  # So the pipeline says, too.
+  with pytest.raises(errors.UserError, match=r'record \d+ of 114 in'):
+    list(pipeline.eval_batches(source, batch_size=8, keys=('image',)))
+  assert len(prepared.open_split(IMAGES, data_dir, 'val')) == 13
+
+
+@pytest.mark.parametrize(
+  'name', ['dataset_info.json', 'features.json', 'metadata.json']
+)
+def test_a_damaged_description_is_one_line(data_dir, name):
+  file = data_dir / IMAGES / '1.0.0' / name
+  file.write_text(file.read_text()[:20])
+  with pytest.raises(errors.UserError, match='damaged') as e:
+    prepared.describe(IMAGES, data_dir)
+  assert '\n' not in str(e.value)
+
+
+def test_a_missing_description_is_one_line(data_dir):
+  (data_dir / IMAGES / '1.0.0' / 'features.json').unlink()
+  with pytest.raises(errors.UserError, match='missing or damaged'):
+    prepared.describe(IMAGES, data_dir)
+
+
+_REAL = 'tensorflow_datasets.core.features.text_feature.Text'
+
+
+@pytest.mark.parametrize(
+  'feature',
+  [
+    {'pythonClassName': 'stranger.X', 'text': {}},
+    {'python_class_name': 'stranger.X', 'text': {}},
+    {
+      'pythonClassName': _REAL,
+      'sequence': {'feature': {'pythonClassName': 'stranger.X'}},
+    },
+  ],
+)
+def test_a_dataset_can_not_have_code_imported(
+  data_dir, tmp_path, monkeypatch, feature
+):
+  """TFDS imports the module of any feature that it does not know."""
+  (tmp_path / 'stranger.py').write_text('raise SystemExit("it ran")')
+  monkeypatch.syspath_prepend(tmp_path)
+  file = data_dir / IMAGES / '1.0.0' / 'features.json'
+  content = json.loads(file.read_text())
+  content['featuresDict']['features']['group'] = feature
+  legacy = {'type': 'stranger.X', 'content': {}}
+  for written in (content, legacy, [legacy]):
+    file.write_text(json.dumps(written))
+    with pytest.raises(errors.UserError, match='not written by dermvq'):
+      prepared.describe(IMAGES, data_dir)
+  assert 'stranger' not in sys.modules

@@ -85,3 +85,59 @@ def test_what_is_evaluated(ema):
   assert s.eval_params is (s.ema_params if ema else s.params)
   if ema:
     assert np.any(s.ema_params['a'] != s.params['a'])
+
+
+def _accepted(skip, *spoilt, steps=1):
+  """A state after `steps` steps of which the first has `spoilt` at nan."""
+  old, tx = _create(tx=optax.adam(_RATE))
+
+  @jax.jit
+  def step(s, i):
+    def spoil(name, x):
+      bad = (i == 0) & (name in spoilt)
+      return jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), x)
+
+    grads = spoil('grads', _grads(0))
+    counts = spoil('counts', {'codebook': {'counts': jnp.ones(5)}})
+    new = s.update(grads, counts, tx, _EMA_DECAY)
+    return s.accept(new, spoil('loss', jnp.float32(1)), grads, skip=skip)
+
+  new = old
+  for i in range(steps):
+    new, good = step(new, i)
+  return old, new, good
+
+
+@pytest.mark.parametrize('skip', [False, True])
+def test_a_finite_step_is_accepted(skip):
+  old, new, good = _accepted(skip)
+  assert good and new.step == 1 and not new.failure.any()
+  assert (new.params['a'] != old.params['a']).all()
+
+
+@pytest.mark.parametrize(
+  ('spoilt', 'what'),
+  [
+    (('loss',), 'the loss'),
+    (('grads',), 'a gradient'),
+    (('counts',), 'a weight'),
+    (('loss', 'grads', 'counts'), 'the loss'),
+  ],
+)
+def test_a_step_that_is_not_finite_freezes_the_state(spoilt, what):
+  old, new, good = _accepted(False, *spoilt, steps=3)
+  assert not good
+  step, index = new.failure
+  assert step == 1 and state.FAILURES[index - 1] == what
+  jax.tree.map(
+    np.testing.assert_array_equal, new.replace(failure=old.failure), old
+  )
+
+
+def test_a_skipped_step_leaves_only_its_number():
+  old, new, good = _accepted(True, 'grads')
+  assert not good and new.step == 1 and not new.failure.any()
+  jax.tree.map(np.testing.assert_array_equal, new.replace(step=old.step), old)
+  _, new, good = _accepted(True, 'grads', steps=2)
+  assert good and new.step == 2
+  assert (new.params['a'] != old.params['a']).all()

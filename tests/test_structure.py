@@ -151,6 +151,29 @@ def test_logs_imports_tensorflow_only_when_needed():
     assert not any(f'{name}.'.startswith(f'{lazy}.') for lazy in _LAZY), name
 
 
+# What runs code that is in a file, or makes objects of any class from it.
+_UNSAFE_MODULES = {'pickle', 'cloudpickle', 'dill', 'joblib', 'marshal'}
+_UNSAFE_MODULES |= {'shelve', 'yaml', 'runpy'}
+_UNSAFE_CALLS = {'eval', 'exec', 'compile', '__import__'}
+
+
+@every_module
+def test_nothing_read_from_a_file_is_run(module):
+  roots = {name.partition('.')[0] for name in _imports(module)}
+  assert not roots & _UNSAFE_MODULES
+  for node in ast.walk(ast.parse(_FILES[module].read_text())):
+    if isinstance(node, ast.Call):
+      called = node.func
+      assert not (
+        isinstance(called, ast.Name) and called.id in _UNSAFE_CALLS
+      ), f'{module}, line {node.lineno}'
+      allowing = [k for k in node.keywords if k.arg == 'allow_pickle']
+      assert all(k.value.value is False for k in allowing), node.lineno
+      # A file of the user's own, named on the command line.
+      if isinstance(called, ast.Attribute) and called.attr == 'exec_module':
+        assert module == 'config_files'
+
+
 _SCRIPT = """
 import json, sys
 loaded = {}

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -196,22 +198,112 @@ def test_constant_schedule_goes_on_longer(smoke_run, tmp_path):
 # Mistakes and failures.
 
 
+@pytest.mark.parametrize('kind', ['jit', 'pmap'])
 def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
-  smoke_run, tmp_path, monkeypatch
+  kind, smoke_run, tmp_path, monkeypatch
 ):
-  """Also where no loss is looked at before the next checkpoint."""
+  """The step is named; no row and no weights come from it or after it."""
   workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
   # No such code: its logit, and so the loss of step 7, is not a number.
   spoil_batches(
     monkeypatch, 6, lambda batch: batch | {'codes': batch['codes'] + 10**6}
   )
-  with pytest.raises(errors.UserError, match='loss.*before step 8') as e:
-    train_smoke('prior', workdir, data, '--config.log_every_steps=10')
+  with pytest.raises(errors.UserError, match='the loss .* at step 7;') as e:
+    train_smoke(
+      'prior',
+      workdir,
+      data,
+      '--config.log_every_steps=10',
+      f'--config.parallel={kind}',
+    )
   assert 'learning_rate' in str(e.value)
   folder = workdir / 'prior'
-  assert str(folder) in str(e.value)
+  assert f'step 4 in {folder}' in str(e.value)
   assert steps_in(folder / 'checkpoints') == [4]
+  assert {row['step'] for row in rows_in(folder)} == {5}
   assert all(np.isfinite(x).all() for x in read_tree(folder / 'best').values())
+
+
+@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+def test_skipped_steps_are_counted(kind, smoke_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  numbers = itertools.count(7)  # of the step that a batch is for
+
+  def spoil(batch):
+    return batch | {'codes': batch['codes'] + 10**6 * (next(numbers) == 7)}
+
+  spoil_batches(monkeypatch, 6, spoil)
+  train_smoke(
+    'prior',
+    workdir,
+    data,
+    '--config.optim.skip_nonfinite=True',
+    f'--config.parallel={kind}',
+  )
+  folder = workdir / 'prior'
+  rows = rows_in(folder)
+  skipped = [row.get('step/skipped_steps') for row in rows]
+  assert skipped == [0, None, 1, None]
+  assert [row.get('train/skipped_steps') for row in rows][3] == 1
+  assert all(np.isfinite(list(row.values())).all() for row in rows)
+  saved = read_tree(folder / 'checkpoints')
+  assert saved["['tree']['state']['step']"] == 10
+  assert saved["['tree']['state']['opt_state']['1']['0']['count']"] == 9
+  assert all(np.isfinite(x).all() for x in saved.values())
+
+
+def test_skipping_everything_ends(smoke_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  spoil_batches(
+    monkeypatch, 5, lambda batch: batch | {'codes': batch['codes'] + 10**6}
+  )
+  with pytest.raises(errors.UserError, match='in all 5 steps up to step 10;'):
+    train_smoke('prior', workdir, data, '--config.optim.skip_nonfinite=True')
+
+
+# Stopping, damage, and a second training.
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(number, smoke_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  folder = workdir / 'prior'
+  handler = signal.getsignal(number)
+
+  def stop(batch):
+    if steps_in(folder / 'checkpoints') == [4]:
+      os.kill(os.getpid(), number)
+    return batch
+
+  with monkeypatch.context() as patch:
+    spoil_batches(patch, 6, stop)
+    with pytest.raises(errors.StoppedError) as e:
+      train_smoke('prior', workdir, data)
+  assert e.value.signal == number
+  assert signal.getsignal(number) == handler
+  [_, step] = steps_in(folder / 'checkpoints')
+  assert step in (6, 7)  # Batches are made ahead.
+  train_smoke('prior', workdir, data)
+  assert_same_run(folder, smoke_run / 'prior')
+
+
+def test_damaged_checkpoints(run_copy, smoke_run, caplog):
+  """The last one is lost, and the best weights; the run ends the same."""
+  folder = run_copy / 'prior'
+  for broken in ('checkpoints/10', 'best/10'):
+    (folder / broken / 'default' / 'manifest.ocdbt').write_bytes(b'')
+  train_smoke('prior', run_copy)
+  assert f'{folder}/checkpoints/10 is damaged' in caplog.text
+  assert f'{folder}/best/10 are damaged' in caplog.text
+  assert_same_run(folder, smoke_run / 'prior')
+
+
+def test_a_second_training_is_refused(run_copy):
+  before = sorted(run_copy.rglob('*'))
+  refused = pytest.raises(errors.UserError, match='another dermvq train is')
+  with workdirs.locked(run_copy), refused:
+    train_smoke('prior', run_copy)
+  assert sorted(run_copy.rglob('*')) == before
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import json
 import pathlib
+import subprocess
+import sys
 
 import ml_collections
 import pytest
@@ -143,3 +145,37 @@ def test_switching_to_a_constant_schedule_is_refused(folder):
   )
   with pytest.raises(errors.UserError, match='config.optim.schedule'):
     workdirs.save_config(folder, config, FACTS)
+
+
+# Two trainings at once.
+
+_HOLD = """
+import sys, time
+from dermvq_jax import workdirs
+with workdirs.locked(sys.argv[1]):
+  print('locked', flush=True)
+  time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+  holder = subprocess.Popen(
+    [sys.executable, '-c', _HOLD, tmp_path], stdout=subprocess.PIPE, text=True
+  )
+  try:
+    assert holder.stdout.readline() == 'locked\n'
+    refused = pytest.raises(errors.UserError, match='another dermvq train is')
+    with refused, workdirs.locked(tmp_path):
+      pass
+  finally:
+    holder.kill()
+    holder.wait()
+  for _ in range(2):
+    with workdirs.locked(tmp_path):
+      pass
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_has_no_locks():
+  with workdirs.locked('gs://bucket/run'):
+    pass

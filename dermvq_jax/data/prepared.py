@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ class _Records:
 
   def __len__(self) -> int:
     return len(self._source)
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    return (self[i] for i in range(len(self)))
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
