@@ -84,8 +84,9 @@ class Model:
       is the null label, 'of any class'.
     config: the configs of the phases: `config.vqvae`, `config.prior`.
     image_size: pixels a side that the VQ-VAE was trained on.
-    grid: height and width of the codes of such an image.
-    codebook_size: number of codes, K.
+    grid: height and width of the codes of such an image, (h, w*L).
+    codebook_size: number of codes, of all levels together.
+    num_levels: codes a latent, L; adjacent, of level 0 to L - 1.
   """
 
   def __init__(self, workdir: epath.PathLike):
@@ -97,8 +98,11 @@ class Model:
     self.config = ml_collections.ConfigDict({'vqvae': config})
     self.class_names = tuple(facts['class_names'])
     self.image_size = facts['image_size']
-    self.grid = (self.image_size // config.model.downsampling,) * 2
-    self.codebook_size = config.quantizer.codebook_size
+    quantizer = tasks.vqvae_model(config).quantizer
+    self.num_levels = quantizer.num_levels
+    side = self.image_size // config.model.downsampling
+    self.grid = (side, side * self.num_levels)
+    self.codebook_size = quantizer.num_codes
     self._digest = encode.digest(weights, facts['dataset'])
     self._encode = encode.make_encoder(config, weights)
     self._decode = _make_decoder(config, weights)
@@ -188,7 +192,8 @@ class Model:
       hidden: bool `[H, W]`, the pixels that are hidden.
 
     Returns:
-      Whether the encoder computes the code from other pixels alone.
+      Whether the encoder computes the code from other pixels alone; `[h, w*L]`
+      with L levels.
 
     Raises:
       UserError: not such a mask, or H or W not divisible by the downsampling.
@@ -205,7 +210,9 @@ class Model:
         f'the mask of hidden pixels must be bool [H, W], both divisible by '
         f'{factor}; it is {hidden.dtype} {list(hidden.shape)}'
       )
-    return ~tasks.vqvae_model(self.config.vqvae).encoder.reached_by(hidden)
+    model = tasks.vqvae_model(self.config.vqvae)
+    free = ~model.encoder.reached_by(hidden)
+    return free.repeat(self.num_levels, axis=1)
 
   def reconstruct(self, images: np.ndarray) -> np.ndarray:
     """uint8 images `[B, H, W, 3]` through encoder, codebook and decoder."""
@@ -383,6 +390,14 @@ class Model:
       raise errors.UserError(
         f'codes must be in [0, {self.codebook_size}); these reach from '
         f'{codes.min()} to {codes.max()}'
+      )
+    # The codes of level l are l * K to l * K + K - 1.
+    level = codes // (self.codebook_size // self.num_levels)
+    due = np.arange(codes.shape[2]) % self.num_levels
+    if codes.shape[2] % self.num_levels or np.any(level != due):
+      raise errors.UserError(
+        f'the {self.num_levels} levels of a code are adjacent, so that column '
+        f'j holds codes of level j % {self.num_levels}; these codes do not'
       )
     return codes.astype(np.int32)
 
