@@ -62,7 +62,7 @@ setuptools.setup(
     'tqdm',
   ],
   extras_require={
-    'test': ['pytest', 'pytest-xdist', 'ruff'],
+    'test': ['pytest', 'pytest-xdist', 'ruff', 'scikit-image'],
     'bench': ['torch'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],

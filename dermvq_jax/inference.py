@@ -37,6 +37,39 @@ def load(workdir: epath.PathLike) -> 'Model':
   return Model(workdir)
 
 
+def load_part(
+  workdir: epath.PathLike, part: str
+) -> Callable[[np.ndarray], np.ndarray] | np.ndarray:
+  """Loads one part of the VQ-VAE in `workdir`, without the others.
+
+  Args:
+    workdir: with a trained VQ-VAE.
+    part: 'encoder', 'codebook' or 'decoder'.
+
+  Returns:
+    The encoder: uint8 images `[B, H, W, 3]` to latents float32 `[B, h, w, D]`.
+    The codebook: float32 `[K, D]`, what each code stands for; with L levels
+    `[L*K, D]`, what each adds. The decoder: such vectors `[B, h, w, D]` to
+    uint8 images.
+
+  Raises:
+    UserError: no such part, or no trained VQ-VAE there.
+  """
+  if part not in tasks.VQVAE_PARTS:
+    raise errors.UserError(
+      f'a VQ-VAE has no part {part!r}; there are '
+      + ', '.join(tasks.VQVAE_PARTS)
+    )
+  folder = workdirs.phase_dir(workdir, 'vqvae')
+  config, _ = workdirs.load_config(folder)
+  weights = checkpoints.load_best(folder)
+  apply, variables = tasks.vqvae_part(config, weights, part)
+  if part == 'codebook':
+    return np.asarray(apply(variables))
+  apply, variables = jax.jit(apply), jax.device_put(variables)
+  return lambda x: np.asarray(apply(variables, jnp.asarray(x)))
+
+
 def posterior(
   log_likelihoods: np.ndarray, class_prior: np.ndarray
 ) -> np.ndarray:
@@ -409,8 +442,7 @@ def _make_decoder(config: ml_collections.ConfigDict, weights: PyTree):
 
   @jax.jit
   def apply(variables, codes):
-    images = model.apply(variables, codes, method='decode')
-    return jnp.rint(images * 255).astype(jnp.uint8)
+    return tasks.to_uint8(model.apply(variables, codes, method='decode'))
 
   return functools.partial(apply, jax.device_put(variables))
 

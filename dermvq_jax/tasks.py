@@ -81,6 +81,11 @@ def to_unit(images: jax.Array) -> jax.Array:
   return images.astype(jnp.float32) / 255
 
 
+def to_uint8(images: jax.Array) -> jax.Array:
+  """Images around [0, 1] to uint8."""
+  return jnp.rint(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
+
+
 def _component(name: str, find: Callable[[str], Any], kind: str) -> Any:
   """Finds a component by its name, which can't point outside the package."""
   try:
@@ -161,6 +166,38 @@ def _check_divisors(model: ml_collections.ConfigDict):
         f'config.model.{name} is {number}; give 0 for none, or a divisor of '
         + ' and '.join(f'config.model.{w}={model[w]}' for w in widths)
       )
+
+
+VQVAE_PARTS = ('encoder', 'codebook', 'decoder')
+
+
+def vqvae_part(
+  config: ml_collections.ConfigDict, weights: PyTree, part: str
+) -> tuple[Callable[..., jax.Array], PyTree]:
+  """One of `VQVAE_PARTS`, as a function of its own variables.
+
+  Args:
+    config: of the VQ-VAE.
+    weights: `{'params': ..., 'model_state': ...}`.
+    part: which.
+
+  Returns:
+    The function of the variables and, for the encoder, uint8 images
+    `[B, H, W, 3]`, to latents `[B, h, w, D]`; for the decoder the other way
+    round; for the codebook nothing more, to float32 `[L*K, D]`. And the
+    variables.
+  """
+  model = vqvae_model(config)
+  name = 'quantizer' if part == 'codebook' else part
+  collections = {'params': weights['params'], **weights['model_state']}
+  variables = {k: v[name] for k, v in collections.items() if name in v}
+  apply = getattr(model, name).apply
+  functions = {
+    'encoder': lambda variables, images: apply(variables, to_unit(images)),
+    'codebook': lambda variables: apply(variables, method='vectors'),
+    'decoder': lambda variables, vectors: to_uint8(apply(variables, vectors)),
+  }
+  return functions[part], variables
 
 
 def encoding_weights(weights: PyTree) -> dict[str, PyTree]:
