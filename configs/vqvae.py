@@ -85,6 +85,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'b2': 0.999,
     'weight_decay': 0.0,
     'max_grad_norm': 0.0,
+    'skip_nonfinite': False,  # True: leave out steps that go to infinity
   }
   config.params_ema_decay = 0.0
   config.num_epochs = 10.0

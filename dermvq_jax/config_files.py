@@ -40,7 +40,7 @@ def load(
   try:
     loaded = _get_config(path, argument)
   except Exception as e:  # the file may be the user's own
-    raise errors.UserError(f'--config={config}: {_one_line(e)}') from e
+    raise errors.UserError(f'--config={config}: {errors.one_line(e)}') from e
   for override in overrides:
     _check_field(loaded, override)
   values = flags.FlagValues()
@@ -52,7 +52,7 @@ def load(
   try:
     values(argv)
   except (flags.Error, TypeError, ValueError) as e:
-    raise errors.UserError(_one_line(e)) from e
+    raise errors.UserError(errors.one_line(e)) from e
   return loaded
 
 
@@ -81,7 +81,3 @@ def _check_field(config: ml_collections.ConfigDict, override: str):
       )
       raise errors.UserError(f'there is no field config.{field}{there}')
     config = config[key]
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())

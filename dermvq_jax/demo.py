@@ -29,11 +29,11 @@ def run(workdir: epath.PathLike, size: str = 'demo'):
   encode.run(workdir)
   tell(4, 'Training the prior')
   train.run(config_files.load(f'prior:{size}'), workdir)
-  tell(5, 'Drawing curves, reconstructions and new images')
+  tell(5, 'Making the report: new images, reconstructions, curves')
   report.run(workdir)
   logging.info(
-    '\nDone. Look at the pictures in %s; samples.png holds new images of each '
-    'class.\nMore new images: dermvq sample --workdir=%s --out=samples',
-    workdir / 'report',
+    '\nDone. Open %s in a browser: new images of each class, and how they were '
+    'made.\nMore new images: dermvq sample --workdir=%s --out=samples',
+    workdir / 'report' / 'index.html',
     workdir,
   )

@@ -49,19 +49,22 @@ def codes_name(vqvae_digest: str, copies: int = 1) -> str:
 
 
 def resolve_dataset(
-  config: ml_collections.ConfigDict, workdir: epath.PathLike
+  config: ml_collections.ConfigDict,
+  workdir: epath.PathLike,
+  data_dir: str = '',
 ) -> tuple[str, epath.Path]:
   """The dataset a config means, and where it is prepared.
 
   A prior's are the codes of the VQ-VAE in `workdir`, in the same place as its
-  images unless the config names another.
+  images unless the config names another, or `data_dir` is given.
 
   Raises:
     UserError: of a prior, there is no trained VQ-VAE, or the config names
       other codes than its.
   """
   if config.task != 'prior':
-    return config.dataset, workdirs.data_dir(workdir, config.data_dir)
+    data_dir = data_dir or config.data_dir
+    return config.dataset, workdirs.data_dir(workdir, data_dir)
   folder = workdirs.phase_dir(workdir, 'vqvae')
   vqvae_config, facts = workdirs.load_config(folder)
   weights = checkpoints.load_best(folder)
@@ -71,7 +74,7 @@ def resolve_dataset(
       f'config.dataset={config.dataset} is not {name}, the codes of the VQ-VAE '
       f"in {folder}; leave it at 'codes'"
     )
-  data_dir = config.data_dir or vqvae_config.data_dir
+  data_dir = data_dir or config.data_dir or vqvae_config.data_dir
   return name, workdirs.data_dir(workdir, data_dir)
 
 

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""Exceptions that are no bugs, and their texts."""
 
 
 class UserError(Exception):
@@ -6,3 +6,20 @@ class UserError(Exception):
 
   The command line prints it without a traceback and exits with code 2.
   """
+
+
+class StoppedError(Exception):
+  """A training was asked to stop; it saved its state first.
+
+  Attributes:
+    signal: that asked for it.
+  """
+
+  def __init__(self, signal: int):
+    super().__init__(signal)
+    self.signal = signal
+
+
+def one_line(error: object) -> str:
+  """The text of an exception without its line breaks."""
+  return ' '.join(str(error).split())

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import encode, inference, workdirs
+from dermvq_jax import encode, inference
 from dermvq_jax.data import prepared
 
 _CHANNELS = 3
@@ -110,9 +110,9 @@ def run(
   workdir = epath.Path(workdir).expanduser()
   model = inference.load(workdir)
   model.check_prior()
-  dataset, found_in = encode.resolve_dataset(model.config.prior, workdir)
-  if data_dir:
-    found_in = workdirs.data_dir(workdir, data_dir)
+  dataset, found_in = encode.resolve_dataset(
+    model.config.prior, workdir, data_dir
+  )
   source = prepared.open_split(dataset, found_in, split)
   records = [source[i] for i in range(len(source))]
   codes = np.stack([record['codes'] for record in records])

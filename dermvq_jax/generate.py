@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,12 +11,27 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import errors, images, inference, workdirs
+from dermvq_jax import (
+  __version__,
+  encode,
+  errors,
+  images,
+  inference,
+  workdirs,
+)
 from dermvq_jax import sample as sampler
 from dermvq_jax.data import prepared
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
 _SHEET_COLUMNS = 16
+_FORMULA_STARTS = ('=', '+', '-', '@', '\t', '\r')
+# In the text chunks of every image that `sample` writes.
+_MARKS = {
+  'Synthetic': 'true',
+  'Description': 'Synthetic image, drawn by a model. Not a patient, not for '
+  'diagnosis.',
+  'Software': f'dermvq_jax {__version__}',
+}
 
 
 @contextlib.contextmanager
@@ -41,98 +57,93 @@ def _new_folder(out: epath.PathLike) -> Iterator[epath.Path]:
   logging.info('Wrote %s', out)
 
 
+def _no_formula(value: Any) -> Any:
+  """Text that a spreadsheet would run gets an apostrophe, numbers do not."""
+  if not isinstance(value, str) or not value.startswith(_FORMULA_STARTS):
+    return value
+  try:
+    float(value)
+    return value
+  except ValueError:
+    return f"'{value}"
+
+
 def _write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
   with path.open('w') as f:
     writer = csv.DictWriter(f, rows[0], lineterminator='\n')
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+      writer.writerow({k: _no_formula(v) for k, v in row.items()})
 
 
-def _named_mask(name: str, size: int) -> np.ndarray:
-  """Where `name`, of `MASKS`, hides the image: bool `[size, size]`."""
-  y, x = np.mgrid[:size, :size]
-  half, third, edge = size // 2, -(-size // 3), max(1, size // 16)
-  inner = (slice(third, size - third),) * 2
-  rest = (slice(edge, size - edge),) * 2
-  center, border = np.zeros((size, size), bool), np.ones((size, size), bool)
-  center[inner], border[rest] = True, False
-  return {
-    'left': x < half,
-    'right': x >= half,
-    'top': y < half,
-    'bottom': y >= half,
-    'center': center,
-    'border': border,
-  }[name]
+def _file_stem(name: str) -> str:
+  """A name from metadata as a file name that stays in its folder."""
+  return re.sub(r'[^\w .()-]', '_', name).lstrip('.') or '_'
 
 
-# Halves of the image; the central third of its side, rounded down, so that the
-# codes of images of 64 px see enough around it; a border of a sixteenth.
-MASKS = ('left', 'right', 'top', 'bottom', 'center', 'border')
-_BLANK = 128  # grey
+def _read_mask(mask: str, size: int) -> np.ndarray:
+  """A mask by its name or from a file: bool `[size, size]`."""
+  if mask in images.MASKS:
+    return images.named_mask(mask, size)
+  if epath.Path(mask).is_file():
+    return images.read_mask(epath.Path(mask), size)
+  raise errors.UserError(
+    f'there is no mask {mask!r}; give {", ".join(images.MASKS)} or an image '
+    'file, white where the image is to be hidden'
+  )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Completion:
-  """What completions of an image start from.
-
-  Attributes:
-    original: uint8 `[H, W, 3]`.
-    masked: the same with the hidden pixels blanked.
-    codes: int32 `[h, w]`, of the masked image.
-    known: bool `[h, w]`, the codes that no hidden pixel has a part in.
-  """
-
-  original: np.ndarray
-  masked: np.ndarray
-  codes: np.ndarray
-  known: np.ndarray
-
-
-def _read_completion(
+def _hide(
   model: inference.Model, image: epath.PathLike, mask: str
-) -> _Completion:
-  """Reads an image, hides a part of it and encodes the rest."""
+) -> tuple[np.ndarray, inference.Masked]:
+  """Reads an image and hides a part of it."""
   if not epath.Path(image).is_file():
     raise errors.UserError(f'there is no file {image} to complete')
   original = images.read_square(epath.Path(image), model.image_size)
-  if mask in MASKS:
-    hidden = _named_mask(mask, model.image_size)
-  elif epath.Path(mask).is_file():
-    hidden = images.read_mask(epath.Path(mask), model.image_size)
-  else:
-    raise errors.UserError(
-      f'there is no mask {mask!r}; give {", ".join(MASKS)} or an image file, '
-      'white where the image is to be hidden'
-    )
-  if not hidden.any():
-    raise errors.UserError(f'the mask {mask} hides nothing; nothing is white')
-  masked = np.where(hidden[..., None], np.uint8(_BLANK), original)
-  known = model.codes_without(hidden)
-  if not known.any():
-    raise errors.UserError(
-      f'the mask {mask} leaves no code: the encoder sees hidden pixels from '
-      'everywhere; hide less'
-    )
+  masked = model.hide(original, _read_mask(mask, model.image_size))
   logging.info(
     '%d of %d codes do not depend on what is hidden; the others are drawn.',
-    known.sum(),
-    known.size,
+    masked.known.sum(),
+    masked.known.size,
   )
-  return _Completion(original, masked, model.encode(masked[None])[0], known)
+  return original, masked
+
+
+def _balancing_counts(
+  model: inference.Model, workdir: epath.PathLike, data_dir: str
+) -> dict[str, int]:
+  """How many images each class lacks in training to be the most frequent."""
+  model.check_prior()
+  dataset, found_in = encode.resolve_dataset(
+    model.config.prior, workdir, data_dir
+  )
+  # The codes have the labels, and are read much faster than images.
+  labels = prepared.read_labels(dataset, found_in, 'train')
+  counts = np.bincount(labels, minlength=len(model.class_names))
+  counts //= prepared.describe(dataset, found_in)['copies']
+  lacking = dict(zip(model.class_names, (counts.max() - counts).tolist()))
+  for name, have in zip(model.class_names, counts):
+    logging.info('%s: %d to train on, %d new', name, have, lacking[name])
+  return lacking
 
 
 def sample(
   workdir: epath.PathLike,
   out: epath.PathLike,
   *,
-  counts: dict[str, int],
+  counts: dict[str, int] | None = None,
+  balance: bool = False,
   seed: int = 0,
   complete: epath.PathLike | None = None,
   mask: str | None = None,
+  data_dir: str = '',
   **controls,
 ):
-  """Writes new images: PNG files, `sheet.png` and `samples.csv`.
+  """Writes new images: a folder of PNG files a class and `metadata.csv`.
+
+  The dataset `image_folder` reads that, and torchvision's ImageFolder. Every
+  image is marked as synthetic: in its name, its PNG text chunks and the CSV
+  file. Beside them is `sheet.png`.
 
   With `complete` they are completions of an image of which a part is hidden:
   hidden pixels are blanked before encoding, and every code whose receptive
@@ -143,52 +154,90 @@ def sample(
     workdir: with trained VQ-VAE and prior.
     out: new folder.
     counts: images per class; the class '' stands for every class.
+    balance: instead of counts, as many as even out the classes of the training
+      split: each then has as many images as the most frequent one.
     seed: an image depends on seed, class and its number in the class alone.
     complete: an image file, cropped and resized as in training.
+    mask: what of it to hide: one of `images.MASKS`, or an image file that is
+      white there.
     mask: what of it to hide: one of `MASKS`, or an image file that is white
       there.
+    data_dir: where the codes are for `balance`, if not where the run found
+      them.
     **controls: of the prior; see `dermvq_jax.sample.Controls`.
 
   Raises:
     UserError: not trained, unknown class, a control out of its range, no such
-      image or mask, a mask that leaves no code or hides nothing, `out` exists.
+      image or mask, a mask that leaves no code or hides nothing, `out` exists,
+      nothing to balance.
   """
   settings = dataclasses.asdict(sampler.Controls(**controls))
   if (complete is None) != (mask is None):
     raise errors.UserError('give --complete and --mask, or neither')
+  if balance and (counts or complete is not None):
+    raise errors.UserError('--balance goes without --counts and --complete')
   model = inference.load(workdir)
-  if '' in counts:
+  if balance:
+    counts = _balancing_counts(model, workdir, data_dir)
+  elif counts and '' in counts:
     counts = dict.fromkeys(model.class_names, counts['']) | counts
     del counts['']
-  labels = model.labels([name for name, n in counts.items() for _ in range(n)])
+  labels = model.labels(
+    [name for name, n in (counts or {}).items() for _ in range(n)]
+  )
   if not len(labels):
-    raise errors.UserError('--counts asks for no image')
+    raise errors.UserError(
+      'the classes are balanced already; give --counts for new images'
+      if balance
+      else '--counts asks for no image'
+    )
   known, sheet = {}, []
   if complete is not None:
-    start = _read_completion(model, complete, mask)
-    for name, array in (('codes', start.codes), ('mask', start.known)):
-      known[f'known_{name}'] = np.repeat(array[None], len(labels), axis=0)
-    sheet = [np.stack([start.original, start.masked])]
+    original, masked = _hide(model, complete, mask)
+    known = masked.repeat(len(labels))
+    sheet = [np.stack([original, masked.image])]
   with _new_folder(out) as folder:
     new = model.sample(
       labels, seed=seed, show_progress=True, **settings, **known
     )
     if complete is not None:
-      images.save_png(folder / 'original.png', start.original)
-      images.save_png(folder / 'masked.png', start.masked)
+      images.save_png(folder / 'original.png', original)
+      images.save_png(folder / 'masked.png', masked.image)
       settings |= {'complete': str(complete), 'mask': mask}
-    rows, by_class = [], {}
-    for label, image in zip(labels, new):
-      name = model.class_names[label]
-      members = by_class.setdefault(name, [])
-      file = f'{name}_{len(members):05d}.png'
-      images.save_png(folder / file, image)
-      row = {'file': file, 'label': name, 'id': len(members), 'seed': seed}
-      rows.append(row | settings)
-      members.append(image)
-    _write_csv(folder / 'samples.csv', rows)
-    sheet += [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
-    images.save_png(folder / 'sheet.png', images.sheet(sheet))
+    names = [model.class_names[label] for label in labels]
+    sheet += _write_samples(folder, new, names, {'seed': seed, **settings})
+    images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
+
+
+def _write_samples(
+  folder: epath.Path,
+  new: np.ndarray,
+  names: Sequence[str],
+  settings: dict[str, Any],
+) -> list[np.ndarray]:
+  """Writes PNG files and `metadata.csv`.
+
+  Args:
+    folder: to write into.
+    new: uint8 `[B, H, W, 3]`.
+    names: of their classes.
+    settings: further columns.
+
+  Returns:
+    The first images of each class, uint8 `[N, H, W, 3]`.
+  """
+  rows, by_class = [], {}
+  for name, image in zip(names, new):
+    members = by_class.setdefault(name, [])
+    stem = _file_stem(name)
+    file = f'synthetic_{stem}_{len(members):05d}.png'
+    (folder / stem).mkdir(exist_ok=True)
+    images.save_png(folder / stem / file, image, _MARKS | {'Label': name})
+    row = {'image': file, 'label': name, 'synthetic': 'true'}
+    rows.append(row | {'id': len(members)} | settings)
+    members.append(image)
+  _write_csv(folder / 'metadata.csv', rows)
+  return [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
 
 
 def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
@@ -210,7 +259,7 @@ def _unique_stems(names: Sequence[str]) -> list[str]:
   """File names without suffix; those that came before get a number."""
   seen, stems = set(), []
   for name in names:
-    base = stem = name.rpartition('.')[0] or name
+    base = stem = _file_stem(name.rpartition('.')[0] or name)
     number = 2
     while stem in seen:
       stem, number = f'{base}_{number}', number + 1

@@ -4,11 +4,11 @@ import pathlib
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dermvq_jax import errors
 
@@ -20,16 +20,24 @@ _IMAGE_FORMATS = ('JPEG', 'PNG')
 # as that leaves this many times the pixels (a side) for the proper filter.
 _DRAFT_MARGIN = 2
 
+MASKS = ('left', 'right', 'top', 'bottom', 'center', 'border')
 _WHITE = 128  # of a mask, and more
 _NO_PART = 1e-6  # Weights of the filter that are zero, as floats have it.
 
 _GAP = 2  # pixels between the images of a sheet
 
 
-def save_png(path: epath.PathLike, image: np.ndarray):
-  """Writes uint8 `[H, W, 3]`."""
+def save_png(
+  path: epath.PathLike,
+  image: np.ndarray,
+  text: Mapping[str, str] | None = None,
+):
+  """Writes uint8 `[H, W, 3]`, with `text` in the file's text chunks."""
+  info = PngImagePlugin.PngInfo()
+  for key, value in (text or {}).items():
+    info.add_itxt(key, value)
   with epath.Path(path).open('wb') as f:
-    Image.fromarray(image).save(f, format='PNG')
+    Image.fromarray(image).save(f, format='PNG', pnginfo=info)
 
 
 def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -92,6 +100,28 @@ def read_mask(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
     return np.abs(np.asarray(parts)) > _NO_PART
 
   return _read(source, convert)
+
+
+def named_mask(name: str, size: int) -> np.ndarray:
+  """Where `name`, of `MASKS`, hides the image: bool `[size, size]`.
+
+  Halves of the image; the central third of its side, rounded down, so that the
+  codes of images of 64 px see enough around it; a border of a sixteenth.
+  """
+  y, x = np.mgrid[:size, :size]
+  half, third, edge = size // 2, -(-size // 3), max(1, size // 16)
+  inner = (slice(third, size - third),) * 2
+  rest = (slice(edge, size - edge),) * 2
+  center, border = np.zeros((size, size), bool), np.ones((size, size), bool)
+  center[inner], border[rest] = True, False
+  return {
+    'left': x < half,
+    'right': x >= half,
+    'top': y < half,
+    'bottom': y >= half,
+    'center': center,
+    'border': border,
+  }[name]
 
 
 def _read(

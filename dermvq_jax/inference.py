@@ -1,5 +1,6 @@
 """A trained run as an object: `dermvq_jax.load(workdir)`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -88,6 +89,29 @@ def posterior(
   return (joint - total).astype(np.float32)
 
 
+_BLANK = 128  # grey
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+  """An image of which a part is hidden: what completions start from.
+
+  Attributes:
+    image: uint8 `[H, W, 3]`, the hidden pixels blanked.
+    codes: int32 `[h, w]`, its codes.
+    known: bool `[h, w]`, the codes that no hidden pixel has a part in.
+  """
+
+  image: np.ndarray
+  codes: np.ndarray
+  known: np.ndarray
+
+  def repeat(self, count: int) -> dict[str, np.ndarray]:
+    """The arguments of `Model.sample` for so many completions."""
+    both = {'known_codes': self.codes, 'known_mask': self.known}
+    return {k: np.repeat(v[None], count, axis=0) for k, v in both.items()}
+
+
 def _in_chunks(f: Callable[..., PyTree], *arrays: np.ndarray) -> PyTree:
   """Applies `f` to the rows of `arrays`, `_CHUNK` at a time.
 
@@ -138,7 +162,7 @@ class Model:
     self.codebook_size = quantizer.num_codes
     self._digest = encode.digest(weights, facts['dataset'])
     self._encode = encode.make_encoder(config, weights)
-    self._decode = _make_decoder(config, weights)
+    self._embed, self._decode = _make_decoder(config, weights)
     folder = workdirs.phase_dir(workdir, 'prior')
     self._has_prior = workdirs.exists(folder)
     if self._has_prior:
@@ -218,6 +242,14 @@ class Model:
     """
     return _in_chunks(self._decode, self._check_codes(codes))
 
+  def embed(self, codes: np.ndarray) -> np.ndarray:
+    """Codes int32 `[B, h, w]` to what the decoder reads, `[B, h, w, D]`.
+
+    Raises:
+      UserError: codes outside [0, K).
+    """
+    return _in_chunks(self._embed, self._check_codes(codes))
+
   def codes_without(self, hidden: np.ndarray) -> np.ndarray:
     """Which codes do not depend on hidden pixels, bool `[h, w]`.
 
@@ -246,6 +278,27 @@ class Model:
     model = tasks.vqvae_model(self.config.vqvae)
     free = ~model.encoder.reached_by(hidden)
     return free.repeat(self.num_levels, axis=1)
+
+  def hide(self, image: np.ndarray, hidden: np.ndarray) -> Masked:
+    """Blanks a part of an image and encodes the rest.
+
+    Args:
+      image: uint8 `[H, W, 3]`.
+      hidden: bool `[H, W]`.
+
+    Raises:
+      UserError: they do not fit, nothing is hidden, or no code is left.
+    """
+    known = self.codes_without(hidden)
+    if not np.any(hidden):
+      raise errors.UserError('the mask hides nothing; nothing in it is white')
+    if not known.any():
+      raise errors.UserError(
+        'the mask leaves no code: the encoder sees hidden pixels from '
+        'everywhere; hide less'
+      )
+    blanked = np.where(hidden[..., None], np.uint8(_BLANK), image)
+    return Masked(blanked, self.encode(blanked[None])[0], known)
 
   def reconstruct(self, images: np.ndarray) -> np.ndarray:
     """uint8 images `[B, H, W, 3]` through encoder, codebook and decoder."""
@@ -435,16 +488,26 @@ class Model:
     return codes.astype(np.int32)
 
 
-def _make_decoder(config: ml_collections.ConfigDict, weights: PyTree):
-  """int32 `[B, h, w]` to uint8 `[B, H, W, 3]`."""
+def _make_decoder(
+  config: ml_collections.ConfigDict, weights: PyTree
+) -> tuple[Callable, Callable]:
+  """Codes int32 `[B, h, w]` to their vectors, and to images, uint8."""
   model = tasks.vqvae_model(config)
   variables = {'params': weights['params'], **weights['model_state']}
 
   @jax.jit
-  def apply(variables, codes):
+  def embed(variables, codes):
+    return model.apply(variables, codes, method='embed')
+
+  @jax.jit
+  def decode(variables, codes):
     return tasks.to_uint8(model.apply(variables, codes, method='decode'))
 
-  return functools.partial(apply, jax.device_put(variables))
+  variables = jax.device_put(variables)
+  return (
+    functools.partial(embed, variables),
+    functools.partial(decode, variables),
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -15,6 +15,8 @@ import tqdm
 from absl import logging as absl_logging
 from etils import epath
 
+from dermvq_jax import errors
+
 _FILE = 'metrics.jsonl'
 
 
@@ -37,6 +39,8 @@ def setup_console():
   absl_logging.set_verbosity(absl_logging.INFO)
   # orbax and grain tell each step they take.
   logger.addFilter(lambda record: not _is_chatter(record))
+  # Of a damaged checkpoint orbax leaves tasks whose failures nobody asks for.
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
 
 
 def _is_chatter(record: logging.LogRecord) -> bool:
@@ -46,13 +50,28 @@ def _is_chatter(record: logging.LogRecord) -> bool:
 
 
 def read(folder: epath.PathLike) -> list[dict[str, Any]]:
-  """All rows of a phase's metrics.jsonl; empty when there is none."""
+  """All rows of a phase's metrics.jsonl; empty when there is none.
+
+  Raises:
+    UserError: a row is damaged.
+  """
   path = epath.Path(folder) / _FILE
   if not path.exists():
     return []
   # The last line is incomplete after a kill; the run resumes before it.
-  lines = path.read_text().rpartition('\n')[0].splitlines()
-  return [json.loads(line) for line in lines]
+  lines = path.read_bytes().rpartition(b'\n')[0].splitlines()
+  rows = []
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+      _ = row['step'] >= 0
+    except (ValueError, TypeError, KeyError):
+      raise errors.UserError(
+        f'line {number} of {path} is damaged; bring the file back from a copy, '
+        'or delete that line'
+      ) from None
+    rows.append(row)
+  return rows
 
 
 class Log:
@@ -69,6 +88,7 @@ class Log:
     partial.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     partial.replace(path)
     self._file = path.open('a')
+    self._remote = '://' in str(path)
     self._writer = metric_writers.create_default_writer(
       os.fspath(folder), asynchronous=False
     )
@@ -95,6 +115,8 @@ class Log:
   def flush(self):
     """Makes sure that all is on disk."""
     self._file.flush()
+    if not self._remote:  # A bucket has no such call.
+      os.fsync(self._file.fileno())
     self._writer.flush()
 
   def close(self):

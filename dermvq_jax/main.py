@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,7 +25,11 @@ A run is one folder, the workdir:
 `dermvq demo` does all of it on generated images, in minutes.
 """
 _MISTAKE = 2  # exit code, as argparse's
+_DAMAGED = 1  # exit code of dermvq check
 _INTERRUPTED = 130  # exit code, as the shell's
+# Exit code after SIGTERM, EX_TEMPFAIL of sysexits.h: all is saved, start the
+# same command again. 143, the shell's, would be that of a process that died.
+_STOPPED = 75
 # What a wrong path, missing permissions or a full disk give.
 _SYSTEM_ERRORS = {
   errno.EACCES,
@@ -67,8 +72,10 @@ def _sample(args: argparse.Namespace):
   generate.sample(
     args.workdir,
     args.out,
-    counts=args.counts,
+    counts=None if args.balance else args.counts,
+    balance=args.balance,
     seed=args.seed,
+    data_dir=args.data_dir,
     complete=args.complete,
     mask=args.mask,
     temperature=args.temperature,
@@ -97,6 +104,12 @@ def _evaluate(args: argparse.Namespace):
   from dermvq_jax import evaluate
 
   evaluate.run(args.workdir, args.split, args.data_dir)
+
+
+def _check(args: argparse.Namespace) -> int:
+  from dermvq_jax import check
+
+  return 0 if check.run(args.workdir, args.data_dir) else _DAMAGED
 
 
 def _report(args: argparse.Namespace):
@@ -139,14 +152,25 @@ def _seed_number(text: str) -> int:
     ) from None
 
 
+def _add_seed(sub: argparse.ArgumentParser):
+  sub.add_argument('--seed', type=_seed_number, default=0, help='default: 0')
+
+
 def _add_sampling(sub: argparse.ArgumentParser):
   """Adds what `dermvq sample` draws, and how."""
-  sub.add_argument(
+  _add_seed(sub)
+  number = sub.add_mutually_exclusive_group()
+  number.add_argument(
     '--counts',
     type=_counts,
     default=_counts('8'),
     metavar='N|CLASS=N,...',
     help='images of every class, or of some (default: 8)',
+  )
+  number.add_argument(
+    '--balance',
+    action='store_true',
+    help='as many as even out the classes of the training split',
   )
   sub.add_argument(
     '--temperature',
@@ -189,6 +213,29 @@ def _add_sampling(sub: argparse.ArgumentParser):
   )
 
 
+def _add_reconstructing(sub: argparse.ArgumentParser):
+  """Adds what `dermvq reconstruct` takes besides image files."""
+  sub.add_argument(
+    '--split',
+    choices=('train', 'val', 'test'),
+    help='images of the dataset that the VQ-VAE was trained on',
+  )
+  sub.add_argument(
+    '--num_images', type=int, default=16, help='of --split (default: 16)'
+  )
+  sub.add_argument(
+    '--through_prior',
+    action='store_true',
+    help="also decode the prior's most likely codes, each given the image's "
+    'true codes before it',
+  )
+  sub.add_argument(
+    '--label',
+    metavar='CLASS',
+    help='class of IMAGE for --through_prior (default: unknown)',
+  )
+
+
 def _parser() -> argparse.ArgumentParser:
   formatter = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(
@@ -224,25 +271,25 @@ def _parser() -> argparse.ArgumentParser:
       '--data_dir', metavar='DIR', help='folder of prepared datasets', **kwargs
     )
 
-  def seed(sub):
-    sub.add_argument('--seed', type=_seed_number, default=0, help='default: 0')
-
   sub = command(
     'prepare',
     _prepare,
     'Turns an archive, or the embedded generator, into records to train from.',
     '--dataset=synthetic_dermoscopy/64 --data_dir=DATA',
     '--dataset=ham10000/64 --manual_dir=DOWNLOADS --data_dir=DATA',
+    '--dataset=image_folder/64 --manual_dir=IMAGES --data_dir=DATA',
   )
   sub.add_argument(
     '--dataset',
     required=True,
     metavar='NAME/SIZE',
-    help='ham10000 or synthetic_dermoscopy, with /64, /128 or /256 pixels',
+    help='ham10000, isic2018, isic2019, image_folder (your own images) or '
+    'synthetic_dermoscopy with /64, /128 or /256 pixels; dermamnist with /28, '
+    '/64, /128 or /224. Without --manual_dir it says what to download',
   )
   data_dir(sub, required=True)
   sub.add_argument(
-    '--manual_dir', metavar='DIR', help='where you put the downloaded archive'
+    '--manual_dir', metavar='DIR', help='where you put the downloaded files'
   )
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
 
@@ -283,19 +330,21 @@ def _parser() -> argparse.ArgumentParser:
   sub = command(
     'sample',
     _sample,
-    'Makes new images: PNG files, a sheet and a CSV file.',
+    'Makes new images: a folder of PNG files a class, a sheet and '
+    'metadata.csv; all marked as synthetic.',
     '--workdir=RUN --out=SAMPLES',
     '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
     '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
     '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
+    '--workdir=RUN --out=SAMPLES --balance',
     '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
   )
   workdir(sub, required=True)
   sub.add_argument(
     '--out', required=True, metavar='DIR', help='new folder for the images'
   )
-  seed(sub)
   _add_sampling(sub)
+  data_dir(sub, default='')
 
   sub = command(
     'reconstruct',
@@ -311,25 +360,7 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     '--out', required=True, metavar='DIR', help='new folder for the images'
   )
-  sub.add_argument(
-    '--split',
-    choices=('train', 'val', 'test'),
-    help='images of the dataset that the VQ-VAE was trained on',
-  )
-  sub.add_argument(
-    '--num_images', type=int, default=16, help='of --split (default: 16)'
-  )
-  sub.add_argument(
-    '--through_prior',
-    action='store_true',
-    help="also decode the prior's most likely codes, each given the image's "
-    'true codes before it',
-  )
-  sub.add_argument(
-    '--label',
-    metavar='CLASS',
-    help='class of IMAGE for --through_prior (default: unknown)',
-  )
+  _add_reconstructing(sub)
   data_dir(sub, default='')
 
   sub = command(
@@ -356,7 +387,17 @@ def _parser() -> argparse.ArgumentParser:
     '--workdir=RUN',
   )
   workdir(sub, required=True)
-  seed(sub)
+  _add_seed(sub)
+
+  sub = command(
+    'check',
+    _check,
+    'Reads all files of a run and tells which are damaged; exit code 1 if any '
+    'is.',
+    '--workdir=RUN',
+  )
+  workdir(sub, required=True)
+  data_dir(sub, default='')
 
   sub = command(
     'demo',
@@ -403,7 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   # grain's worker processes read absl flags; ours are argparse's.
   flags.FLAGS.mark_as_parsed()
   try:
-    args.run(args)
+    code = args.run(args)
   except errors.UserError as e:
     print(f'dermvq {args.command}: error: {e}', file=sys.stderr)
     return _MISTAKE
@@ -417,13 +458,16 @@ def main(argv: Sequence[str] | None = None) -> int:
       file=sys.stderr,
     )
     return _MISTAKE
+  except errors.StoppedError as e:
+    print('Saved; the same command goes on from here.', file=sys.stderr)
+    return _STOPPED if e.signal == signal.SIGTERM else _INTERRUPTED
   except KeyboardInterrupt:
     print(
       '\nInterrupted; dermvq train goes on with the same command.',
       file=sys.stderr,
     )
     return _INTERRUPTED
-  return 0
+  return code or 0
 
 
 if __name__ == '__main__':

@@ -48,6 +48,21 @@ class Psnr(Mean):
 
 
 @flax.struct.dataclass
+class Count(clu_metrics.Metric):
+  """How often something happened. count: int32 scalar."""
+
+  count: jax.Array
+
+  def merge(self, other: Self) -> Self:
+    """Adds another part."""
+    return jax.tree.map(jnp.add, self, other)
+
+  def compute(self) -> jax.Array:
+    """The number."""
+    return self.count
+
+
+@flax.struct.dataclass
 class CodeCounts(clu_metrics.Metric):
   """How often each code was used. counts: int32 `[K]`."""
 

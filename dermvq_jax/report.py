@@ -1,184 +1,512 @@
-"""Figures of a run, as PNG files in `workdir/report`."""
+"""A run as one page: `workdir/report/index.html` and its figures as files.
 
-from collections.abc import Callable
+The page is self-contained: it opens without a network and can be mailed.
+"""
 
+import base64
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
 import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import checkpoints, images, inference, logs, workdirs
+from dermvq_jax import (
+  checkpoints,
+  errors,
+  figures,
+  images,
+  inference,
+  logs,
+  workdirs,
+)
 from dermvq_jax.data import prepared
 
-_SAMPLES_PER_CLASS = 8
-_NUM_RECONSTRUCTIONS = 10
-_DPI = 120
+_NUM_SAMPLES, _NUM_REAL = 6, 4  # of each class, side by side
+_NUM_RECONSTRUCTIONS = 8
+_NUM_COMPLETIONS = 6
+_NUM_USAGE_IMAGES = 512
+_ERROR_GAIN = 4  # what differences are multiplied by, to be seen
 
-# phase -> panels: (title, y label, log scale, metric)
-_PANELS = {
-  'vqvae': (
-    ('Reconstruction error', 'NMSE', True, 'nmse'),
-    ('Reconstruction quality', 'PSNR (dB)', False, 'psnr'),
-    ('Perplexity of the codes', 'perplexity', False, 'perplexity'),
-    ('Codebook usage', 'share of codes in use', False, 'codebook_usage'),
-  ),
-  'prior': (
-    ('Length of the codes', 'bits per code', False, 'bits_per_code'),
-    ('Most likely code is right', 'share of codes', False, 'accuracy'),
-  ),
+# control -> its values from mild to strong; the one that changes nothing too
+_CONTROLS = {
+  'temperature': (0.0, 0.5, 0.8, 1.0, 1.2),
+  'top_k': (2, 10, 50, 0),
+  'top_p': (0.5, 0.8, 0.95, 1.0),
+  'guidance_scale': (0.0, 1.0, 2.0, 4.0),
 }
-_SERIES = (
-  ('step/', 'training, last steps'),
-  ('train/', 'training, epoch'),
-  ('val/', 'validation'),
-)
+_CONTROL_TEXTS = {
+  'temperature': 'Temperature: below 1 more typical and less varied, 0 the '
+  'most likely code everywhere.',
+  'top_k': 'Top-k: each code is drawn from the k most likely ones; 0 is off.',
+  'top_p': 'Top-p: each code is drawn from the fewest that have the '
+  'probability p together; 1 is off.',
+  'guidance_scale': 'Guidance: 0 ignores the class, 1 is off, above 1 '
+  'exaggerates what is particular to it.',
+}
+
+# metric -> (name, format)
+_METRICS = {
+  'vqvae': {
+    'psnr': ('PSNR (dB)', '.2f'),
+    'ssim': ('SSIM', '.4f'),
+    'nmse': ('NMSE', '.4f'),
+    'mse': ('MSE', '.6f'),
+    'perplexity': ('Perplexity', '.1f'),
+    'codebook_usage': ('Codebook usage', '.3f'),
+    'dead_codes': ('Codes never used', '.0f'),
+    'quantization_error': ('Squared distance to the codes', '.4g'),
+    'latent_norm': ('Norm of the latents', '.3g'),
+  },
+  'prior': {
+    'bits_per_code': ('Bits per code', '.3f'),
+    'nll': ('Nats per code', '.3f'),
+    'accuracy': ('Most likely code is right', '.3f'),
+  },
+}
 
 
-def write_curves(folder: epath.Path, path: epath.Path):
-  """Draws a phase's metrics.jsonl to one PNG."""
-  import matplotlib
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """A figure: `svg` text of a chart, or `png` bytes of a picture."""
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
+  name: str
+  caption: str
+  svg: str = ''
+  png: bytes = b''
 
-  rows = logs.read(folder)
-  panels = _PANELS[folder.name]
-  figure, axes = plt.subplots(
-    1, len(panels), figsize=(4.2 * len(panels), 3.4), layout='constrained'
+  @property
+  def base64(self) -> str:
+    """The picture as text."""
+    return base64.b64encode(self.png).decode()
+
+  def write(self, folder: epath.Path) -> epath.Path:
+    """Writes it to a file of its own; returns the path."""
+    path = folder / f'{self.name}.{"svg" if self.svg else "png"}'
+    path.write_bytes(self.svg.encode() if self.svg else self.png)
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows of cells under columns; the first cell names the row."""
+
+  columns: Sequence[str]
+  rows: Sequence[Sequence[str]]
+  caption: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """Preformatted text, folded away unless `open`."""
+
+  title: str
+  text: str
+  open: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of the page."""
+
+  id: str
+  title: str
+  text: Sequence[str] = ()
+  tables: Sequence[Table] = ()
+  figures: Sequence[Figure] = ()
+  listings: Sequence[Listing] = ()
+
+
+class _Run:
+  """What the sections are made from."""
+
+  def __init__(self, workdir: epath.Path, seed: int):
+    self.workdir = workdir
+    self.seed = seed
+    self.model = inference.load(workdir)
+    self.folders = {
+      phase: workdirs.phase_dir(workdir, phase)
+      for phase in ('vqvae', 'prior')
+      if workdirs.exists(workdirs.phase_dir(workdir, phase))
+    }
+    self.logs = {phase: logs.read(f) for phase, f in self.folders.items()}
+    config, self.facts = workdirs.load_config(self.folders['vqvae'])
+    self.data_dir = workdirs.data_dir(workdir, config.data_dir)
+    self.has_samples = 'prior' in self.folders and checkpoints.has_best(
+      self.folders['prior']
+    )
+    source = prepared.open_split(self.facts['dataset'], self.data_dir, 'val')
+    count = min(_NUM_USAGE_IMAGES, len(source))
+    records = [source[i] for i in range(count)]
+    self.images = np.stack([r['image'] for r in records])
+    self.labels = np.array([r['label'] for r in records])
+    self.codes = self.model.encode(self.images)
+
+
+def _samples(run: _Run) -> Section:
+  names = run.model.class_names
+  new = run.model.sample(
+    np.repeat(np.arange(len(names)), _NUM_SAMPLES),
+    seed=run.seed,
+    show_progress=True,
+  ).reshape(len(names), _NUM_SAMPLES, *run.images.shape[1:])
+  blank = np.full_like(run.images[:1], 255)
+  rows = [
+    np.concatenate([*new[[i]], blank, run.images[run.labels == i][:_NUM_REAL]])
+    for i in range(len(names))
+  ]
+  columns = ['new'] * _NUM_SAMPLES + [''] + ['real'] * _NUM_REAL
+  return Section(
+    'samples',
+    'New images, beside real ones',
+    [
+      'Drawn by the prior for each class and decoded; on the right, real '
+      'images of the validation split, which no training saw. No image is '
+      'chosen by hand. Not for diagnosis.'
+    ],
+    figures=[
+      Figure(
+        'samples',
+        'New and real images of each class.',
+        png=figures.labelled_sheet(images.sheet(rows), names, columns),
+      )
+    ],
   )
-  for axis, (title, unit, log_scale, metric) in zip(axes, panels):
-    for colour, (prefix, name) in enumerate(_SERIES):
-      if prefix == 'step/' and metric == 'codebook_usage':
-        continue  # over a few steps it says nothing
-      points = [
-        (r['step'], r[prefix + metric]) for r in rows if prefix + metric in r
-      ]
-      if points:
-        marker = '' if prefix == 'step/' else 'o'
-        width = 0.8 if prefix == 'step/' else 1.6
-        axis.plot(
-          *zip(*points),
-          marker=marker,
-          ms=3,
-          lw=width,
-          label=name,
-          c=f'C{colour}',
-        )
-    axis.set(title=title, xlabel='step', ylabel=unit)
-    if log_scale:
-      axis.set_yscale('log')
-    if metric == 'codebook_usage':
-      axis.set_ylim(0, 1.05)
-    axis.grid(alpha=0.3)
-    if axis.lines:
-      axis.legend(fontsize='small')
-  with path.open('wb') as f:
-    figure.savefig(f, dpi=_DPI)
-  plt.close(figure)
 
 
-def _label_rows(sheet: np.ndarray, names: tuple[str, ...], path: epath.Path):
-  """Saves a sheet with a name at the left of each row."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  height, width = sheet.shape[:2]
-  figure = plt.figure(figsize=(width / _DPI + 1.2, height / _DPI))
-  margin = 1.2 / figure.get_figwidth()
-  axis = figure.add_axes((margin, 0, 1 - margin, 1))
-  axis.imshow(sheet, interpolation='nearest')
-  axis.axis('off')
-  for i, name in enumerate(names):
-    y = 1 - (i + 0.5) / len(names)
-    figure.text(margin * 0.9, y, name, ha='right', va='center', fontsize=9)
-  with path.open('wb') as f:
-    figure.savefig(f, dpi=_DPI)
-  plt.close(figure)
-
-
-def _write_reconstructions(model, originals, path):
-  rows = [originals, model.reconstruct(originals)]
-  _label_rows(
-    _enlarge(images.sheet(rows)), ('original', 'reconstruction'), path
+def _controls(run: _Run) -> Section:
+  names = run.model.class_names
+  drawn = []
+  for control, values in _CONTROLS.items():
+    if control == 'guidance_scale' and not (
+      run.model.config.prior.label_dropout_rate
+    ):
+      continue
+    rows = [
+      run.model.sample(names, seed=run.seed, **{control: value})
+      for value in values
+    ]
+    drawn.append(
+      Figure(
+        control,
+        _CONTROL_TEXTS[control],
+        png=figures.labelled_sheet(
+          images.sheet(rows), [f'{value:g}' for value in values], names
+        ),
+      )
+    )
+    logging.info('Drew %s', control)
+  return Section(
+    'controls',
+    'What the controls do',
+    [
+      'Within a sheet only the control changes: the same classes, the same '
+      'random numbers.'
+    ],
+    figures=drawn,
   )
 
 
-def _enlarge(sheet: np.ndarray) -> np.ndarray:
-  """Doubles small pictures, so that a page shows them without blur."""
-  return sheet.repeat(2, 0).repeat(2, 1)
-
-
-def _write_code_map(model, original, path):
-  """One image, its grid of codes and the quantized picture."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  codes = model.encode(original[None])
-  figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout='constrained')
-  axes[0].imshow(original)
-  axes[0].set_title('original')
-  shown = axes[1].imshow(
-    codes[0], cmap='nipy_spectral', vmin=0, vmax=model.codebook_size - 1
+def _completions(run: _Run) -> Section:
+  rows, masks = [], []
+  size = run.model.image_size
+  # The darkest lesion of a few: on plain skin there is nothing to complete.
+  contrast = run.images[:64].std(axis=(1, 2, 3))
+  chosen = int(contrast.argmax())
+  original = run.images[chosen]
+  for mask in images.MASKS:
+    try:
+      masked = run.model.hide(original, images.named_mask(mask, size))
+    except errors.UserError:
+      continue  # the encoder sees hidden pixels from everywhere
+    label = int(run.labels[chosen])
+    new = run.model.sample(
+      [label] * _NUM_COMPLETIONS,
+      seed=run.seed,
+      **masked.repeat(_NUM_COMPLETIONS),
+    )
+    rows.append(np.concatenate([original[None], masked.image[None], new]))
+    kept = masked.known.sum()
+    masks.append(f'{mask}\n{kept} of {masked.known.size}')
+  logging.info('Drew completions')
+  if not rows:
+    return Section(
+      'completions',
+      'Completions',
+      ['At this image size the encoder sees hidden pixels from everywhere.'],
+    )
+  return Section(
+    'completions',
+    'Completions',
+    [
+      'A part of a validation image is hidden (grey) and drawn anew. Every '
+      'code whose encoder sees a hidden pixel is drawn, so more changes than '
+      'was hidden; the number beside the mask says how many codes stay. Codes '
+      'are drawn in raster order, each given those before it: what is known '
+      'below or to the right of a new code has no influence on it.'
+    ],
+    figures=[
+      Figure(
+        'completions',
+        'The image, what is left of it, and completions.',
+        png=figures.labelled_sheet(
+          images.sheet(rows),
+          masks,
+          ['original', 'given'] + ['completed'] * _NUM_COMPLETIONS,
+        ),
+      )
+    ],
   )
-  figure.colorbar(shown, ax=axes[1])
-  axes[1].set_title('its codes, the input of the prior')
-  axes[2].imshow(model.decode(codes)[0])
-  axes[2].set_title('decoded from the codes')
-  for axis in axes:
-    axis.axis('off')
-  with path.open('wb') as f:
-    figure.savefig(f, dpi=_DPI)
-  plt.close(figure)
+
+
+_CHUNK = 256  # rows of distances at a time
+
+
+def nearest_distances(vectors: np.ndarray) -> np.ndarray:
+  """The distance of each code to the nearest other one, `[K, D]` to `[K]`."""
+  vectors = np.float64(vectors)
+  norms = np.square(vectors).sum(1)
+  least = []
+  for first in range(0, len(vectors), _CHUNK):
+    rows = np.arange(first, min(first + _CHUNK, len(vectors)))
+    squared = norms[rows, None] + norms - 2 * vectors[rows] @ vectors.T
+    squared[np.arange(len(rows)), rows] = np.inf  # not to itself
+    least.append(np.sqrt(np.maximum(squared.min(1), 0)))
+  return np.concatenate(least)
+
+
+def _distances(run: _Run) -> np.ndarray:
+  """Of each code to the nearest other one of its level, `[L*K]`."""
+  vectors = inference.load_part(run.workdir, 'codebook')
+  levels = np.split(vectors, run.model.num_levels)
+  return np.concatenate([nearest_distances(level) for level in levels])
+
+
+def _reconstructions(run: _Run) -> Section:
+  originals = run.images[:_NUM_RECONSTRUCTIONS]
+  codes = run.codes[:_NUM_RECONSTRUCTIONS]
+  decoded = run.model.decode(codes)
+  difference = np.abs(originals.astype(np.int32) - decoded)
+  mse = np.mean((difference / 255) ** 2, axis=(1, 2, 3))
+  shown = np.minimum(_ERROR_GAIN * difference, 255).astype(np.uint8)
+  counts = np.bincount(run.codes.ravel(), minlength=run.model.codebook_size)
+  distances = _distances(run)
+  return Section(
+    'reconstructions',
+    'Reconstructions and codes',
+    [
+      'The first images of the validation split through encoder, codebook and '
+      'decoder. What is lost here no prior can bring back.'
+    ],
+    figures=[
+      Figure(
+        'reconstructions',
+        'Originals, reconstructions with their PSNR, and the difference, '
+        f'{_ERROR_GAIN} times enlarged.',
+        png=figures.labelled_sheet(
+          images.sheet([originals, decoded, shown]),
+          ('original', 'reconstruction', 'difference'),
+          [f'{-10 * np.log10(max(e, 1e-10)):.1f} dB' for e in mse],
+        ),
+      ),
+      Figure(
+        'code_map',
+        'One image, its codes, the vectors they stand for, and the image '
+        'decoded from them.',
+        png=figures.code_map(
+          originals[0],
+          codes[0],
+          run.model.embed(codes[:1])[0],
+          decoded[0],
+          run.model.codebook_size,
+        ),
+      ),
+      Figure(
+        'usage',
+        f'How often each of the {len(counts)} codes occurs in '
+        f'{len(run.codes)} validation images; {np.sum(counts > 0)} do.',
+        svg=figures.usage_histogram(counts),
+      ),
+      Figure(
+        'code_distances',
+        'The distance of each code to the nearest other one; the median is '
+        f'{np.median(distances):.3g}.',
+        svg=figures.distance_histogram(distances),
+      ),
+    ],
+  )
+
+
+def _training(run: _Run) -> Section:
+  charts = [
+    Figure(
+      'vqvae_curves',
+      'Phase 1, the VQ-VAE. NMSE is the squared error over the variance of the '
+      'training pixels; perplexity counts the codes as if all in use were used '
+      'equally often.',
+      svg=figures.curves(run.logs['vqvae'], 'vqvae'),
+    ),
+    Figure(
+      'smoothed',
+      'Error and perplexity of the training steps, smoothed.',
+      svg=figures.smoothed(run.logs['vqvae']),
+    ),
+  ]
+  if 'prior' in run.logs:
+    charts.append(
+      Figure(
+        'prior_curves',
+        'Phase 2, the prior. Where the validation curve turns up, it overfits; '
+        'the weights of the lowest point are kept.',
+        svg=figures.curves(run.logs['prior'], 'prior'),
+      )
+    )
+  return Section('training', 'Training', figures=charts)
+
+
+def _best_row(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
+  """The row with the lowest value; empty if there is none."""
+  rows = [row for row in rows if metric in row]
+  return min(rows, key=lambda row: row[metric], default={})
+
+
+def _summary(run: _Run) -> Section:
+  rows = []
+  for phase, best in (('vqvae', 'val/mse'), ('prior', 'val/nll')):
+    row = _best_row(run.logs.get(phase, ()), best)
+    for metric, (name, form) in _METRICS[phase].items():
+      value = row.get(f'val/{metric}')
+      if value is not None:
+        rows.append((name, f'{value:{form}}', phase, f'{row["step"]:,}'))
+  return Section(
+    'numbers',
+    'Numbers',
+    ['Of the weights that are kept, on the validation split.'],
+    tables=[Table(('metric', 'value', 'phase', 'at step'), rows)],
+  )
+
+
+def _flat_numbers(tree: dict[str, Any], prefix: str = '') -> list[list[str]]:
+  rows = []
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      rows += _flat_numbers(value, f'{prefix}{key} / ')
+    elif isinstance(value, float):
+      rows.append([prefix + key, f'{value:.4g}'])
+    elif isinstance(value, int | str):
+      rows.append([prefix + key, str(value)])
+  return rows
+
+
+def _evaluation(run: _Run) -> Section | None:
+  """What `dermvq evaluate` wrote, if it was run."""
+  tables = []
+  for path in sorted((run.workdir / 'report').glob('evaluate_*.json')):
+    result = json.loads(path.read_text())
+    split = path.stem.removeprefix('evaluate_')
+    tables.append(Table(('metric', split), _flat_numbers(result)))
+  if not tables:
+    return None
+  return Section(
+    'evaluation', 'Evaluation', ['Written by dermvq evaluate.'], tables=tables
+  )
+
+
+def _data_card(run: _Run) -> Section:
+  dataset = run.facts['dataset']
+  names = run.model.class_names
+  splits = ('train', 'val', 'test')
+  counts = {
+    split: np.bincount(
+      prepared.read_labels(dataset, run.data_dir, split), minlength=len(names)
+    )
+    for split in splits
+  }
+  rows = [
+    (name, *(f'{counts[split][i]:,}' for split in splits))
+    for i, name in enumerate(names)
+  ]
+  rows.append(('all', *(f'{counts[split].sum():,}' for split in splits)))
+  return Section(
+    'data',
+    'Data',
+    [
+      prepared.description(dataset, run.data_dir),
+      f'Prepared as {dataset}, {run.facts["image_size"]} pixels a side. A '
+      'lesion or patient is in one split only.',
+    ],
+    tables=[Table(('class', *splits), rows, 'Images')],
+  )
+
+
+def _how(run: _Run) -> Section:
+  commands, listings = [], []
+  for phase, folder in run.folders.items():
+    config, _ = workdirs.load_config(folder)
+    made_by = workdirs.load_provenance(folder)
+    versions = ', '.join(f'{k} {v}' for k, v in made_by['versions'].items())
+    commands.append(
+      f'{made_by["command"]}\n'
+      f'  # {phase}: {made_by["date"]}, {made_by["devices"]}, {versions}'
+    )
+    listings.append(
+      Listing(f'Config of the {phase}', json.dumps(config.to_dict(), indent=2))
+    )
+  return Section(
+    'how',
+    'How it was made',
+    listings=[Listing('Commands', '\n'.join(commands), open=True), *listings],
+  )
+
+
+def _render(run: _Run, sections: Sequence[Section]) -> str:
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('dermvq_jax'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  h, w = run.model.grid
+  return environment.get_template('report.html').render(
+    title=f'Skin-lesion images: {run.facts["dataset"]}',
+    subtitle=(
+      f'dermvq_jax, run {run.workdir.name}: {run.model.image_size} px images '
+      f'as {h}x{w} codes of {run.model.codebook_size}'
+    ),
+    sections=sections,
+  )
 
 
 def run(workdir: epath.PathLike, seed: int = 0) -> list[epath.Path]:
-  """Writes curves, reconstructions, a code map and samples of each class.
+  """Writes the page and its figures to `workdir/report`.
 
   Args:
-    workdir: with a trained VQ-VAE; the prior's figures need a trained prior.
+    workdir: with a trained VQ-VAE; what needs a trained prior is left out
+      without one.
     seed: of the samples.
 
   Returns:
-    The files written.
+    The files written, the page first.
 
   Raises:
     UserError: no trained VQ-VAE, or its images are not to be found.
   """
   workdir = epath.Path(workdir).expanduser()
-  model = inference.load(workdir)
+  source = _Run(workdir, seed)
+  sections = [_summary(source)]
+  if source.has_samples:
+    sections += [_samples(source), _controls(source), _completions(source)]
+  sections += [_reconstructions(source), _training(source)]
+  evaluation = _evaluation(source)
+  if evaluation:
+    sections.append(evaluation)
+  sections += [_data_card(source), _how(source)]
   folder = workdir / 'report'
-  vqvae_dir = workdirs.phase_dir(workdir, 'vqvae')
-  prior_dir = workdirs.phase_dir(workdir, 'prior')
-  config, facts = workdirs.load_config(vqvae_dir)
-  source = prepared.open_split(
-    facts['dataset'], workdirs.data_dir(workdir, config.data_dir), 'val'
-  )
-  count = min(_NUM_RECONSTRUCTIONS, len(source))
-  originals = np.stack([source[i]['image'] for i in range(count)])
   folder.mkdir(parents=True, exist_ok=True)
-  written = []
-
-  def write(name: str, draw: Callable[..., None], *args):
-    path = folder / name
-    draw(*args, path)
-    written.append(path)
-    logging.info('Wrote %s', path)
-
-  write('vqvae_curves.png', write_curves, vqvae_dir)
-  write('reconstructions.png', _write_reconstructions, model, originals)
-  write('code_map.png', _write_code_map, model, originals[0])
-  if workdirs.exists(prior_dir):
-    write('prior_curves.png', write_curves, prior_dir)
-  if checkpoints.has_best(prior_dir):
-    samples = model.sample(
-      np.repeat(np.arange(len(model.class_names)), _SAMPLES_PER_CLASS),
-      seed=seed,
-      show_progress=True,
-    )
-    rows = samples.reshape(-1, _SAMPLES_PER_CLASS, *samples.shape[1:])
-    sheet = _enlarge(images.sheet(list(rows)))
-    write('samples.png', _label_rows, sheet, model.class_names)
-  return written
+  page = folder / 'index.html'
+  page.write_text(_render(source, sections))
+  written = [f.write(folder) for section in sections for f in section.figures]
+  logging.info('Wrote %s and %d figures beside it', page, len(written))
+  return [page, *written]

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 PyTree = Any
+# What can stop being finite, in the order in which it is looked at.
+FAILURES = ('the loss', 'a gradient', 'a weight')
 
 
 @flax.struct.dataclass
@@ -20,6 +22,8 @@ class TrainState:
     model_state: other collections, for example the codebook's statistics.
     ema_params: moving average of params; None when it is off.
     opt_state: of the optimiser.
+    failure: int32 `[2]`: the step whose result was not finite, and of what in
+      `FAILURES`, counted from 1. Zeros while all is well.
   """
 
   step: jax.Array
@@ -27,6 +31,7 @@ class TrainState:
   model_state: PyTree
   ema_params: PyTree | None
   opt_state: PyTree
+  failure: jax.Array
 
   @classmethod
   def create(
@@ -44,6 +49,7 @@ class TrainState:
       # A copy: two donated arguments must not share memory.
       ema_params=jax.tree.map(jnp.copy, params) if ema else None,
       opt_state=tx.init(params),
+      failure=jnp.zeros(2, jnp.int32),
     )
 
   def update(
@@ -68,7 +74,44 @@ class TrainState:
       opt_state=opt_state,
     )
 
+  def accept(
+    self, new: Self, loss: jax.Array, grads: PyTree, *, skip: bool
+  ) -> tuple[Self, jax.Array]:
+    """Takes `new` only if it and what led to it are finite.
+
+    Else this state stays as it is, for good (`failure` tells why), or, if
+    `skip`, until the next step.
+
+    Args:
+      new: the state after this one.
+      loss: scalar, the same on all devices.
+      grads: the same on all devices.
+      skip: whether to go on after a step that is not finite.
+
+    Returns:
+      The next state, and whether it is `new`, bool scalar.
+    """
+    finite = jnp.stack([_all_finite(tree) for tree in (loss, grads, new)])
+    good = finite.all()
+    if skip:
+      old = self.replace(step=new.step)
+    else:
+      good &= self.failure[0] == 0
+      # argmin finds the first that is false.
+      failure = jnp.stack([new.step, 1 + jnp.argmin(finite).astype(jnp.int32)])
+      failed_before = self.failure[0] > 0
+      old = self.replace(
+        failure=jnp.where(failed_before, self.failure, failure)
+      )
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old), good
+
   @property
   def eval_params(self) -> PyTree:
     """The parameters to evaluate and to keep."""
     return self.params if self.ema_params is None else self.ema_params
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+  """Whether all numbers are, bool scalar."""
+  leaves = jax.tree.leaves(tree)
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

@@ -89,7 +89,7 @@ def to_uint8(images: jax.Array) -> jax.Array:
 def _component(name: str, find: Callable[[str], Any], kind: str) -> Any:
   """Finds a component by its name, which can't point outside the package."""
   try:
-    if not re.fullmatch('[a-z0-9_]+', name):
+    if not re.fullmatch('[a-z0-9_]+', str(name)):
       raise AttributeError
     return find(name)
   except (AttributeError, ModuleNotFoundError) as e:

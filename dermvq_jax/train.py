@@ -26,6 +26,7 @@ from dermvq_jax import (
   parallel,
   progress,
   state,
+  stopping,
   tasks,
   workdirs,
 )
@@ -39,12 +40,14 @@ def make_train_step(
   tx: optax.GradientTransformation,
   rng: jax.Array,
   ema_decay: float,
+  skip_nonfinite: bool = False,
 ) -> Callable[..., PyTree]:
   """One update, as a function for `parallel.Parallel.compile`.
 
   The tree it maps holds `state` (TrainState) and two sums of metrics: `window`
   since the last log step and `epoch` since the last validation. The step's
-  randomness is a function of its number, so nothing random is stored.
+  randomness is a function of its number, so nothing random is stored. A step
+  whose result is not finite changes none of them; see `TrainState.accept`.
   """
 
   def train_step(tree: PyTree, batch: PyTree, *, axis_name: str | None):
@@ -62,8 +65,17 @@ def make_train_step(
     if axis_name is not None:
       grads = jax.lax.pmean(grads, axis_name)
       parts = jax.lax.psum(parts, axis_name)
+    new, good = old.accept(
+      old.update(grads, model_state, tx, ema_decay),
+      parts['loss'].total,
+      grads,
+      skip=skip_nonfinite,
+    )
+    parts = jax.tree.map(lambda x: jnp.where(good, x, 0), parts)
+    if skip_nonfinite:
+      parts['skipped_steps'] = metrics.Count(1 - good.astype(jnp.int32))
     return {
-      'state': old.update(grads, model_state, tx, ema_decay),
+      'state': new,
       'window': metrics.merge(tree['window'], parts),
       'epoch': metrics.merge(tree['epoch'], parts),
     }
@@ -90,7 +102,9 @@ def make_eval_step(task: tasks.Task) -> Callable[..., PyTree]:
   return eval_step
 
 
-def _zero_metrics(task: tasks.Task, train_state, batch, train: bool):
+def _zero_metrics(
+  task: tasks.Task, train_state, batch, train: bool, skip: bool = False
+):
   """The metrics before the first batch."""
   _, (parts, _) = jax.eval_shape(
     functools.partial(task.loss_fn, train=train, axis_name=None),
@@ -101,6 +115,8 @@ def _zero_metrics(task: tasks.Task, train_state, batch, train: bool):
   )
   if train:
     parts = {'loss': metrics.Mean(*[jnp.zeros(())] * 2), **parts}
+  if skip:
+    parts['skipped_steps'] = metrics.Count(jnp.zeros((), jnp.int32))
   return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), parts)
 
 
@@ -187,7 +203,13 @@ class _Trainer:
     train_state = state.TrainState.create(
       params, model_state, self.tx, ema=self.config.params_ema_decay > 0
     )
-    zeros = _zero_metrics(self.task, train_state, next(whole()), train=True)
+    zeros = _zero_metrics(
+      self.task,
+      train_state,
+      next(whole()),
+      train=True,
+      skip=self.config.optim.skip_nonfinite,
+    )
     return {'state': train_state, 'window': zeros, 'epoch': zeros}
 
   def evaluate(self, train_state: state.TrainState) -> dict[str, float]:
@@ -217,27 +239,35 @@ def _fetch(
   return tree | {name: zeros}, metrics.compute(sums, prefix)
 
 
+def _is_due(step: int, every: int, end: int) -> bool:
+  return step % every == 0 or step == end
+
+
 def _loop(
   trainer: _Trainer,
-  tree: PyTree,
+  start: int,
+  restored: PyTree,
   saved: checkpoints.Checkpoints,
+  requests: stopping.Requests,
   stack: contextlib.ExitStack,
 ):
-  """Trains from the latest checkpoint, or from `tree`, to the end."""
+  """Trains from step `start`, whose state is `restored`, to the end."""
   config, par = trainer.config, trainer.parallel
-  restorable = {'tree': tree, 'best': np.float32(np.inf)}
-  start = saved.latest_step() or 0
-  if start:
-    restorable = saved.restore(restorable)
-    logging.info('Resuming %s at step %d.', config.task, start)
-  tree, best = par.put_tree(restorable['tree']), float(restorable['best'])
+  tree = par.put_tree(restored['tree'])
+  best = _best_so_far(float(restored['best']), saved)
   end = config.num_train_steps
   log = stack.enter_context(contextlib.closing(logs.Log(trainer.folder, start)))
-  if not start:
-    log.parameters(restorable['tree']['state'].params)
+  if start:
+    logging.info('Resuming %s at step %d.', config.task, start)
+  else:
+    log.parameters(restored['tree']['state'].params)
   step_fn = par.compile(
     make_train_step(
-      trainer.task, trainer.tx, trainer.step_rng, config.params_ema_decay
+      trainer.task,
+      trainer.tx,
+      trainer.step_rng,
+      config.params_ema_decay,
+      config.optim.skip_nonfinite,
     ),
     donate=True,
   )
@@ -246,40 +276,63 @@ def _loop(
   bar = stack.enter_context(
     progress.bar(initial=start, total=end, desc=config.task, unit='step')
   )
+  if signal := requests.agreed(start):
+    raise errors.StoppedError(signal)
   logged, since = start, time.time()
   for step in range(start + 1, end + 1):
     tree = step_fn(tree, par.put_batch(next(batches)))
     bar.update()
-    last = step == end
-    if step % config.log_every_steps == 0 or last:
+    signal = requests.agreed(step)
+    logs_now = _is_due(step, config.log_every_steps, end)
+    evaluates = _is_due(step, config.eval_every_steps, end)
+    saves = bool(signal) or _is_due(step, config.checkpoint_every_steps, end)
+    if logs_now or evaluates or saves:
+      _check_finite(tree['state'], saved, trainer.folder)
+    if logs_now:
       tree, row = _fetch(tree, 'window', 'step/', par)
-      _check_finite(row['step/loss'], step, trainer.folder)
+      _check_not_all_skipped(row, step, saved, trainer.folder)
       row['step/steps_per_second'] = (step - logged) / (time.time() - since)
       log.scalars(step, row)
       bar.set_postfix(loss=f'{row["step/loss"]:.4g}')
-    if step % config.eval_every_steps == 0 or last:
+    if evaluates:
       tree, row = _fetch(tree, 'epoch', 'train/', par)
       row |= trainer.evaluate(tree['state'])
       log.scalars(step, row)
       log.images(step, _summary_images(trainer.task, tree['state'], example))
-      score = row[f'val/{trainer.task.best_metric}']
-      if score < best:
-        best = score
-        saved.save_best(
-          step,
-          {
-            'params': tree['state'].eval_params,
-            'model_state': tree['state'].model_state,
-          },
-        )
-    if step % config.checkpoint_every_steps == 0 or last:
+      best = _keep_best(trainer, step, tree['state'], row, best, saved)
+    if saves:
       log.flush()
-      host = jax.device_get(tree)
-      _check_finite(host, step, trainer.folder)
-      saved.save(step, {'tree': host, 'best': np.float32(best)})
+      saved.save(step, {'tree': tree, 'best': np.float32(best)})
+    if signal and step < end:
+      raise errors.StoppedError(signal)
     if step % config.log_every_steps == 0:
       # Validation and saving at log steps are not counted as time of steps.
       logged, since = step, time.time()
+
+
+def _best_so_far(best: float, saved: checkpoints.Checkpoints) -> float:
+  """Infinity if the weights are lost: the next validation makes new ones."""
+  return best if math.isinf(best) or saved.best_is_whole() else math.inf
+
+
+def _keep_best(
+  trainer: _Trainer,
+  step: int,
+  train_state: state.TrainState,
+  row: dict[str, float],
+  best: float,
+  saved: checkpoints.Checkpoints,
+) -> float:
+  """Saves the weights if they are the best so far; returns the best value."""
+  score = row[f'val/{trainer.task.best_metric}']
+  if not score < best:
+    return best
+  weights = {
+    'params': train_state.eval_params,
+    'model_state': train_state.model_state,
+  }
+  saved.save_best(step, weights)
+  return score
 
 
 def _summary_images(task, train_state, example):
@@ -288,13 +341,43 @@ def _summary_images(task, train_state, example):
   )
 
 
-def _check_finite(values: PyTree, step: int, folder: epath.Path):
-  if not all(np.isfinite(x).all() for x in jax.tree.leaves(values)):
+def _check_finite(
+  train_state: state.TrainState,
+  saved: checkpoints.Checkpoints,
+  folder: epath.Path,
+):
+  """Raises UserError if the state was frozen; what is saved is from before."""
+  step, what = jax.device_get(train_state.failure)
+  if step:
     raise errors.UserError(
-      f'the loss or a weight became infinite or NaN before step {step}; the '
-      f'last good checkpoint is in {folder}; lower config.optim.learning_rate '
-      'or set config.optim.max_grad_norm, in another --workdir'
+      f'{state.FAILURES[what - 1]} became infinite or NaN at step {step}; '
+      + _what_to_do(saved, folder)
     )
+
+
+def _check_not_all_skipped(
+  row: dict[str, float],
+  step: int,
+  saved: checkpoints.Checkpoints,
+  folder: epath.Path,
+):
+  """Raises UserError if a log window has no step that was not skipped."""
+  if math.isnan(row['step/loss']):  # The mean of none; others are finite.
+    raise errors.UserError(
+      'the loss or a gradient was infinite or NaN in all '
+      f'{row["step/skipped_steps"]:.0f} steps up to step {step}; '
+      + _what_to_do(saved, folder)
+    )
+
+
+def _what_to_do(saved: checkpoints.Checkpoints, folder: epath.Path) -> str:
+  latest = saved.latest_step()
+  kept = f'step {latest} in {folder}' if latest else f'none yet in {folder}'
+  return (
+    f'the last good checkpoint is kept ({kept}); lower '
+    'config.optim.learning_rate or set config.optim.max_grad_norm, in another '
+    '--workdir'
+  )
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
@@ -316,18 +399,20 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
     split: prepared.open_split(dataset, data_dir, split)
     for split in ('train', 'val')
   }
-  # Wrong configs are found before anything is written.
-  trainer = _Trainer(config, folder, facts, sources)
-  workdirs.check_config(folder, config, facts)
-  # Also on resume: it gives the structure that the checkpoint fills.
-  tree = trainer.start()
-  workdirs.save_config(folder, config, facts)
-  saved = checkpoints.Checkpoints(folder)
-  try:
-    if (saved.latest_step() or 0) >= config.num_train_steps:
+  with contextlib.ExitStack() as stack:
+    requests = stack.enter_context(stopping.Requests())
+    # Wrong configs are found before anything is written.
+    trainer = _Trainer(config, folder, facts, sources)
+    workdirs.check_config(folder, config, facts)
+    # Also on resume: it gives the structure that the checkpoint fills.
+    tree = trainer.start()
+    if jax.process_index() == 0:
+      stack.enter_context(workdirs.locked(workdir))
+    workdirs.save_config(folder, config, facts)
+    saved = checkpoints.Checkpoints(folder)
+    stack.enter_context(contextlib.closing(saved))
+    start, restored = saved.restore({'tree': tree, 'best': np.float32(np.inf)})
+    if start >= config.num_train_steps:
       logging.info('%s is already trained.', folder)
       return
-    with contextlib.ExitStack() as stack:
-      _loop(trainer, tree, saved, stack)
-  finally:
-    saved.close()
+    _loop(trainer, start, restored, saved, requests, stack)

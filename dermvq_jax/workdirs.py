@@ -1,12 +1,21 @@
 """The folder of a run: where its parts are and what it was started with."""
 
+import contextlib
+import datetime
+import fcntl
 import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
+import jax
 import ml_collections
 from etils import epath
 
-from dermvq_jax import errors
+from dermvq_jax import __version__, errors
 
 _FILE = 'config.json'
 # These may change between two starts of the same run.
@@ -34,6 +43,34 @@ def data_dir(workdir: epath.PathLike, chosen: str = '') -> epath.Path:
   return path.expanduser()
 
 
+@contextlib.contextmanager
+def locked(workdir: epath.PathLike) -> Iterator[None]:
+  """Keeps other trainings out of `workdir`, as long as this process lives.
+
+  Raises:
+    UserError: one is running there.
+  """
+  workdir = epath.Path(workdir).expanduser()
+  if '://' in str(workdir):  # A bucket has no locks.
+    yield
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  descriptor = os.open(workdir, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.UserError(
+        f'another dermvq train is running in {workdir}; wait for its end, or '
+        'use another --workdir'
+      ) from None
+    except OSError:
+      pass  # Some network file systems have no locks.
+    yield
+  finally:
+    os.close(descriptor)
+
+
 def exists(folder: epath.PathLike) -> bool:
   """Whether a phase was started in `folder`."""
   return (epath.Path(folder) / _FILE).exists()
@@ -50,6 +87,11 @@ def load_config(
   Raises:
     UserError: nothing was started there, or its file is damaged.
   """
+  stored = _load(folder)
+  return ml_collections.ConfigDict(stored['config']), stored['facts']
+
+
+def _load(folder: epath.PathLike) -> dict[str, Any]:
   folder = epath.Path(folder)
   if not exists(folder):
     raise errors.UserError(
@@ -58,12 +100,35 @@ def load_config(
     )
   try:
     stored = json.loads((folder / _FILE).read_text())
-    return ml_collections.ConfigDict(stored['config']), dict(stored['facts'])
+    return {key: dict(stored[key]) for key in ('config', 'facts', 'made_by')}
   except (ValueError, KeyError, TypeError, AttributeError):
     raise errors.UserError(
       f'{folder / _FILE} is damaged, or dermvq did not write it; restore it, '
       'or start again with another --workdir'
     ) from None
+
+
+def _provenance() -> dict[str, Any]:
+  """Who makes this run: JSON values for people, which nothing depends on."""
+  now = datetime.datetime.now(datetime.UTC)
+  return {
+    'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+    'date': now.strftime('%Y-%m-%d %H:%M UTC'),
+    'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
+    'versions': {
+      'dermvq_jax': __version__,
+      **{name: metadata.version(name) for name in ('jax', 'flax')},
+    },
+  }
+
+
+def load_provenance(folder: epath.PathLike) -> dict[str, Any]:
+  """The first start of a phase: `command`, `date`, `devices`, `versions`.
+
+  Raises:
+    UserError: nothing was started there, or its file is damaged.
+  """
+  return _load(folder)['made_by']
 
 
 def save_config(
@@ -74,8 +139,9 @@ def save_config(
   """Stores what a phase is started with, after `check_config`."""
   folder = epath.Path(folder)
   check_config(folder, config, facts)
+  made_by = load_provenance(folder) if exists(folder) else _provenance()
   folder.mkdir(parents=True, exist_ok=True)
-  stored = {'config': config.to_dict(), 'facts': facts}
+  stored = {'config': config.to_dict(), 'facts': facts, 'made_by': made_by}
   # Renamed when complete: a run that is killed here still has the old one.
   partial = folder / f'{_FILE}.incomplete'
   partial.write_text(json.dumps(stored, indent=2) + '\n')

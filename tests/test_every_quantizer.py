@@ -107,7 +107,7 @@ def test_whole_path(run, tmp_path):
   result = evaluate.run(workdir)
   assert 0 < result['bits_per_code'] < 20
   written = report.run(workdir)
-  assert {path.name for path in written} >= {'samples.png', 'code_map.png'}
+  assert 'index.html' in {path.name for path in written}
 
 
 def test_digest_is_of_all_that_decides_the_codes(run):

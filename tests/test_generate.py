@@ -10,7 +10,7 @@ from PIL import Image
 import dermvq_jax
 from dermvq_jax import errors, generate, images, tasks
 from dermvq_jax.configs import vqvae
-from dermvq_jax.data import prepared
+from dermvq_jax.data import builder, prepared
 
 IMAGES = 'synthetic_dermoscopy/smoke'
 
@@ -40,6 +40,16 @@ def names_in(folder):
   return sorted(p.name for p in folder.iterdir())
 
 
+def files_in(folder):
+  """Relative paths."""
+  files = (p for p in folder.rglob('*') if p.is_file())
+  return sorted(str(p.relative_to(folder)) for p in files)
+
+
+def sample_file(label, number=0):
+  return f'{label}/synthetic_{label}_{number:05d}.png'
+
+
 def save_image(path, width=40, height=30):
   rng = np.random.default_rng(len(str(path)))
   pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -54,16 +64,17 @@ def save_image(path, width=40, height=30):
 def test_sample(smoke_run, model, out):
   counts = {'mel': 3, 'nv': 1}
   generate.sample(smoke_run, out, counts=counts, seed=4, temperature=0.5)
-  files = [f'mel_{i:05d}.png' for i in range(3)] + ['nv_00000.png']
-  assert names_in(out) == sorted([*files, 'samples.csv', 'sheet.png'])
+  files = [sample_file('mel', i) for i in range(3)] + [sample_file('nv')]
+  assert files_in(out) == sorted([*files, 'metadata.csv', 'sheet.png'])
   assert names_in(out.parent) == ['out']
   expected = model.sample(['mel'] * 3 + ['nv'], seed=4, temperature=0.5)
-  rows = read_csv(out / 'samples.csv')
+  rows = read_csv(out / 'metadata.csv')
   for i, (row, file, image) in enumerate(zip(rows, files, expected)):
     np.testing.assert_array_equal(read_png(out / file), image)
     assert row == {
-      'file': file,
-      'label': file[:-10],
+      'image': file.partition('/')[2],
+      'label': file.partition('/')[0],
+      'synthetic': 'true',
       'id': str(i % 3),
       'seed': '4',
       'temperature': '0.5',
@@ -79,18 +90,90 @@ def test_sample(smoke_run, model, out):
 
 def test_sample_every_class(smoke_run, model, out):
   generate.sample(smoke_run, out, counts={'': 1, 'mel': 2, 'nv': 0})
-  labels = [row['label'] for row in read_csv(out / 'samples.csv')]
+  labels = [row['label'] for row in read_csv(out / 'metadata.csv')]
   expected = ['akiec', 'bcc', 'bkl', 'df', 'mel', 'mel', 'vasc']
   assert sorted(labels) == expected
   # A row of the CSV is enough to make its image again.
-  row = read_csv(out / 'samples.csv')[-1]
+  row = read_csv(out / 'metadata.csv')[-1]
   again = model.sample(
     [row['label']],
     seed=int(row['seed']),
     temperature=float(row['temperature']),
     ids=[int(row['id'])],
   )
-  np.testing.assert_array_equal(read_png(out / row['file']), again[0])
+  file = out / row['label'] / row['image']
+  np.testing.assert_array_equal(read_png(file), again[0])
+
+
+def test_samples_are_marked(smoke_run, out):
+  generate.sample(smoke_run, out, counts={'mel': 1})
+  for file in (sample_file('mel'), 'sheet.png'):
+    with Image.open(out / file) as image:
+      assert image.text['Synthetic'] == 'true'
+      assert image.text['Description'].startswith('Synthetic image')
+      assert dermvq_jax.__version__ in image.text['Software']
+  assert b'Synthetic' in (out / sample_file('mel')).read_bytes()
+
+
+def test_balance(smoke_run, model, tmp_path, out, caplog):
+  caplog.set_level('INFO')
+  shutil.copytree(smoke_run / 'prior', tmp_path / 'run' / 'prior')
+  shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
+  data_dir = str(smoke_run / 'data')
+  generate.sample(
+    tmp_path / 'run', out, balance=True, data_dir=data_dir, seed=2
+  )
+  train = prepared.open_split(IMAGES, data_dir, 'train')
+  have = np.bincount([train[i]['label'] for i in range(len(train))])
+  rows = read_csv(out / 'metadata.csv')
+  new = [model.class_names.index(row['label']) for row in rows]
+  assert set(have + np.bincount(new, minlength=7)) == {max(have)}
+  assert f'mel: {have[4]} to train on, {max(have) - have[4]} new' in caplog.text
+  most = model.class_names[have.argmax()]
+  assert not (out / most).exists()
+  # Images are those of --counts.
+  expected = model.sample(['df'] * 2, seed=2)
+  for i, image in enumerate(expected):
+    file = out / sample_file('df', i)
+    np.testing.assert_array_equal(read_png(file), image)
+
+
+def test_copies_do_not_count(smoke_run, model, monkeypatch):
+  """Codes may hold each training image several times."""
+  asked = []
+  for copies in (1, 3):
+    source = [{'label': i} for i in [0, 0, 0, 1, 1, 2] * copies]
+    facts = {'copies': copies}
+    monkeypatch.setattr(prepared, 'open_split', lambda *_, s=source: s)
+    monkeypatch.setattr(prepared, 'describe', lambda *_, f=facts: f)
+    asked.append(generate._balancing_counts(model, smoke_run, ''))
+  assert asked[0] == asked[1]
+  assert list(asked[0].values()) == [0, 1, 2, 3, 3, 3, 3]
+
+
+def test_nothing_to_balance(smoke_run, out, monkeypatch):
+  source = [{'label': i} for i in range(7)]
+  monkeypatch.setattr(prepared, 'open_split', lambda *_: source)
+  with pytest.raises(errors.UserError, match='are balanced already'):
+    generate.sample(smoke_run, out, balance=True)
+  assert not out.exists()
+
+
+def test_samples_are_an_image_folder(smoke_run, tmp_path, out):
+  """Read by metadata.csv, or as torchvision reads: by folders alone."""
+  generate.sample(smoke_run, out, counts={'mel': 2, 'nv': 1})
+  dataset = builder.make('image_folder/smoke', tmp_path)
+  files = [name for name in files_in(out) if '/' in name]
+  for by_folders in (False, True):
+    if by_folders:
+      (out / 'metadata.csv').unlink()
+    records = dataset.read_records(out)
+    assert [r.label for r in records] == ['mel', 'mel', 'nv']
+    for record, file in zip(records, files):
+      assert record.source == out / file
+      np.testing.assert_array_equal(
+        dataset.read_image(record), read_png(out / file)
+      )
 
 
 @pytest.mark.parametrize(
@@ -103,6 +186,10 @@ def test_sample_every_class(smoke_run, model, out):
     ({'counts': {'mel': 1}, 'temperature': -1.0}, 'temperature'),
     ({'counts': {'mel': 1}, 'top_p': 2.0}, 'top_p is 2.0'),
     ({'counts': {'mel': 1}, 'mask': 'left'}, '--complete and --mask'),
+    ({'counts': {'mel': 1}, 'balance': True}, '--balance goes without'),
+    ({'balance': True, 'complete': 'x', 'mask': 'left'}, 'goes without'),
+    ({'balance': True, 'data_dir': '/nowhere'}, 'not prepared in /nowhere'),
+    ({}, 'asks for no image'),
   ],
 )
 def test_sample_mistakes(smoke_run, out, arguments, message):
@@ -114,8 +201,9 @@ def test_sample_mistakes(smoke_run, out, arguments, message):
 
 def test_sample_before_the_prior(smoke_run, tmp_path, out):
   shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
-  with pytest.raises(errors.UserError, match='no trained prior'):
-    generate.sample(tmp_path / 'run', out, counts={'mel': 1})
+  for what in ({'counts': {'mel': 1}}, {'balance': True}):
+    with pytest.raises(errors.UserError, match='no trained prior'):
+      generate.sample(tmp_path / 'run', out, **what)
   assert not out.exists()
   with pytest.raises(errors.UserError, match='train --config=vqvae'):
     generate.sample(tmp_path / 'nothing', out, counts={'mel': 1})
@@ -163,7 +251,8 @@ def test_rests_of_a_killed_run_are_removed(smoke_run, out):
   partial.mkdir(parents=True)
   (partial / 'mel_00009.png').write_bytes(b'half')
   generate.sample(smoke_run, out, counts={'mel': 1})
-  assert names_in(out) == ['mel_00000.png', 'samples.csv', 'sheet.png']
+  files = [sample_file('mel'), 'metadata.csv', 'sheet.png']
+  assert files_in(out) == files
   assert names_in(out.parent) == ['out']
 
 
@@ -197,9 +286,9 @@ def test_complete(narrow_run, tmp_path, out, from_file, caplog):
     mask=mask,
     **controls,
   )
-  files = ['mel_00000.png', 'mel_00001.png', 'nv_00000.png']
-  others = ['masked.png', 'original.png', 'samples.csv', 'sheet.png']
-  assert names_in(out) == sorted(files + others)
+  files = [sample_file('mel'), sample_file('mel', 1), sample_file('nv')]
+  others = ['masked.png', 'original.png', 'metadata.csv', 'sheet.png']
+  assert files_in(out) == sorted(files + others)
   masked = original.copy()
   masked[:, :8] = 128
   np.testing.assert_array_equal(read_png(out / 'original.png'), original)
@@ -216,10 +305,10 @@ def test_complete(narrow_run, tmp_path, out, from_file, caplog):
     known_mask=np.repeat(known[None], 3, 0),
     **controls,
   )
-  rows = read_csv(out / 'samples.csv')
+  rows = read_csv(out / 'metadata.csv')
   for row, file, image in zip(rows, files, expected):
     np.testing.assert_array_equal(read_png(out / file), image)
-    assert row['file'] == file
+    assert row['image'] == file.partition('/')[2]
     assert (row['complete'], row['mask']) == (f'{tmp_path}/lesion.png', mask)
     assert {k: float(row[k]) for k in controls} == controls
   assert len(rows) == 3
@@ -242,15 +331,15 @@ def test_what_is_hidden_has_no_influence(narrow_run, tmp_path):
       complete=tmp_path / 'lesion.png',
       mask='right',
     )
-    made.append(read_png(tmp_path / str(i) / 'mel_00000.png'))
+    made.append(read_png(tmp_path / str(i) / sample_file('mel')))
   np.testing.assert_array_equal(*made)
 
 
 @pytest.mark.parametrize('size', [64, 128, 256])
-@pytest.mark.parametrize('mask', generate.MASKS)
+@pytest.mark.parametrize('mask', images.MASKS)
 def test_named_masks(size, mask):
   """Each hides a part, and leaves codes of the real configs."""
-  hidden = generate._named_mask(mask, size)
+  hidden = images.named_mask(mask, size)
   assert hidden.shape == (size, size) and hidden.dtype == bool
   shares = dict.fromkeys(('left', 'right', 'top', 'bottom'), 0.5)
   shares |= {'center': 1 / 9, 'border': 1 - (7 / 8) ** 2}

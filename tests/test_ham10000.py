@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from fabricate import jpeg, write_folder, write_zip
 from PIL import Image, JpegImagePlugin
 
 from dermvq_jax import errors
@@ -75,16 +76,6 @@ def make_rows(lesions_per_class=10):
   return rows
 
 
-def jpeg(name):
-  """A small image, 30x20, that differs by name."""
-  rng = np.random.default_rng(sum(name.encode()))
-  corners = rng.uniform(0, 255, (2, 2, 3)).astype(np.uint8)
-  file = io.BytesIO()
-  image = Image.fromarray(corners).resize((30, 20), Image.Resampling.BILINEAR)
-  image.save(file, 'JPEG', quality=95)
-  return file.getvalue()
-
-
 def write_metadata(path, rows, columns=COLUMNS):
   is_tab = path.suffix == '.tab'
   with open(path, 'w', newline='', encoding='utf-8') as file:
@@ -98,18 +89,6 @@ def write_metadata(path, rows, columns=COLUMNS):
     )
     writer.writeheader()
     writer.writerows(rows)
-
-
-def write_folder(folder, names):
-  folder.mkdir(parents=True, exist_ok=True)
-  for name in names:
-    (folder / f'{name}.jpg').write_bytes(jpeg(name))
-
-
-def write_zip(path, names, prefix=''):
-  with zipfile.ZipFile(path, 'w') as archive:
-    for name in names:
-      archive.writestr(f'{prefix}{name}.jpg', jpeg(name))
 
 
 def write_folders(folder, parts):
@@ -378,7 +357,7 @@ def first_image(folder):
 
 def test_no_folder_given(tmp_path):
   match = (
-    r'ham10000 has to be downloaded by hand: Download .*part_1\.zip.*'
+    r'ham10000 needs files that you bring: Download .*part_1\.zip.*'
     r'10\.7910/DVN/DBW86T \(licence CC BY-NC 4\.0.*--manual_dir=FOLDER'
   )
   check_error(None, tmp_path, match)
@@ -413,7 +392,8 @@ def test_half_the_images(archive, tmp_path):
   missing = sorted(row['image_id'] for row in rows)[len(rows) // 2 :]
   match = (
     rf'{len(missing)} metadata rows without an image '
-    rf'\({", ".join(missing[:3])}, \.\.\.\); add the images \(both parts'
+    rf'\({", ".join(missing[:3])}, \.\.\.\); add the images '
+    r'\(of HAM10000_images_part_1'
   )
   check_error(folder, tmp_path, match)
 

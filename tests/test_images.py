@@ -19,6 +19,15 @@ def test_png_is_lossless(tmp_path, as_text):
     np.testing.assert_array_equal(np.asarray(opened), image)
 
 
+def test_png_with_text(tmp_path):
+  image = _images(1)[0]
+  text = {'Label': 'N\u00e4vus', 'Software': 'a b'}
+  images.save_png(tmp_path / 'a.png', image, text)
+  with Image.open(tmp_path / 'a.png') as opened:
+    assert opened.text == text
+    np.testing.assert_array_equal(np.asarray(opened), image)
+
+
 def test_sheet_of_uneven_rows():
   rows = [_images(2), _images(3, seed=1), _images(1, seed=2)]
   out = images.sheet(rows)

@@ -64,7 +64,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
   [
     (
       ['prepare', '--dataset=ham10000/64', '--data_dir={new}'],
-      'downloaded by hand',
+      'needs files that you bring',
     ),
     (
       [
@@ -258,6 +258,10 @@ def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
     (['sample', '--workdir=x', '--out=y', '--counts=many'], "'many'"),
     (['sample', '--workdir=x', '--out=y', '--counts=mel=-1'], "'mel=-1'"),
     (['sample', '--workdir=x', '--out=y', '--counts='], 'CLASS=NUMBER'),
+    (
+      ['sample', '--workdir=x', '--out=y', '--counts=1', '--balance'],
+      'not allowed with',
+    ),
     (['sample', '--workdir=x', '--out=y', '--seed=-1'], "'-1'"),
     (['sample', '--workdir=x', '--out=y', f'--seed={10**20}'], 'number from'),
     (['sample', '--workdir=x', '--out=y', '--temp=1'], '--temp'),
@@ -391,15 +395,15 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
       f'{tmp_path}/c',
     ),
     (['evaluate', '--split=test'], 'bits/code'),
-    (['report', '--seed=3'], 'samples.png'),
+    (['report', '--seed=3'], 'index.html'),
   ):
     assert main.main([*argv, '--workdir', str(run_copy)]) == 0
     captured = capsys.readouterr()
     assert said in captured.out + captured.err
   assert len(os.listdir(tmp_path / 'a')) == 3
   assert len(os.listdir(tmp_path / 'b')) == 6
-  [row] = (tmp_path / 'c' / 'samples.csv').read_text().splitlines()[1:]
-  assert row == 'mel_00000.png,mel,0,0,1.0,9,0.9,2.0'
+  [row] = (tmp_path / 'c' / 'metadata.csv').read_text().splitlines()[1:]
+  assert row == 'synthetic_mel_00000.png,mel,true,0,0,1.0,9,0.9,2.0'
   assert (run_copy / 'report' / 'evaluate_test.json').exists()
 
 
@@ -417,8 +421,8 @@ def test_demo_again_in_the_default_folder(
   assert (out + captured.err).count('already') == 4
   for i in range(1, 6):
     assert f'== {i}/5' in out
-  assert 'Look at the pictures in runs/demo/report' in out
-  assert len(os.listdir('runs/demo/report')) == 5
+  assert 'Open runs/demo/report/index.html' in out
+  assert os.path.exists('runs/demo/report/index.html')
 
 
 def test_prepare(tmp_path, capsys):

@@ -1,6 +1,11 @@
-"""Tests of the figures."""
+"""Tests of the report page."""
 
+import html
+import html.parser
+import json
+import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -8,39 +13,111 @@ from PIL import Image
 
 from dermvq_jax import errors, report
 
-VQVAE_FIGURES = ['vqvae_curves.png', 'reconstructions.png', 'code_map.png']
-PRIOR_FIGURES = ['prior_curves.png', 'samples.png']
+VQVAE_FIGURES = [
+  'reconstructions.png',
+  'code_map.png',
+  'usage.svg',
+  'code_distances.svg',
+  'vqvae_curves.svg',
+  'smoothed.svg',
+]
+PRIOR_FIGURES = [
+  'samples.png',
+  'temperature.png',
+  'top_k.png',
+  'top_p.png',
+  'guidance_scale.png',
+  'prior_curves.svg',
+]
+_CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 
 
-def assert_pictures(folder, names):
-  assert sorted(p.name for p in folder.iterdir()) == sorted(names)
-  for name in names:
-    with Image.open(folder / name) as image:
+def assert_figures(folder, names):
+  assert sorted(p.name for p in folder.iterdir()) == sorted(
+    ['index.html', *names]
+  )
+  for path in folder.glob('*.png'):
+    with Image.open(path) as image:
       assert image.format == 'PNG'
       pixels = np.asarray(image.convert('RGB'))
     assert min(pixels.shape[:2]) > 30
     assert pixels.std() > 5  # not blank
 
 
+class _Page(html.parser.HTMLParser):
+  """What a page refers to, its figures, and whether its tags close."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.links, self.figures, self.ids, self.open = [], [], set(), []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.links += [
+      attrs[k] for k in ('src', 'href', 'xlink:href') if k in attrs
+    ]
+    if 'id' in attrs:
+      assert attrs['id'] not in self.ids, 'an id twice'
+      self.ids.add(attrs['id'])
+    if tag == 'figure':
+      self.figures.append(attrs['id'])
+    if tag not in ('meta', 'link', 'img', 'br'):
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.handle_starttag(tag, attrs)
+    if tag not in ('meta', 'link', 'img', 'br'):
+      self.open.pop()
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+def test_page_is_self_contained(smoke_run):
+  """What `dermvq demo` wrote."""
+  text = (smoke_run / 'report' / 'index.html').read_text()
+  page = _Page(text)
+  assert not page.open
+  for link in page.links:
+    assert link.startswith('data:') or link[1:] in page.ids, link
+  assert not re.search(r'url\(\s*[\'"]?http|@import|<script', text)
+  names = [name.partition('.')[0] for name in VQVAE_FIGURES + PRIOR_FIGURES]
+  assert sorted(page.figures) == sorted(names)
+
+
+def test_page_tells_how_it_was_made(smoke_run):
+  text = (smoke_run / 'report' / 'index.html').read_text()
+  for phase in ('vqvae', 'prior'):
+    config = json.loads((smoke_run / phase / 'config.json').read_text())
+    assert config['made_by']['devices'] in text
+  rows = (smoke_run / 'vqvae' / 'metrics.jsonl').read_text().splitlines()
+  best = min(
+    (row['val/psnr'] for row in map(json.loads, rows) if 'val/psnr' in row),
+    key=lambda psnr: -psnr,
+  )
+  assert f'{best:.2f}' in text
+  assert 'encoder sees hidden pixels from everywhere' in text  # 16 px
+
+
+def test_completions(narrow_run, smoke_run):
+  """Of the smoke run's images, whose codes see little here."""
+  run = report._Run(narrow_run, seed=0)
+  section = report._completions(run)
+  (figure,) = section.figures
+  assert figure.name == 'completions' and figure.png
+
+
 def test_whole_run(smoke_run):
-  """What `dermvq demo` drew."""
-  assert_pictures(smoke_run / 'report', VQVAE_FIGURES + PRIOR_FIGURES)
+  assert_figures(smoke_run / 'report', VQVAE_FIGURES + PRIOR_FIGURES)
 
 
 def test_without_a_prior(run_copy):
   shutil.rmtree(run_copy / 'prior')
   shutil.rmtree(run_copy / 'report')
   written = report.run(str(run_copy))
-  assert [p.name for p in written] == VQVAE_FIGURES
-  assert_pictures(run_copy / 'report', VQVAE_FIGURES)
-
-
-def test_again_with_another_seed(run_copy):
-  before = (run_copy / 'report' / 'samples.png').read_bytes()
-  written = report.run(run_copy, seed=1)
-  assert [p.name for p in written] == VQVAE_FIGURES + PRIOR_FIGURES
-  assert_pictures(run_copy / 'report', VQVAE_FIGURES + PRIOR_FIGURES)
-  assert (run_copy / 'report' / 'samples.png').read_bytes() != before
+  assert [p.name for p in written] == ['index.html', *VQVAE_FIGURES]
+  assert_figures(run_copy / 'report', VQVAE_FIGURES)
 
 
 def test_prior_that_has_just_started(run_copy):
@@ -49,7 +126,27 @@ def test_prior_that_has_just_started(run_copy):
   shutil.rmtree(run_copy / 'prior' / 'best')
   (run_copy / 'prior' / 'metrics.jsonl').unlink()
   written = report.run(run_copy)
-  assert [p.name for p in written] == [*VQVAE_FIGURES, 'prior_curves.png']
+  names = {p.name for p in written}
+  assert names == {'index.html', *VQVAE_FIGURES, 'prior_curves.svg'}
+
+
+def test_evaluation_and_names_are_shown_as_text(run_copy):
+  shutil.rmtree(run_copy / 'prior')
+  result = {'split': 'val', 'classes': {'<b>mel</b>': {'recall': 0.125}}}
+  path = run_copy / 'report' / 'evaluate_val.json'
+  path.write_text(json.dumps(result))
+  page = report.run(run_copy)[0].read_text()
+  assert '&lt;b&gt;mel&lt;/b&gt; / recall' in page and '0.125' in page
+  assert '<b>mel' not in page
+
+
+def test_another_seed_gives_other_samples(smoke_run):
+  first, second = (
+    report._samples(report._Run(smoke_run, seed)).figures[0].png
+    for seed in (0, 1)
+  )
+  assert first != second
+  assert first == (smoke_run / 'report' / 'samples.png').read_bytes()
 
 
 def test_mistakes(run_copy, tmp_path):
@@ -60,3 +157,68 @@ def test_mistakes(run_copy, tmp_path):
   shutil.rmtree(run_copy / 'report')
   with pytest.raises(errors.UserError, match='not prepared'):
     report.run(run_copy)
+  assert not (run_copy / 'report').exists()
+
+
+_PROBE = """
+<script>
+addEventListener('load', () => {
+  const figures = [...document.querySelectorAll('figure')].map(f => {
+    const box = f.querySelector('img, svg').getBoundingClientRect();
+    const image = f.querySelector('img');
+    return [f.id, box.width > 50 && box.height > 30 &&
+            (!image || image.naturalWidth > 0)];
+  });
+  const left = performance.getEntriesByType('resource').map(e => e.name)
+    .filter(name => !name.startsWith('data:'));
+  document.title = JSON.stringify({figures, left,
+    wide: document.documentElement.scrollWidth > innerWidth});
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(not _CHROMIUM, reason='there is no Chromium')
+@pytest.mark.parametrize('width', [400, 1200])
+def test_in_a_browser(smoke_run, tmp_path, width):
+  """No error, no request, all figures visible, no sideways scrolling."""
+  text = (smoke_run / 'report' / 'index.html').read_text()
+  page = tmp_path / 'index.html'
+  page.write_text(text.replace('</body>', _PROBE + '</body>'))
+  done = subprocess.run(
+    [
+      _CHROMIUM,
+      '--headless',
+      '--no-sandbox',
+      '--disable-gpu',
+      '--enable-logging=stderr',
+      f'--user-data-dir={tmp_path}/profile',
+      f'--window-size={width},900',
+      '--virtual-time-budget=5000',
+      '--dump-dom',
+      page.as_uri(),
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'CONSOLE' not in done.stderr, done.stderr
+  title = re.search('<title>(.*?)</title>', done.stdout).group(1)
+  seen = json.loads(html.unescape(title))
+  assert seen['left'] == []
+  assert not seen['wide']
+  names = VQVAE_FIGURES + PRIOR_FIGURES
+  assert sorted(seen['figures']) == sorted(
+    [name.partition('.')[0], True] for name in names
+  )
+
+
+@pytest.mark.parametrize('num_codes', [5, 300])
+def test_nearest_distances(num_codes):
+  vectors = np.random.default_rng(0).normal(size=(num_codes, 3))
+  distances = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
+  np.fill_diagonal(distances, np.inf)
+  np.testing.assert_allclose(
+    report.nearest_distances(vectors), distances.min(1), rtol=1e-6
+  )

@@ -16,13 +16,13 @@ _ROOT = pathlib.Path(dermvq_jax.__file__).parent
 # 'models' and 'data' stand for all their modules.
 _ORDER = [
   {'errors', 'progress'},
-  {'losses', 'images', 'metrics'},
+  {'losses', 'images', 'metrics', 'figures'},
   {'models', 'data'},
   {'tasks', 'workdirs'},
-  {'state', 'optim', 'parallel', 'checkpoints', 'logs'},
+  {'state', 'optim', 'parallel', 'checkpoints', 'logs', 'stopping'},
   {'encode', 'sample'},
   {'train', 'inference'},
-  {'evaluate'},
+  {'evaluate', 'check'},
   {'generate', 'report'},
   {'config_files'},
   {'demo'},
@@ -32,12 +32,13 @@ _RANK = {unit: rank for rank, units in enumerate(_ORDER) for unit in units}
 # Third-party modules and the only files that may import them.
 _CONFINED = {
   'orbax': {'checkpoints'},
+  'matplotlib': {'figures'},
   'tensorflow': {'logs'},
   'clu.metric_writers': {'logs'},
   'clu.parameter_overview': {'logs'},
   'clu.periodic_actions': {'logs'},
 }
-_LAZY = {name for name in _CONFINED if name != 'orbax'}
+_LAZY = _CONFINED.keys() - {'orbax', 'matplotlib'}
 
 
 def _name(path):

@@ -14,7 +14,7 @@ import tqdm
 from etils import epath
 from PIL import Image
 
-from dermvq_jax import errors, progress
+from dermvq_jax import errors, images, progress
 from dermvq_jax.data import splits
 
 # HAM10000's diagnoses in alphabetical order (Tschandl et al. 2018, Table 2).
@@ -32,6 +32,14 @@ class ImageConfig(tfds.core.BuilderConfig):
   size: int
 
 
+SIZES = [
+  ImageConfig(name='64', size=64),
+  ImageConfig(name='128', size=128),
+  ImageConfig(name='256', size=256),
+  ImageConfig(name='smoke', size=16),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
   """One image before it is read.
@@ -40,8 +48,11 @@ class Record:
     id: unique name of the image.
     label: class name.
     group: lesion or patient; a group is never divided between splits.
-    source: what the dataset's `read_image` needs to find the pixels.
+    source: what the dataset's `read_image` needs to find the pixels: the file
+      unless the dataset has its own.
     extra: values of the dataset's `extra_features`.
+    split: where it was published with splits, of all records or none: 'train',
+      'val' or 'test'.
   """
 
   id: str
@@ -49,6 +60,7 @@ class Record:
   group: str
   source: Any
   extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+  split: str | None = None
 
 
 class LocalInfo(tfds.core.DatasetInfo):
@@ -63,10 +75,15 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   A dataset is a module of `dermvq_jax.data` whose class `Builder` derives from
   this one, with `name` (the module's), `VERSION`, `BUILDER_CONFIGS` and the
-  two methods below. Splits and statistics are made here.
+  method below. Splits and statistics are made here.
+
+  Attributes:
+    class_names: of the labels; None: those of the records, in alphabetical
+      order.
+    extra_features: that examples have beside the four.
   """
 
-  class_names: Sequence[str] = CLASS_NAMES
+  class_names: Sequence[str] | None = CLASS_NAMES
   extra_features: dict[str, Any] = {}
   _progress: tqdm.tqdm | None = None
 
@@ -74,9 +91,13 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def read_records(self, manual_dir: epath.Path | None) -> list[Record]:
     """Returns all records; checks the source and raises UserError."""
 
-  @abc.abstractmethod
   def read_image(self, record: Record) -> np.ndarray:
-    """Returns the image, uint8 `[size, size, 3]`; raises UserError."""
+    """Returns the central square, uint8 `[size, size, 3]`.
+
+    Raises:
+      UserError: the file is not a readable image, or it is far too large.
+    """
+    return images.read_square(record.source, self.builder_config.size)
 
   def _info(self) -> tfds.core.DatasetInfo:
     size = self.builder_config.size
@@ -88,7 +109,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           'image': tfds.features.Image(
             shape=(size, size, 3), encoding_format='png'
           ),
-          'label': tfds.features.ClassLabel(names=list(self.class_names)),
+          'label': tfds.features.ClassLabel(names=self.class_names),
           'id': tfds.features.Text(),
           'group': tfds.features.Text(),
           **self.extra_features,
@@ -101,10 +122,14 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager):
     manual_dir = dl_manager.manual_dir if self.needs_manual_dir() else None
     records = self.read_records(manual_dir)
-    assigned = splits.assign(
-      [record.group for record in records],
-      [record.label for record in records],
-    )
+    if self.class_names is None:
+      self.info.features['label'].names = sorted({r.label for r in records})
+    assigned = [record.split for record in records]
+    if not all(assigned):
+      assigned = splits.assign(
+        [record.group for record in records],
+        [record.label for record in records],
+      )
     empty = set(splits.SPLITS) - set(assigned)
     if empty:
       raise errors.UserError(
@@ -204,8 +229,8 @@ def check_manual_dir(
     # The first paragraph is what to do, the others are details.
     paragraph = cls.MANUAL_DOWNLOAD_INSTRUCTIONS.strip().split('\n\n')[0]
     raise errors.UserError(
-      f'{cls.name} has to be downloaded by hand: '
-      f'{_one_line(paragraph).rstrip(".")}; then give that folder as '
+      f'{cls.name} needs files that you bring: '
+      f'{errors.one_line(paragraph).rstrip(".")}; then give that folder as '
       '--manual_dir=FOLDER (README.md tells more)'
     )
   folder = pathlib.Path(manual_dir).expanduser()
@@ -220,7 +245,3 @@ def check_manual_dir(
       'give another --manual_dir=FOLDER'
     )
   return folder
-
-
-def _one_line(text: object) -> str:
-  return ' '.join(str(text).split())

@@ -3,20 +3,15 @@
 Tschandl, Rosendahl, Kittler: The HAM10000 dataset, Sci Data 5:180161, 2018.
 """
 
-import csv
-import io
-import os
 import pathlib
-import re
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dermvq_jax import errors, images
-from dermvq_jax.data import builder, splits
+from dermvq_jax import errors
+from dermvq_jax.data import archives, builder, splits
 
 _COLUMNS = (
   'lesion_id',
@@ -29,15 +24,10 @@ _COLUMNS = (
 )
 _METADATA_NAME = 'HAM10000_metadata'
 _METADATA_SUFFIXES = ('.csv', '.tab', '.tsv', '')
-_IMAGE_SUFFIXES = ('.jpg', '.jpeg')
-# A manual folder holds images, folders of images, or (where unpacking added a
-# level) folders of folders of images.
-_MAX_DEPTH = 2
+_SOURCE = 'https://doi.org/10.7910/DVN/DBW86T'
 # Dataverse offers the ISIC 2018 test images beside HAM10000; not part of it.
-_OTHER_ARCHIVES = 'isic2018'
-_ID = re.compile('[A-Za-z0-9_-]+')
+_OTHER_ARCHIVES = ('isic2018',)
 _UNKNOWN_AGES = ('', 'nan', 'na', 'unknown')
-_NUM_NAMED = 3
 
 # Pairs of images that show the same lesion under two lesion ids: Abhishek et
 # al., Sci Data 12:196, 2025, newly_discovered_duplicates.csv.
@@ -62,9 +52,6 @@ DUPLICATE_IMAGES = (
   ('ISIC_0033374', 'ISIC_0033417'),
 )
 
-# Both have `name` and `open('rb')`.
-ImageFile = pathlib.Path | zipfile.Path
-
 
 class Builder(builder.ImageBuilder):
   """HAM10000: 10,015 dermoscopic images of 7 diagnoses.
@@ -78,12 +65,7 @@ class Builder(builder.ImageBuilder):
   name = 'ham10000'
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First release.'}
-  BUILDER_CONFIGS = [
-    builder.ImageConfig(name='64', size=64),
-    builder.ImageConfig(name='128', size=128),
-    builder.ImageConfig(name='256', size=256),
-    builder.ImageConfig(name='smoke', size=16),
-  ]
+  BUILDER_CONFIGS = builder.SIZES
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Download HAM10000_images_part_1.zip, HAM10000_images_part_2.zip and
   HAM10000_metadata (.csv or .tab) from Harvard Dataverse,
@@ -122,8 +104,14 @@ class Builder(builder.ImageBuilder):
     """
     folder = builder.check_manual_dir(type(self), manual_dir)
     rows = read_metadata(_find_metadata(folder), self.class_names)
-    images = find_images(folder)
-    _check_complete(folder, rows, images)
+    files = find_images(folder)
+    archives.check_complete(
+      folder,
+      rows,
+      files,
+      f'HAM10000_images_part_1.zip and _part_2.zip from {_SOURCE}',
+      _METADATA_NAME,
+    )
     groups = group_lesions(
       {image_id: row['lesion_id'] for image_id, row in rows.items()}
     )
@@ -132,7 +120,7 @@ class Builder(builder.ImageBuilder):
         id=image_id,
         label=row['dx'],
         group=groups[image_id],
-        source=images[image_id],
+        source=files[image_id],
         extra={
           'age': _parse_age(row['age']),
           'sex': row['sex'],
@@ -142,14 +130,6 @@ class Builder(builder.ImageBuilder):
       )
       for image_id, row in sorted(rows.items())
     ]
-
-  def read_image(self, record: builder.Record) -> np.ndarray:
-    """Returns the central square, uint8 `[size, size, 3]`.
-
-    Raises:
-      UserError: the file is not a readable image, or it is far too large.
-    """
-    return images.read_square(record.source, self.builder_config.size)
 
 
 def group_lesions(lesions: Mapping[str, str]) -> dict[str, str]:
@@ -179,50 +159,19 @@ def read_metadata(
   Raises:
     UserError: not such a file, or a row that can't be used.
   """
-  try:
-    text = path.read_text(encoding='utf-8-sig')
-  except UnicodeDecodeError:
-    raise errors.UserError(
-      f'{path} is not text in UTF-8; download it again'
-    ) from None
-  header = text.partition('\n')[0]
-  delimiter = '\t' if '\t' in header else ','
-  reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter)
-  rows = {}
-  try:
-    missing = [c for c in _COLUMNS if c not in (reader.fieldnames or ())]
-    if missing:
-      raise errors.UserError(
-        f'{path} lacks the columns {", ".join(missing)}; use the '
-        f'{_METADATA_NAME} file of the archive'
-      )
-    for raw in reader:
-      row = {c: (raw[c] or '').strip() for c in _COLUMNS}
-      where = f'{path}, line {reader.line_num}'
-      _check_row(where, row, class_names)
-      if row['image_id'] in rows:
-        raise errors.UserError(
-          f'{where}: image_id {row["image_id"]} is there twice; keep one row '
-          'an image'
-        )
-      rows[row['image_id']] = row
-  except csv.Error as e:
-    raise errors.UserError(
-      f'{path}, line {reader.line_num}: {e}; download it again'
-    ) from None
-  if not rows:
-    raise errors.UserError(f'{path} holds no rows; download it again')
-  return rows
+  return archives.read_table(
+    path,
+    'image_id',
+    _COLUMNS,
+    lambda where, row: _check_row(where, row, class_names),
+    advice=f'use the {_METADATA_NAME} file of the archive',
+  )
 
 
 def _check_row(
   where: str, row: Mapping[str, str], class_names: Sequence[str]
 ) -> None:
-  if not _ID.fullmatch(row['image_id']):
-    raise errors.UserError(
-      f'{where}: image_id {row["image_id"]!r} is not made of letters, digits, '
-      '_ and - only; mend the row'
-    )
+  archives.check_id(where, 'image_id', row['image_id'])
   if not row['lesion_id']:
     raise errors.UserError(
       f'{where}: lesion_id is blank; splits need it, mend the row'
@@ -255,12 +204,12 @@ def _find_metadata(folder: pathlib.Path) -> pathlib.Path:
     if name in found:
       return found[name]
   raise errors.UserError(
-    f'{folder} has no {_METADATA_NAME}.csv or .tab; download it from '
-    'https://doi.org/10.7910/DVN/DBW86T into that folder'
+    f'{folder} has no {_METADATA_NAME}.csv or .tab; download it from {_SOURCE} '
+    'into that folder'
   )
 
 
-def find_images(folder: pathlib.Path) -> dict[str, ImageFile]:
+def find_images(folder: pathlib.Path) -> dict[str, archives.File]:
   """Returns image id -> file, for all images in a folder and its zips.
 
   Of images with the same id (Kaggle's copy holds all twice) the first in
@@ -269,98 +218,6 @@ def find_images(folder: pathlib.Path) -> dict[str, ImageFile]:
   Raises:
     UserError: a zip is damaged or has unsafe member names.
   """
-  files = list(_walk(folder, _MAX_DEPTH))
-  images: dict[str, ImageFile] = {}
-  for path in files:
-    if path.suffix.lower() in _IMAGE_SUFFIXES:
-      images.setdefault(path.stem, path)
-  for path in files:
-    if path.suffix.lower() == '.zip':
-      for member in _zip_members(path):
-        images.setdefault(pathlib.PurePosixPath(member.at).stem, member)
-  return images
-
-
-def _walk(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
-  """Yields the files at most `depth` folders down, in a fixed order."""
-  with os.scandir(folder) as found:
-    entries = sorted(found, key=lambda entry: entry.name)
-  for entry in entries:
-    if _is_other(entry.name):
-      continue
-    if not entry.is_dir():
-      yield folder / entry.name
-    elif depth:
-      yield from _walk(folder / entry.name, depth - 1)
-
-
-def _is_other(name: str) -> bool:
-  """Whether a name is hidden, macOS' bookkeeping, or another archive's."""
-  return name.startswith(('.', '__MACOSX')) or name.lower().startswith(
-    _OTHER_ARCHIVES
+  return archives.by_stem(
+    archives.list_files(folder, archives.JPEG_SUFFIXES, _OTHER_ARCHIVES)
   )
-
-
-def _zip_members(path: pathlib.Path) -> Iterator[zipfile.Path]:
-  try:
-    archive = zipfile.ZipFile(path)
-  except (zipfile.BadZipFile, NotImplementedError) as e:
-    raise errors.UserError(
-      f'{path} is not a whole zip file ({e}); download it again'
-    ) from None
-  for name in archive.namelist():
-    # Windows' rules know drives and both slashes, so they refuse the most.
-    member = pathlib.PureWindowsPath(name)
-    if member.drive or member.root or '..' in member.parts:
-      raise errors.UserError(
-        f'{path} has the member {name!r}, which leaves the folder; this is not '
-        'the published archive, download it again'
-      )
-    if member.suffix.lower() in _IMAGE_SUFFIXES and not any(
-      _is_other(part) for part in member.parts
-    ):
-      yield zipfile.Path(archive, name)
-
-
-def _check_complete(
-  folder: pathlib.Path, rows: Iterable[str], images: Iterable[str]
-) -> None:
-  """Raises UserError unless every row has its image and the reverse."""
-  if not images:
-    raise errors.UserError(
-      f'{folder} has metadata but no .jpg images; download '
-      'HAM10000_images_part_1.zip and _part_2.zip from '
-      'https://doi.org/10.7910/DVN/DBW86T into it'
-    )
-  without_image = sorted(set(rows) - set(images))
-  without_row = sorted(set(images) - set(rows))
-  problems, advice = [], []
-  if without_image:
-    problems.append(
-      f'{_count(without_image, "metadata row")} without an image '
-      f'({_name_some(without_image)})'
-    )
-    advice.append(
-      'add the images (both parts of the archive are needed) or remove the rows'
-    )
-  if without_row:
-    problems.append(
-      f'{_count(without_row, "image")} without metadata '
-      f'({_name_some(without_row)})'
-    )
-    advice.append(
-      f'use the complete {_METADATA_NAME} file or remove the images'
-    )
-  if problems:
-    raise errors.UserError(
-      f'{folder}: {" and ".join(problems)}; {"; ".join(advice)}'
-    )
-
-
-def _count(items: Sequence[str], noun: str) -> str:
-  return f'{len(items)} {noun}{"" if len(items) == 1 else "s"}'
-
-
-def _name_some(names: Sequence[str]) -> str:
-  more = ', ...' if len(names) > _NUM_NAMED else ''
-  return ', '.join(names[:_NUM_NAMED]) + more

@@ -169,10 +169,10 @@ def _remove_incomplete(path: pathlib.Path) -> None:
 def _system_failure(error: Exception) -> str | None:
   """Returns what the operating system refused, None for other errors."""
   if isinstance(error, OSError):
-    return _one_line(error)
+    return errors.one_line(error)
   # ArrayRecord's way to say so.
   found = re.search(r'(open|write|close)\(\) failed: [^;]+', str(error))
-  return found and _one_line(found[0])
+  return found and errors.one_line(found[0])
 
 
 def _full_name(builder: tfds.core.DatasetBuilder) -> str:
@@ -186,10 +186,6 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 def _needs_manual_dir(builder: tfds.core.DatasetBuilder) -> bool:
   return builder.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
-
-
-def _one_line(text: object) -> str:
-  return ' '.join(str(text).split())
 
 
 def _say(text: str) -> None:

@@ -1,12 +1,69 @@
 """Reads prepared datasets: from their files alone, without their code."""
 
+import json
 import re
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
 from dermvq_jax import errors
+
+# Of what a features.json may name; TFDS imports the module of anything else.
+_FEATURES = 'tensorflow_datasets.core.features.'
+
+
+class _Records:
+  """A split's examples; damaged files are the user's to mend."""
+
+  def __init__(self, source: Any, where: epath.Path):
+    self._source = source
+    self._where = where
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    try:
+      return self._source[index]
+    except RuntimeError as e:  # ArrayRecord's for all that is wrong.
+      raise errors.UserError(
+        f'record {index} of {len(self)} in {self._where} is unreadable '
+        f'({errors.one_line(e)}); move that folder away, then prepare or '
+        'encode again'
+      ) from e
+
+
+def _class_names(content: Any) -> list[str]:
+  """All that a features.json names in JSON's or protocol buffers' spelling."""
+  if isinstance(content, list):
+    return [name for part in content for name in _class_names(part)]
+  if not isinstance(content, dict):
+    return []
+  keys = ('pythonClassName', 'python_class_name')
+  own = [str(content[k]) for k in keys if isinstance(content.get(k), str)]
+  return own + _class_names(list(content.values()))
+
+
+def _check_features(folder: epath.Path):
+  """Raises UserError if reading the dataset would import other code."""
+  file = folder / 'features.json'
+  try:
+    content = json.loads(file.read_text())
+  except (OSError, ValueError) as e:
+    raise errors.UserError(
+      f'{file} is missing or damaged ({errors.one_line(e)}); move {folder} '
+      'away, then prepare or encode again'
+    ) from None
+  # An old form, in which features could be hidden in strings.
+  is_old = not isinstance(content, dict) or 'type' in content
+  strange = [n for n in _class_names(content) if not n.startswith(_FEATURES)]
+  if is_old or strange:
+    raise errors.UserError(
+      f'{file} was not written by dermvq: it would have '
+      f'{(strange or ["other code"])[0]!r} imported; do not use this dataset'
+    )
 
 
 def _builder(
@@ -35,7 +92,15 @@ def _builder(
     )
   # Versions are x.y.z; the newest counts.
   newest = max(versions, key=lambda p: tuple(map(int, p.name.split('.'))))
-  return tfds.builder_from_directory(newest)
+  _check_features(newest)
+  try:
+    return tfds.builder_from_directory(newest)
+  except Exception as e:  # JSON and protocol buffers have many.
+    raise errors.UserError(
+      f'the description of {dataset} in {newest} is damaged '
+      f'({errors.one_line(e)}); move that folder away, then prepare or encode '
+      'again'
+    ) from e
 
 
 def describe(dataset: str, data_dir: epath.PathLike) -> dict[str, Any]:
@@ -65,18 +130,26 @@ def describe(dataset: str, data_dir: epath.PathLike) -> dict[str, Any]:
   return facts
 
 
-def open_split(dataset: str, data_dir: epath.PathLike, split: str):
-  """Returns a split as a sequence of examples, a TFDS data source.
+def open_split(
+  dataset: str,
+  data_dir: epath.PathLike,
+  split: str,
+  *,
+  decode_images: bool = True,
+):
+  """Returns a split as a sequence of examples.
 
   Args:
     dataset: 'name/config', for example 'ham10000/64' or 'codes/<digest>'.
     data_dir: where it was prepared.
     split: 'train', 'val' or 'test'.
+    decode_images: whether images are decoded; else they are PNG bytes.
 
   Returns:
     A sequence, for example for `grain.MapDataset.source`; its items are
     dictionaries with `image` uint8 `[size, size, 3]` or `codes` int32
-    `[h, w]`, `label` int, `id` and `group` bytes, and extra features.
+    `[h, w]`, `label` int, `id` and `group` bytes, and extra features. A
+    damaged record raises UserError when it is read.
 
   Raises:
     UserError: the dataset is not prepared, or it has no such split.
@@ -87,4 +160,29 @@ def open_split(dataset: str, data_dir: epath.PathLike, split: str):
       f'{dataset} has no split {split!r}; choose one of: '
       + ', '.join(builder.info.splits)
     )
-  return builder.as_data_source(split)
+  decoders = None
+  if not decode_images and 'image' in builder.info.features:
+    decoders = {'image': tfds.decode.SkipDecoding()}
+  source = builder.as_data_source(split, decoders=decoders)
+  return _Records(source, builder.data_path)
+
+
+def description(dataset: str, data_dir: epath.PathLike) -> str:
+  """What the dataset's builder says of it, in one paragraph.
+
+  Raises:
+    UserError: the dataset is not prepared.
+  """
+  return ' '.join(_builder(dataset, data_dir).info.description.split())
+
+
+def read_labels(
+  dataset: str, data_dir: epath.PathLike, split: str
+) -> np.ndarray:
+  """Labels of a split, int32 `[N]`, without decoding its images.
+
+  Raises:
+    UserError: the dataset is not prepared, or it has no such split.
+  """
+  source = open_split(dataset, data_dir, split, decode_images=False)
+  return np.array([source[i]['label'] for i in range(len(source))], np.int32)

@@ -204,9 +204,13 @@ class VQVAE(nn.Module):
     """Codes int32 `[B, h, w*L]` of images `[B, H, W, 3]` in [0, 1]."""
     return self.quantizer.encode(self.encoder(images))
 
+  def embed(self, codes: jax.Array) -> jax.Array:
+    """Quantized latents `[B, h, w, D]` of codes int32 `[B, h, w*L]`."""
+    return self.quantizer.lookup(codes)
+
   def decode(self, codes: jax.Array) -> jax.Array:
     """Images `[B, H, W, 3]` in [0, 1] of codes int32 `[B, h, w*L]`."""
-    images = self.decoder(self.quantizer.lookup(codes))
+    images = self.decoder(self.embed(codes))
     return jnp.clip(images, 0, 1)
 
   def start_codebook(self, latents: jax.Array):

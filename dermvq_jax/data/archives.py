@@ -1,0 +1,322 @@
+"""The files of a downloaded archive: found zipped or not, tables read."""
+
+import csv
+import io
+import os
+import pathlib
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from dermvq_jax import errors
+
+# Both have `name`, `stem`, `suffix` and `open('rb')`.
+File = pathlib.Path | zipfile.Path
+Row = dict[str, str]
+
+JPEG_SUFFIXES = ('.jpg', '.jpeg')
+# A folder holds files, folders of files, or (where unpacking added a level)
+# folders of folders of files.
+_MAX_DEPTH = 2
+# The largest published table has 2 MB; what is far larger would fill the
+# memory.
+MAX_TABLE_BYTES = 100_000_000
+# The published images have a few MB at most; no more is ever unpacked.
+_MAX_MEMBER_BYTES = 100_000_000
+_ID = re.compile('[A-Za-z0-9_-]+')
+_NUM_NAMED = 3
+
+
+def list_files(
+  folder: pathlib.Path, suffixes: Sequence[str], ignored: Sequence[str] = ()
+) -> Iterator[File]:
+  """Yields the files in a folder and its zips that end on one of `suffixes`.
+
+  Args:
+    folder: searched two folders down.
+    suffixes: in lower case.
+    ignored: what names of other things start with, in lower case.
+
+  Yields:
+    In alphabetical order, unpacked ones before those in zips.
+
+  Raises:
+    UserError: a zip is damaged or has unsafe member names.
+  """
+  files = list(_walk(folder, _MAX_DEPTH, ignored))
+  for path in files:
+    if path.suffix.lower() in suffixes:
+      yield path
+  for path in files:
+    if path.suffix.lower() == '.zip':
+      yield from _zip_members(path, suffixes, ignored)
+
+
+def by_stem(files: Iterable[File]) -> dict[str, File]:
+  """Returns name without suffix -> file; of several the first counts."""
+  found: dict[str, File] = {}
+  for file in files:
+    found.setdefault(file.stem, file)
+  return found
+
+
+def find_part(
+  folder: pathlib.Path, name: str, suffixes: Sequence[str], source: str
+) -> dict[str, File]:
+  """Returns name without suffix -> file, in a part of an archive.
+
+  Args:
+    folder: of the archive.
+    name: of the part: the folder `name`, or else `name`.zip.
+    suffixes: of the files.
+    source: where to download the part.
+
+  Raises:
+    UserError: there is no such part, or the zip is damaged or unsafe.
+  """
+  path = folder / name
+  if path.is_dir():
+    return by_stem(list_files(path, suffixes))
+  path = folder / f'{name}.zip'
+  if path.is_file():
+    return by_stem(_zip_members(path, suffixes))
+  raise errors.UserError(
+    f'{folder} has no {name}.zip and no folder {name}; download it from '
+    f'{source} into that folder'
+  )
+
+
+def find_table(folder: pathlib.Path, name: str, source: str) -> File:
+  """Returns `name`.csv: in the folder, or in the part `name`.
+
+  Raises:
+    UserError: there is none, or the zip is damaged or unsafe.
+  """
+  path = folder / f'{name}.csv'
+  if path.is_file():
+    return path
+  if (folder / name).is_dir() or (folder / f'{name}.zip').is_file():
+    tables = find_part(folder, name, ('.csv',), source)
+    if name in tables:
+      return tables[name]
+  raise errors.UserError(
+    f'{folder} has no {name}.csv; download it (or {name}.zip) from {source} '
+    'into that folder'
+  )
+
+
+def _walk(
+  folder: pathlib.Path, depth: int, ignored: Sequence[str]
+) -> Iterator[pathlib.Path]:
+  """Yields the files at most `depth` folders down, in a fixed order."""
+  with os.scandir(folder) as found:
+    entries = sorted(found, key=lambda entry: entry.name)
+  for entry in entries:
+    if _is_other(entry.name, ignored):
+      continue
+    if not entry.is_dir():
+      yield folder / entry.name
+    elif depth:
+      yield from _walk(folder / entry.name, depth - 1, ignored)
+
+
+def _is_other(name: str, ignored: Sequence[str]) -> bool:
+  """Whether a name is hidden, macOS' bookkeeping, or to be ignored."""
+  return name.startswith(('.', '__MACOSX')) or name.lower().startswith(
+    tuple(ignored)
+  )
+
+
+def _zip_members(
+  path: pathlib.Path, suffixes: Sequence[str], ignored: Sequence[str] = ()
+) -> Iterator[zipfile.Path]:
+  try:
+    archive = zipfile.ZipFile(path)
+  except (zipfile.BadZipFile, NotImplementedError) as e:
+    raise errors.UserError(
+      f'{path} is not a whole zip file ({e}); download it again'
+    ) from None
+  for info in archive.infolist():
+    name = info.filename
+    # Windows' rules know drives and both slashes, so they refuse the most.
+    member = pathlib.PureWindowsPath(name)
+    if member.drive or member.root or '..' in member.parts:
+      raise errors.UserError(
+        f'{path} has the member {name!r}, which leaves the folder; this is not '
+        'the published archive, download it again'
+      )
+    if member.suffix.lower() in suffixes and not any(
+      _is_other(part, ignored) for part in member.parts
+    ):
+      if info.file_size > _MAX_MEMBER_BYTES:
+        raise errors.UserError(
+          f'{path} has the member {name!r}, which unpacks to '
+          f'{info.file_size:,} bytes; this is not the published archive, '
+          'download it again'
+        )
+      yield zipfile.Path(archive, name)
+
+
+def read_table(
+  file: File,
+  key: str,
+  columns: Sequence[str],
+  check: Callable[[str, Row], None],
+  *,
+  optional: Sequence[str] = (),
+  advice: str = 'use the published file',
+) -> dict[str, Row]:
+  """Returns image -> the columns of its row, stripped of white space.
+
+  Args:
+    file: comma or tab separated text with a header, quoted or not.
+    key: the column that names the image.
+    columns: that it must have; others are left out.
+    check: of where a row is and the row; raises UserError for a bad one.
+    optional: columns that are blank where it does not have them.
+    advice: what to do if it lacks `columns`.
+
+  Raises:
+    UserError: not such a file, or a row that can't be used.
+  """
+  text = _read_text(file)
+  header = text.partition('\n')[0]
+  delimiter = '\t' if '\t' in header else ','
+  reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter)
+  rows = {}
+  try:
+    missing = [c for c in columns if c not in (reader.fieldnames or ())]
+    if missing:
+      raise errors.UserError(
+        f'{file} lacks the columns {", ".join(missing)}; {advice}'
+      )
+    for raw in reader:
+      row = {c: (raw.get(c) or '').strip() for c in (*columns, *optional)}
+      where = f'{file}, line {reader.line_num}'
+      check(where, row)
+      if row[key] in rows:
+        raise errors.UserError(
+          f'{where}: {key} {row[key]} is there twice; keep one row an image'
+        )
+      rows[row[key]] = row
+  except csv.Error as e:
+    raise errors.UserError(
+      f'{file}, line {reader.line_num}: {e}; save or download it again'
+    ) from None
+  if not rows:
+    raise errors.UserError(f'{file} holds no rows; download it again')
+  return rows
+
+
+def _read_text(file: File) -> str:
+  try:
+    with file.open('rb') as f:
+      data = f.read(MAX_TABLE_BYTES + 1)
+  except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+    raise errors.UserError(
+      f'{file} is unreadable ({e}); download it again'
+    ) from None
+  if len(data) > MAX_TABLE_BYTES:
+    raise errors.UserError(
+      f'{file} has more than {MAX_TABLE_BYTES:,} bytes; this is not the '
+      'published table, download it again'
+    )
+  try:
+    return data.decode('utf-8-sig')
+  except UnicodeDecodeError:
+    raise errors.UserError(
+      f'{file} is not text in UTF-8; save or download it again'
+    ) from None
+
+
+def check_id(where: str, column: str, value: str) -> None:
+  """Raises UserError unless `value` can be the name of an image."""
+  if not _ID.fullmatch(value):
+    raise errors.UserError(
+      f'{where}: {column} {value!r} is not made of letters, digits, _ and - '
+      'only; mend the row'
+    )
+
+
+def read_one_hot(file: File, columns: Sequence[str]) -> dict[str, str]:
+  """Returns image -> its class, of a table of the ISIC challenges.
+
+  Args:
+    file: a table with the column image, and 1.0 in that of the image's class.
+    columns: of the classes.
+
+  Raises:
+    UserError: not such a file, or an image without exactly one class.
+  """
+  labels = {}
+
+  def check(where: str, row: Row) -> None:
+    check_id(where, 'image', row['image'])
+    values = [row[c] for c in columns]
+    try:
+      numbers = [float(value) for value in values]
+    except ValueError:
+      numbers = []
+    if sorted(numbers) != [0] * (len(columns) - 1) + [1]:
+      raise errors.UserError(
+        f'{where}: {row["image"]} has {", ".join(values)} for '
+        f'{", ".join(columns)}; it must have one 1 and else 0, mend the row'
+      )
+    labels[row['image']] = columns[numbers.index(1)]
+
+  read_table(file, 'image', ('image', *columns), check)
+  return labels
+
+
+def check_complete(
+  where: pathlib.Path,
+  rows: Iterable[str],
+  images: Mapping[str, File],
+  images_name: str,
+  table_name: str,
+) -> None:
+  """Raises UserError unless every row has its image and the reverse.
+
+  Args:
+    where: the folder.
+    rows: names of the images in the table.
+    images: that were found.
+    images_name: what to download for them, and where.
+    table_name: of the table.
+  """
+  if not images:
+    raise errors.UserError(
+      f'{where} has metadata but no {JPEG_SUFFIXES[0]} images; download '
+      f'{images_name} into it'
+    )
+  without_image = sorted(set(rows) - set(images))
+  without_row = sorted(set(images) - set(rows))
+  problems, advice = [], []
+  if without_image:
+    problems.append(
+      f'{count(without_image, "metadata row")} without an image '
+      f'({name_some(without_image)})'
+    )
+    advice.append(f'add the images (of {images_name}) or remove the rows')
+  if without_row:
+    problems.append(
+      f'{count(without_row, "image")} without metadata '
+      f'({name_some(without_row)})'
+    )
+    advice.append(f'use the complete {table_name} file or remove the images')
+  if problems:
+    raise errors.UserError(
+      f'{where}: {" and ".join(problems)}; {"; ".join(advice)}'
+    )
+
+
+def count(items: Sequence[str], noun: str) -> str:
+  """'1 image', '2 images'."""
+  return f'{len(items)} {noun}{"" if len(items) == 1 else "s"}'
+
+
+def name_some(names: Sequence[str]) -> str:
+  """The first few of many names."""
+  more = ', ...' if len(names) > _NUM_NAMED else ''
+  return ', '.join(names[:_NUM_NAMED]) + more

@@ -1,0 +1,314 @@
+"""Figures: charts as SVG text, pictures as PNG bytes.
+
+A chart has no background and takes the colour of the text around it, so that
+it stands on a light page and on a dark one.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
+
+_DPI = 120
+_PLACEHOLDER = '#010203'  # becomes the colour of the text around the chart
+_COLOURS = ('#8a8f98', '#2f7fd1', '#dd7a2f')  # readable on light and dark
+_STYLE = {
+  'axes.edgecolor': _PLACEHOLDER,
+  'axes.facecolor': 'none',
+  'axes.labelcolor': _PLACEHOLDER,
+  'axes.prop_cycle': matplotlib.cycler(color=_COLOURS),
+  'axes.spines.right': False,
+  'axes.spines.top': False,
+  'axes.titlesize': 'medium',
+  'figure.facecolor': 'none',
+  'font.family': 'sans-serif',
+  'grid.alpha': 0.25,
+  'grid.color': _PLACEHOLDER,
+  'legend.fontsize': 'small',
+  'legend.frameon': False,
+  'legend.labelcolor': _PLACEHOLDER,
+  'savefig.facecolor': 'none',
+  'svg.fonttype': 'none',  # text stays text
+  'text.color': _PLACEHOLDER,
+  'xtick.color': _PLACEHOLDER,
+  'ytick.color': _PLACEHOLDER,
+}
+_PANEL_SIZE = (4.4, 3.2)  # inches
+
+# phase -> panels: (title, y label, log scale, metric)
+_PANELS = {
+  'vqvae': (
+    ('Reconstruction error', 'NMSE', True, 'nmse'),
+    ('Reconstruction quality', 'PSNR (dB)', False, 'psnr'),
+    ('Perplexity of the codes', 'perplexity', False, 'perplexity'),
+    ('Codebook usage', 'share of codes in use', False, 'codebook_usage'),
+  ),
+  'prior': (
+    ('Length of the codes', 'bits per code', False, 'bits_per_code'),
+    ('Most likely code is right', 'share of codes', False, 'accuracy'),
+  ),
+}
+_SERIES = (
+  ('step/', 'training, last steps'),
+  ('train/', 'training, epoch'),
+  ('val/', 'validation'),
+)
+_SMOOTHING = 10  # rows of the log that a smoothed value is the mean of
+
+
+def _svg(figure: plt.Figure, name: str) -> str:
+  """Turns a figure to SVG; `name` keeps its ids apart from other figures'."""
+  out = io.StringIO()
+  with matplotlib.rc_context({'svg.hashsalt': name}):
+    figure.savefig(out, format='svg', metadata={'Date': None})
+  plt.close(figure)
+  svg = out.getvalue()
+  svg = svg[svg.index('<svg') :].replace(_PLACEHOLDER, 'currentColor')
+  # Groups have the same ids in every chart, and nothing refers to them.
+  return re.sub(r'<g id="[^"]*"', '<g', svg)
+
+
+def _png(figure: plt.Figure) -> bytes:
+  out = io.BytesIO()
+  figure.savefig(out, format='png', dpi=_DPI, facecolor='white')
+  plt.close(figure)
+  return out.getvalue()
+
+
+def _panels(count: int, columns: int) -> tuple[plt.Figure, Sequence[plt.Axes]]:
+  rows = -(-count // columns)
+  width, height = _PANEL_SIZE
+  figure, axes = plt.subplots(
+    rows,
+    columns,
+    figsize=(width * columns, height * rows),
+    layout='constrained',
+    squeeze=False,
+  )
+  return figure, axes.ravel()
+
+
+def _series(
+  rows: Sequence[dict[str, Any]], metric: str
+) -> tuple[Sequence[int], Sequence[float]]:
+  points = [(row['step'], row[metric]) for row in rows if metric in row]
+  return tuple(zip(*points)) or ((), ())
+
+
+@matplotlib.rc_context(_STYLE)
+def curves(rows: Sequence[dict[str, Any]], phase: str) -> str:
+  """Draws a phase's metrics over the steps.
+
+  Args:
+    rows: of metrics.jsonl.
+    phase: 'vqvae' or 'prior'.
+
+  Returns:
+    SVG.
+  """
+  panels = _PANELS[phase]
+  figure, axes = _panels(len(panels), 2)
+  for axis, (title, unit, log_scale, metric) in zip(axes, panels):
+    for colour, (prefix, name) in enumerate(_SERIES):
+      if prefix == 'step/' and metric == 'codebook_usage':
+        continue  # over a few steps it says nothing
+      steps, values = _series(rows, prefix + metric)
+      if steps:
+        axis.plot(
+          steps,
+          values,
+          marker='' if prefix == 'step/' else 'o',
+          ms=3,
+          lw=0.8 if prefix == 'step/' else 1.6,
+          label=name,
+          c=_COLOURS[colour],
+        )
+    axis.set(title=title, xlabel='step', ylabel=unit)
+    if log_scale:
+      axis.set_yscale('log')
+    if metric == 'codebook_usage':
+      axis.set_ylim(0, 1.05)
+    axis.grid()
+    if axis.lines:
+      axis.legend()
+  return _svg(figure, f'{phase}_curves')
+
+
+def smooth(values: Sequence[float], window: int = _SMOOTHING) -> np.ndarray:
+  """Means of the last `window` values, of fewer at the start: `[N]`."""
+  sums = np.cumsum(np.concatenate([[0.0], values]))
+  ends = np.arange(1, len(values) + 1)
+  starts = np.maximum(ends - window, 0)
+  return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+@matplotlib.rc_context(_STYLE)
+def smoothed(rows: Sequence[dict[str, Any]]) -> str:
+  """NMSE (log scale) and perplexity of the training steps, side by side.
+
+  Args:
+    rows: of the VQ-VAE's metrics.jsonl.
+
+  Returns:
+    SVG.
+  """
+  figure, axes = _panels(2, 2)
+  for axis, metric, name in zip(
+    axes, ('nmse', 'perplexity'), ('NMSE', 'perplexity')
+  ):
+    steps, values = _series(rows, f'step/{metric}')
+    if steps:
+      axis.plot(steps, values, c=_COLOURS[0], lw=0.8, label='as logged')
+      label = f'mean of {_SMOOTHING} log lines'
+      axis.plot(steps, smooth(values), c=_COLOURS[1], lw=1.8, label=label)
+      axis.legend()
+    axis.set(title=f'Smoothed {name}', xlabel='step', ylabel=name)
+    axis.grid()
+  axes[0].set_yscale('log')
+  return _svg(figure, 'smoothed')
+
+
+@matplotlib.rc_context(_STYLE)
+def usage_histogram(counts: np.ndarray) -> str:
+  """How often each code is used, the most used first.
+
+  Args:
+    counts: int `[K]`.
+
+  Returns:
+    SVG.
+  """
+  figure, (axis,) = _panels(1, 1)
+  figure.set_figwidth(2 * _PANEL_SIZE[0])
+  shares = np.sort(counts)[::-1] / max(counts.sum(), 1)
+  axis.fill_between(np.arange(len(shares)), shares, step='mid', alpha=0.6)
+  even = 1 / len(counts)
+  axis.axhline(even, c=_COLOURS[2], lw=1.2, label='all codes equally often')
+  axis.set(
+    title='Use of the codes',
+    xlabel='codes, the most used first',
+    ylabel='share of all positions',
+  )
+  axis.set_xlim(0, len(shares))
+  axis.set_ylim(0)
+  axis.legend()
+  axis.grid()
+  return _svg(figure, 'usage')
+
+
+def distance_histogram(distances: np.ndarray) -> str:
+  """How far codes are from the nearest other one.
+
+  Args:
+    distances: `[K]`.
+
+  Returns:
+    SVG.
+  """
+  figure, (axis,) = _panels(1, 1)
+  figure.set_figwidth(2 * _PANEL_SIZE[0])
+  axis.hist(distances, bins=40, alpha=0.6)
+  axis.set(
+    title='How far apart the codes are',
+    xlabel='distance to the nearest other code',
+    ylabel='codes',
+  )
+  axis.set_xlim(0)
+  axis.grid()
+  return _svg(figure, 'code_distances')
+
+
+def _enlarge(sheet: np.ndarray) -> np.ndarray:
+  """Doubles small pictures, so that a page shows them without blur."""
+  return sheet.repeat(2, 0).repeat(2, 1)
+
+
+def labelled_sheet(
+  sheet: np.ndarray, rows: Sequence[str], columns: Sequence[str] = ()
+) -> bytes:
+  """A sheet of images with a name at each row's left and above the columns.
+
+  Args:
+    sheet: uint8 `[H, W, 3]`, from `images.sheet`; shown at twice its size.
+    rows: names of its rows.
+    columns: names of its columns; none by default.
+
+  Returns:
+    PNG.
+  """
+  sheet = _enlarge(sheet)
+  height, width = sheet.shape[:2]
+  left, top = 1.2, 0.25 if columns else 0  # inches
+  figure = plt.figure(figsize=(width / _DPI + left, height / _DPI + top))
+  left, top = left / figure.get_figwidth(), top / figure.get_figheight()
+  axis = figure.add_axes((left, 0, 1 - left, 1 - top))
+  axis.imshow(sheet, interpolation='nearest')
+  axis.axis('off')
+  for i, name in enumerate(rows):
+    y = (1 - top) * (1 - (i + 0.5) / len(rows))
+    figure.text(left * 0.9, y, name, ha='right', va='center', fontsize=9)
+  for j, name in enumerate(columns):
+    x = left + (1 - left) * (j + 0.5) / len(columns)
+    figure.text(x, 1 - top / 2, name, ha='center', va='center', fontsize=9)
+  return _png(figure)
+
+
+def principal_colours(vectors: np.ndarray) -> np.ndarray:
+  """The three main directions of vectors as red, green and blue.
+
+  Args:
+    vectors: `[h, w, D]`.
+
+  Returns:
+    In [0, 1], `[h, w, 3]`.
+  """
+  rows = vectors.reshape(-1, vectors.shape[-1]).astype(np.float64)
+  rows = rows - rows.mean(axis=0)
+  _, _, directions = np.linalg.svd(rows, full_matrices=False)
+  main = rows @ directions[:3].T
+  main = np.pad(main, ((0, 0), (0, 3 - main.shape[1])))
+  low, high = main.min(axis=0), main.max(axis=0)
+  span = np.where(high > low, high - low, 1)
+  return ((main - low) / span).reshape(*vectors.shape[:2], 3)
+
+
+def code_map(
+  original: np.ndarray,
+  codes: np.ndarray,
+  vectors: np.ndarray,
+  decoded: np.ndarray,
+  codebook_size: int,
+) -> bytes:
+  """One image, its codes, their vectors and what is decoded from them.
+
+  Args:
+    original: uint8 `[H, W, 3]`.
+    codes: int `[h, w]`.
+    vectors: the quantized feature map, `[h, w, D]`.
+    decoded: uint8 `[H, W, 3]`.
+    codebook_size: K.
+
+  Returns:
+    PNG.
+  """
+  figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout='constrained')
+  axes[0].imshow(original)
+  axes[0].set_title('original')
+  shown = axes[1].imshow(
+    codes, cmap='nipy_spectral', vmin=0, vmax=codebook_size - 1
+  )
+  figure.colorbar(shown, ax=axes[1])
+  axes[1].set_title('codes: the input of the prior')
+  axes[2].imshow(principal_colours(vectors))
+  axes[2].set_title('quantized features, 3 main directions')
+  axes[3].imshow(decoded)
+  axes[3].set_title('decoded from the codes')
+  for axis in axes:
+    axis.axis('off')
+  return _png(figure)

@@ -1,0 +1,207 @@
+"""Archives in the published layouts, made up of tiny images."""
+
+import csv
+import dataclasses
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermvq_jax import errors, images
+from dermvq_jax.data import builder, prepare
+
+ISIC2018_COLUMNS = ('MEL', 'NV', 'BCC', 'AKIEC', 'BKL', 'DF', 'VASC')
+ISIC2019_COLUMNS = (
+  *('MEL', 'NV', 'BCC', 'AK', 'BKL', 'DF', 'VASC'),
+  *('SCC', 'UNK'),
+)
+SMOKE_SIZE = 16
+
+
+@dataclasses.dataclass
+class Example:
+  """What a prepared dataset must hold; `split` if it was published."""
+
+  id: str
+  label: str
+  group: str
+  pixels: np.ndarray
+  split: str = ''
+
+
+def jpeg(name):
+  """A small image, 30x20, that differs by name."""
+  rng = np.random.default_rng(sum(name.encode()))
+  corners = rng.uniform(0, 255, (2, 2, 3)).astype(np.uint8)
+  file = io.BytesIO()
+  image = Image.fromarray(corners).resize((30, 20), Image.Resampling.BILINEAR)
+  image.save(file, 'JPEG', quality=95)
+  return file.getvalue()
+
+
+def pixels(name):
+  """What is prepared of `jpeg(name)` at the smoke size."""
+  with Image.open(io.BytesIO(jpeg(name))) as image:
+    return images.crop_and_resize(image, SMOKE_SIZE)
+
+
+def write_folder(folder, names):
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in names:
+    (folder / f'{name}.jpg').write_bytes(jpeg(name))
+
+
+def write_zip(path, names, prefix=''):
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name in names:
+      archive.writestr(f'{prefix}{name}.jpg', jpeg(name))
+
+
+def edit(path, old, new):
+  """Replaces text that is in the file."""
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new, 1))
+
+
+def table(columns, rows):
+  """Lines of comma separated text."""
+  file = io.StringIO(newline='')
+  writer = csv.writer(file)
+  writer.writerow(columns)
+  writer.writerows(rows)
+  return file.getvalue()
+
+
+def one_hot(columns, labels):
+  """`labels`: image -> class; as the ISIC challenges write them."""
+  rows = [
+    [image, *(f'{float(c == label.upper())}' for c in columns)]
+    for image, label in labels.items()
+  ]
+  return table(('image', *columns), rows)
+
+
+def _examples(class_names, num_groups, prefix, start=0):
+  """One or two images a group; ids go on from `start`."""
+  examples = []
+  for label in class_names:
+    for i in range(num_groups):
+      for _ in range(1 + i % 2):
+        name = f'ISIC_{start + len(examples):07d}'
+        group = f'{prefix}_{label}{i}'
+        examples.append(Example(name, label, group, pixels(name)))
+  return examples
+
+
+def class_folders(folder):
+  """An image_folder; the classes have images of the same names."""
+  examples = []
+  for label in ('basal cell', 'mel', 'nv'):
+    names = [f'{i}' for i in range(10)]
+    write_folder(folder / label, names)
+    for name in names:
+      ident = f'{label}_{name}'
+      examples.append(Example(ident, label, ident, pixels(name)))
+  (folder / 'notes.txt').write_text('of no interest')
+  return examples
+
+
+def listed_images(folder):
+  """An image_folder with a metadata.csv; one image is not in it."""
+  examples = _examples(('a', 'b'), 10, 'group')
+  examples[0].group = examples[0].id
+  names = [e.id for e in examples]
+  write_folder(folder / 'x' / 'y', names[:5])
+  write_zip(folder / 'more.zip', names[5:9])
+  write_folder(folder, [*names[9:], 'unlisted'])
+  rows = [
+    # The first has no group; some names have their suffix.
+    (e.label, e.group.removeprefix('group_') * (i > 0), e.id + '.jpg' * (i % 2))
+    for i, e in enumerate(examples)
+  ]
+  (folder / 'metadata.csv').write_text(table(('label', 'group', 'image'), rows))
+  return examples
+
+
+def isic2018(folder):
+  """Zips and unpacked folders; training images have lesions."""
+  examples = []
+  parts = {'train': 'Training', 'val': 'Validation', 'test': 'Test'}
+  for i, (split, part) in enumerate(parts.items()):
+    some = _examples(builder.CLASS_NAMES, 2, 'HAM', 100 * i)
+    for example in some:
+      example.split = split
+      if split != 'train':
+        example.group = example.id
+    labels = {e.id: e.label for e in some}
+    truth = one_hot(ISIC2018_COLUMNS, labels)
+    name = f'ISIC2018_Task3_{part}'
+    if split == 'val':
+      write_folder(folder / f'{name}_Input', labels)
+      (folder / f'{name}_GroundTruth.csv').write_text(truth)
+    else:
+      write_zip(folder / f'{name}_Input.zip', labels, f'{name}_Input/')
+      with zipfile.ZipFile(folder / f'{name}_GroundTruth.zip', 'w') as archive:
+        archive.writestr(f'{name}_Input/LICENSE.txt', 'as it is published')
+        archive.writestr(f'{name}_GroundTruth/{name}_GroundTruth.csv', truth)
+    examples += some
+  rows = [(e.id, e.group, 'histo') for e in examples if e.split == 'train']
+  (folder / 'ISIC2018_Task3_Training_LesionGroupings.csv').write_text(
+    table(('image', 'lesion_id', 'diagnosis_confirm_type'), rows)
+  )
+  return examples
+
+
+def isic2019(folder):
+  """Some lesions are blank."""
+  names = ('ak', 'bcc', 'bkl', 'df', 'mel', 'nv', 'scc', 'vasc')
+  examples = _examples(names, 10, 'BCN')
+  for example in examples[::9]:
+    example.group = example.id
+  labels = {e.id: e.label for e in examples}
+  write_zip(folder / 'ISIC_2019_Training_Input.zip', labels)
+  (folder / 'ISIC_2019_Training_GroundTruth.csv').write_text(
+    one_hot(ISIC2019_COLUMNS, labels)
+  )
+  rows = [(e.id, 55, '', e.group if e.group != e.id else '') for e in examples]
+  (folder / 'ISIC_2019_Training_Metadata.csv').write_text(
+    table(('image', 'age_approx', 'sex', 'lesion_id'), rows)
+  )
+  return examples
+
+
+def dermamnist_arrays(size=28):
+  """The arrays of the file, of 14 training images and 7 others each."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for split, count in (('train', 14), ('val', 7), ('test', 7)):
+    arrays[f'{split}_images'] = rng.integers(
+      0, 256, (count, size, size, 3), np.uint8
+    )
+    arrays[f'{split}_labels'] = np.arange(count, dtype=np.uint8)[:, None] % 7
+  return arrays
+
+
+def dermamnist(folder):
+  """The file of 28 pixels."""
+  arrays = dermamnist_arrays()
+  np.savez_compressed(folder / 'dermamnist.npz', **arrays)
+  examples = []
+  for split in ('train', 'val', 'test'):
+    for i, image in enumerate(arrays[f'{split}_images']):
+      name = f'{split}_{i:05d}'
+      label = builder.CLASS_NAMES[i % 7]
+      examples.append(Example(name, label, name, image, split))
+  return examples
+
+
+def check_error(dataset, folder, match):
+  """Asserts that preparing says so in one line and leaves nothing."""
+  data_dir = folder.with_name('data')
+  with pytest.raises(errors.UserError, match=match) as error:
+    prepare.run(dataset, data_dir, folder)
+  assert '\n' not in str(error.value)
+  assert not list(data_dir.rglob('*'))
