@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dermvq_jax import errors
+from dermvq_jax import config_files, errors
 from dermvq_jax.models import codebooks, layers, quantizers
 
 _K, _D = 6, 3
@@ -542,24 +542,17 @@ def test_restarts_differ_between_steps_and_codes():
   assert np.any(first != second)
 
 
-def _epoch_perplexity(restart_after, start, steps=40, codebook_size=32):
+def _epoch_perplexity(start, steps=40, codebook_size=32, **fields):
   """Perplexity after training on latents far from a small random codebook."""
-  quantizer = quantizers.EmaQuantizer(
-    codebook_size, _D, restart_after=restart_after
-  )
+  quantizer = quantizers.EmaQuantizer(codebook_size, _D, **fields)
 
   def draw(seed):
     return 10 + _latents(32, seed=seed)  # 192 latents
 
   variables = quantizer.init(jax.random.key(0), draw(0), train=False)
   if start:
-    _, variables = quantizer.apply(
-      variables,
-      draw(0).reshape(-1, _D),
-      method='start',
-      mutable=['codebook'],
-      rngs={'codebook': jax.random.key(1)},
-    )
+    rows = jnp.concatenate([draw(0), draw(1)]).reshape(-1, _D)
+    variables = _start(quantizer, variables, rows, 1)
   for seed in range(steps):
     _, variables = _step(quantizer, variables, draw(seed), seed)
   codes = _encode(
@@ -570,14 +563,27 @@ def _epoch_perplexity(restart_after, start, steps=40, codebook_size=32):
 
 
 def test_without_start_and_restart_the_codebook_collapses():
-  assert _epoch_perplexity(restart_after=0, start=False) < 8
+  assert _epoch_perplexity(start=False) < 8
 
 
 @pytest.mark.parametrize(
-  'restart_after, start', [(10, True), (10, False), (0, True)]
+  'start, fields',
+  [
+    (False, {'restart_after': 10}),
+    (True, {}),
+    (True, {'codebook_start': 'k_means'}),
+  ],
 )
-def test_with_start_or_restart_it_does_not(restart_after, start):
-  assert _epoch_perplexity(restart_after, start) > 0.7 * 32
+def test_with_start_or_restart_it_does_not(start, fields):
+  assert _epoch_perplexity(start, **fields) > 0.7 * 32
+
+
+def test_the_default_does_not_collapse():
+  fields = config_files.load('vqvae').quantizer.to_dict()
+  assert fields.pop('name') == 'ema'
+  start = fields['codebook_start'] != 'random'
+  del fields['codebook_size'], fields['code_dim']
+  assert _epoch_perplexity(start, **fields) > 0.7 * 32
 
 
 def test_without_rng_for_restarts_it_says_so():
