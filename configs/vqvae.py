@@ -5,16 +5,41 @@ dermvq prepare --dataset=ham10000/64 --manual_dir=DIR --data_dir=DATA
 dermvq train --config=vqvae --workdir=W --config.data_dir=DATA
 ```
 
-Arguments: none: 64 px, 16x16 codes; '128', '256': larger images, for TPU and
-GPU; 'demo': the embedded dataset in minutes; 'smoke': seconds, for tests.
-Expected results are in experiments/RESULTS.md.
+Arguments: none: 64 px, 16x16 codes; 'vq', 'l2_norm', 'fsq', 'residual': the
+other quantizers, 9 bits a code (18 of 'residual'); '128', '256': larger images,
+for TPU and GPU; 'demo': the embedded dataset in minutes; 'smoke': seconds, for
+tests. Expected results are in experiments/RESULTS.md.
 """
 
 import ml_collections
 
+# Of every quantizer with a trained codebook.
+_CODEBOOK = {
+  'codebook_size': 512,
+  'code_dim': 64,
+  'commitment_weight': 0.25,
+  'gradient': 'straight_through',  # or 'rotation'
+  'codebook_start': 'latents',  # of the first batches; or 'k_means', 'random'
+  'restart_after': 50,  # steps without use; 0: never
+  'entropy_weight': 0.0,
+  'entropy_temperature': 1.0,
+}
+# Fields of each quantizer in dermvq_jax/models/quantizers.py.
+_QUANTIZERS = {
+  'ema': _CODEBOOK | {'codebook_ema_decay': 0.99},
+  'vq': _CODEBOOK,
+  'l2_norm': _CODEBOOK | {'code_dim': 8},
+  'fsq': {'levels': (8, 8, 8)},
+  'residual': _CODEBOOK | {'codebook_ema_decay': 0.99, 'num_levels': 2},
+}
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` is one of '', '128', '256', 'demo', 'smoke'."""
+  """Returns the config.
+
+  `arg` is one of '', 'vq', 'l2_norm', 'fsq', 'residual', '128', '256', 'demo',
+  'smoke'.
+  """
   config = ml_collections.ConfigDict()
   config.task = 'vqvae'
   config.seed = 0
@@ -39,14 +64,17 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'num_residual_blocks': 2,
     'residual_features': 32,
     'downsampling': 4,
+    'norm_groups': 0,  # of a group norm in the residual blocks; 0: none
+    'attention_heads': 0,  # at the lowest resolution; 0: none
   }
-  config.quantizer = {
-    'name': 'ema',
-    'codebook_size': 512,
-    'code_dim': 64,
-    'commitment_weight': 0.25,
-    'codebook_ema_decay': 0.99,
-    'restart_after': 50,
+  name = arg if arg in _QUANTIZERS else 'ema'
+  config.quantizer = {'name': name, **_QUANTIZERS[name]}
+  config.loss = {  # weights
+    'mse': 1.0,
+    'l1': 0.0,
+    'huber': 0.0,
+    'ssim': 0.0,
+    'gradient': 0.0,
   }
   config.dtype = 'float32'  # of the convolutions; 'bfloat16' on TPU
 
@@ -93,6 +121,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.log_every_steps = 5
     config.eval_every_steps = 5
     config.checkpoint_every_steps = 4
-  elif arg:
-    raise ValueError(f'vqvae has no config {arg!r}: 128, 256, demo or smoke')
+  elif arg and arg not in _QUANTIZERS:
+    raise ValueError(
+      f'vqvae has no config {arg!r}: vq, l2_norm, fsq, residual, 128, 256, '
+      'demo or smoke'
+    )
   return config

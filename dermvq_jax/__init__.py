@@ -8,3 +8,10 @@ def load(workdir):
   from dermvq_jax import inference  # keeps `import dermvq_jax` instant
 
   return inference.load(workdir)
+
+
+def load_part(workdir, part):
+  """Returns one part of a trained VQ-VAE; see `inference.load_part`."""
+  from dermvq_jax import inference
+
+  return inference.load_part(workdir, part)

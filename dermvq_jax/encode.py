@@ -26,16 +26,13 @@ _COPIES_AUGMENT = augment.Augment(flips=True)
 
 
 def digest(weights: PyTree, images: str) -> str:
-  """Names the codes: 16 hex digits of encoder, codebook and image dataset.
+  """Names the codes: 16 hex digits of encoder, quantizer and image dataset.
 
   Args:
     weights: of the VQ-VAE, from `checkpoints.load_best`.
     images: the dataset that is encoded.
   """
-  parts = {
-    'encoder': weights['params']['encoder'],
-    'codebook': weights['model_state']['codebook']['quantizer']['codebook'],
-  }
+  parts = tasks.encoding_weights(weights)
   sha = hashlib.sha256(images.encode())
   for name, leaf in sorted(
     flax.traverse_util.flatten_dict(parts, sep='/').items()
@@ -140,6 +137,7 @@ def run(workdir: epath.PathLike, data_dir: str = '', copies: int = 1) -> str:
   images = facts['dataset']
   data_dir = workdirs.data_dir(workdir, data_dir or config.data_dir)
   encoder = make_encoder(config, weights)
+  quantizer = tasks.vqvae_model(config).quantizer
   name = codes_name(digest(weights, images), copies)
 
   def examples(split: str) -> Iterator[dict[str, Any]]:
@@ -160,8 +158,9 @@ def run(workdir: epath.PathLike, data_dir: str = '', copies: int = 1) -> str:
       data_dir=data_dir,
       config=codes.CodesConfig(
         name=name.partition('/')[2],
-        codebook_size=config.quantizer.codebook_size,
-        grid=(grid, grid),
+        codebook_size=quantizer.num_codes,
+        grid=(grid, grid * quantizer.num_levels),
+        levels=quantizer.num_levels,
         class_names=tuple(facts['class_names']),
         images=images,
         copies=copies,

@@ -202,6 +202,28 @@ def usage_histogram(counts: np.ndarray) -> str:
   return _svg(figure, 'usage')
 
 
+def distance_histogram(distances: np.ndarray) -> str:
+  """How far codes are from the nearest other one.
+
+  Args:
+    distances: `[K]`.
+
+  Returns:
+    SVG.
+  """
+  figure, (axis,) = _panels(1, 1)
+  figure.set_figwidth(2 * _PANEL_SIZE[0])
+  axis.hist(distances, bins=40, alpha=0.6)
+  axis.set(
+    title='How far apart the codes are',
+    xlabel='distance to the nearest other code',
+    ylabel='codes',
+  )
+  axis.set_xlim(0)
+  axis.grid()
+  return _svg(figure, 'code_distances')
+
+
 def _enlarge(sheet: np.ndarray) -> np.ndarray:
   """Doubles small pictures, so that a page shows them without blur."""
   return sheet.repeat(2, 0).repeat(2, 1)

@@ -38,6 +38,39 @@ def load(workdir: epath.PathLike) -> 'Model':
   return Model(workdir)
 
 
+def load_part(
+  workdir: epath.PathLike, part: str
+) -> Callable[[np.ndarray], np.ndarray] | np.ndarray:
+  """Loads one part of the VQ-VAE in `workdir`, without the others.
+
+  Args:
+    workdir: with a trained VQ-VAE.
+    part: 'encoder', 'codebook' or 'decoder'.
+
+  Returns:
+    The encoder: uint8 images `[B, H, W, 3]` to latents float32 `[B, h, w, D]`.
+    The codebook: float32 `[K, D]`, what each code stands for; with L levels
+    `[L*K, D]`, what each adds. The decoder: such vectors `[B, h, w, D]` to
+    uint8 images.
+
+  Raises:
+    UserError: no such part, or no trained VQ-VAE there.
+  """
+  if part not in tasks.VQVAE_PARTS:
+    raise errors.UserError(
+      f'a VQ-VAE has no part {part!r}; there are '
+      + ', '.join(tasks.VQVAE_PARTS)
+    )
+  folder = workdirs.phase_dir(workdir, 'vqvae')
+  config, _ = workdirs.load_config(folder)
+  weights = checkpoints.load_best(folder)
+  apply, variables = tasks.vqvae_part(config, weights, part)
+  if part == 'codebook':
+    return np.asarray(apply(variables))
+  apply, variables = jax.jit(apply), jax.device_put(variables)
+  return lambda x: np.asarray(apply(variables, jnp.asarray(x)))
+
+
 def posterior(
   log_likelihoods: np.ndarray, class_prior: np.ndarray
 ) -> np.ndarray:
@@ -108,8 +141,9 @@ class Model:
       is the null label, 'of any class'.
     config: the configs of the phases: `config.vqvae`, `config.prior`.
     image_size: pixels a side that the VQ-VAE was trained on.
-    grid: height and width of the codes of such an image.
-    codebook_size: number of codes, K.
+    grid: height and width of the codes of such an image, (h, w*L).
+    codebook_size: number of codes, of all levels together.
+    num_levels: codes a latent, L; adjacent, of level 0 to L - 1.
   """
 
   def __init__(self, workdir: epath.PathLike):
@@ -121,8 +155,11 @@ class Model:
     self.config = ml_collections.ConfigDict({'vqvae': config})
     self.class_names = tuple(facts['class_names'])
     self.image_size = facts['image_size']
-    self.grid = (self.image_size // config.model.downsampling,) * 2
-    self.codebook_size = config.quantizer.codebook_size
+    quantizer = tasks.vqvae_model(config).quantizer
+    self.num_levels = quantizer.num_levels
+    side = self.image_size // config.model.downsampling
+    self.grid = (side, side * self.num_levels)
+    self.codebook_size = quantizer.num_codes
     self._digest = encode.digest(weights, facts['dataset'])
     self._encode = encode.make_encoder(config, weights)
     self._embed, self._decode = _make_decoder(config, weights)
@@ -220,7 +257,8 @@ class Model:
       hidden: bool `[H, W]`, the pixels that are hidden.
 
     Returns:
-      Whether the encoder computes the code from other pixels alone.
+      Whether the encoder computes the code from other pixels alone; `[h, w*L]`
+      with L levels.
 
     Raises:
       UserError: not such a mask, or H or W not divisible by the downsampling.
@@ -237,7 +275,9 @@ class Model:
         f'the mask of hidden pixels must be bool [H, W], both divisible by '
         f'{factor}; it is {hidden.dtype} {list(hidden.shape)}'
       )
-    return ~tasks.vqvae_model(self.config.vqvae).encoder.reached_by(hidden)
+    model = tasks.vqvae_model(self.config.vqvae)
+    free = ~model.encoder.reached_by(hidden)
+    return free.repeat(self.num_levels, axis=1)
 
   def hide(self, image: np.ndarray, hidden: np.ndarray) -> Masked:
     """Blanks a part of an image and encodes the rest.
@@ -437,6 +477,14 @@ class Model:
         f'codes must be in [0, {self.codebook_size}); these reach from '
         f'{codes.min()} to {codes.max()}'
       )
+    # The codes of level l are l * K to l * K + K - 1.
+    level = codes // (self.codebook_size // self.num_levels)
+    due = np.arange(codes.shape[2]) % self.num_levels
+    if codes.shape[2] % self.num_levels or np.any(level != due):
+      raise errors.UserError(
+        f'the {self.num_levels} levels of a code are adjacent, so that column '
+        f'j holds codes of level j % {self.num_levels}; these codes do not'
+      )
     return codes.astype(np.int32)
 
 
@@ -453,8 +501,7 @@ def _make_decoder(
 
   @jax.jit
   def decode(variables, codes):
-    images = model.apply(variables, codes, method='decode')
-    return jnp.rint(images * 255).astype(jnp.uint8)
+    return tasks.to_uint8(model.apply(variables, codes, method='decode'))
 
   variables = jax.device_put(variables)
   return (

@@ -105,6 +105,15 @@ class CodebookUsage(CodeCounts):
     return jnp.mean(self.counts > 0)
 
 
+@flax.struct.dataclass
+class DeadCodes(CodeCounts):
+  """Number of codes that were not used at all."""
+
+  def compute(self) -> jax.Array:
+    """A number from 0 to K - 1."""
+    return jnp.sum(self.counts == 0)
+
+
 Metrics = dict[str, clu_metrics.Metric]
 
 

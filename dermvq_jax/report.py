@@ -57,6 +57,9 @@ _METRICS = {
     'mse': ('MSE', '.6f'),
     'perplexity': ('Perplexity', '.1f'),
     'codebook_usage': ('Codebook usage', '.3f'),
+    'dead_codes': ('Codes never used', '.0f'),
+    'quantization_error': ('Squared distance to the codes', '.4g'),
+    'latent_norm': ('Norm of the latents', '.3g'),
   },
   'prior': {
     'bits_per_code': ('Bits per code', '.3f'),
@@ -259,6 +262,29 @@ def _completions(run: _Run) -> Section:
   )
 
 
+_CHUNK = 256  # rows of distances at a time
+
+
+def nearest_distances(vectors: np.ndarray) -> np.ndarray:
+  """The distance of each code to the nearest other one, `[K, D]` to `[K]`."""
+  vectors = np.float64(vectors)
+  norms = np.square(vectors).sum(1)
+  least = []
+  for first in range(0, len(vectors), _CHUNK):
+    rows = np.arange(first, min(first + _CHUNK, len(vectors)))
+    squared = norms[rows, None] + norms - 2 * vectors[rows] @ vectors.T
+    squared[np.arange(len(rows)), rows] = np.inf  # not to itself
+    least.append(np.sqrt(np.maximum(squared.min(1), 0)))
+  return np.concatenate(least)
+
+
+def _distances(run: _Run) -> np.ndarray:
+  """Of each code to the nearest other one of its level, `[L*K]`."""
+  vectors = inference.load_part(run.workdir, 'codebook')
+  levels = np.split(vectors, run.model.num_levels)
+  return np.concatenate([nearest_distances(level) for level in levels])
+
+
 def _reconstructions(run: _Run) -> Section:
   originals = run.images[:_NUM_RECONSTRUCTIONS]
   codes = run.codes[:_NUM_RECONSTRUCTIONS]
@@ -267,6 +293,7 @@ def _reconstructions(run: _Run) -> Section:
   mse = np.mean((difference / 255) ** 2, axis=(1, 2, 3))
   shown = np.minimum(_ERROR_GAIN * difference, 255).astype(np.uint8)
   counts = np.bincount(run.codes.ravel(), minlength=run.model.codebook_size)
+  distances = _distances(run)
   return Section(
     'reconstructions',
     'Reconstructions and codes',
@@ -302,6 +329,12 @@ def _reconstructions(run: _Run) -> Section:
         f'How often each of the {len(counts)} codes occurs in '
         f'{len(run.codes)} validation images; {np.sum(counts > 0)} do.',
         svg=figures.usage_histogram(counts),
+      ),
+      Figure(
+        'code_distances',
+        'The distance of each code to the nearest other one; the median is '
+        f'{np.median(distances):.3g}.',
+        svg=figures.distance_histogram(distances),
       ),
     ],
   )

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from dermvq_jax import errors, losses, metrics
-from dermvq_jax.models import quantizers, vqvae
+from dermvq_jax.models import levels, quantizers, vqvae
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -81,6 +81,11 @@ def to_unit(images: jax.Array) -> jax.Array:
   return images.astype(jnp.float32) / 255
 
 
+def to_uint8(images: jax.Array) -> jax.Array:
+  """Images around [0, 1] to uint8."""
+  return jnp.rint(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
+
+
 def _component(name: str, find: Callable[[str], Any], kind: str) -> Any:
   """Finds a component by its name, which can't point outside the package."""
   try:
@@ -94,32 +99,127 @@ def _component(name: str, find: Callable[[str], Any], kind: str) -> Any:
     raise errors.UserError(f'there is no {kind} named {name!r}') from None
 
 
-def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  return {k: v for k, v in config.items() if k != 'name'}
+def _make_component(
+  component: type,
+  config: ml_collections.ConfigDict,
+  kind: str,
+  configs: str,
+  **fields: Any,
+) -> Any:
+  """Makes a component from the fields in its config.
+
+  Args:
+    component: the module's class.
+    config: `name` and fields of the component.
+    kind: what it is, for messages.
+    configs: the file in configs/ whose argument is the component's name.
+    **fields: those that are not in the config.
+
+  Raises:
+    UserError: a field that it does not have, or one that it lacks.
+  """
+  given = {k: v for k, v in config.items() if k != 'name'} | fields
+  known = {
+    f.name: f.default is dataclasses.MISSING
+    for f in dataclasses.fields(component)
+    if f.init and f.name not in ('parent', 'name')
+  }
+  problems = (
+    ('has no', sorted(set(given) - set(known))),
+    ('lacks', [k for k, needed in known.items() if needed and k not in given]),
+  )
+  for problem, names in problems:
+    if names:
+      raise errors.UserError(
+        f'the {kind} {config.name!r} {problem} {", ".join(names)}; start '
+        f'from its own config, --config={configs}:{config.name}'
+      )
+  return component(**given)
 
 
 def vqvae_model(config: ml_collections.ConfigDict) -> vqvae.VQVAE:
   """Builds the VQ-VAE from `config.model` and `config.quantizer`."""
-  quantizer = _component(
+  found = _component(
     config.quantizer.name,
     lambda name: getattr(
       quantizers, name.title().replace('_', '') + 'Quantizer'
     ),
     'quantizer',
   )
-  model = config.model
-  shared = {
-    'features': model.features,
-    'num_residual_blocks': model.num_residual_blocks,
-    'residual_features': model.residual_features,
-    'downsampling': model.downsampling,
-    'dtype': _dtype(config),
-  }
+  quantizer = _make_component(found, config.quantizer, 'quantizer', 'vqvae')
+  shared = {**config.model, 'dtype': _dtype(config)}
   return vqvae.VQVAE(
-    encoder=vqvae.Encoder(code_dim=config.quantizer.code_dim, **shared),
-    quantizer=quantizer(**_fields(config.quantizer)),
+    encoder=vqvae.Encoder(code_dim=quantizer.code_dim, **shared),
+    quantizer=quantizer,
     decoder=vqvae.Decoder(**shared),
   )
+
+
+def _check_divisors(model: ml_collections.ConfigDict):
+  for name, widths in (
+    ('norm_groups', ('features', 'residual_features')),
+    ('attention_heads', ('features',)),
+  ):
+    number = model.get(name, 0)
+    if number < 0 or (number and any(model[w] % number for w in widths)):
+      raise errors.UserError(
+        f'config.model.{name} is {number}; give 0 for none, or a divisor of '
+        + ' and '.join(f'config.model.{w}={model[w]}' for w in widths)
+      )
+
+
+VQVAE_PARTS = ('encoder', 'codebook', 'decoder')
+
+
+def vqvae_part(
+  config: ml_collections.ConfigDict, weights: PyTree, part: str
+) -> tuple[Callable[..., jax.Array], PyTree]:
+  """One of `VQVAE_PARTS`, as a function of its own variables.
+
+  Args:
+    config: of the VQ-VAE.
+    weights: `{'params': ..., 'model_state': ...}`.
+    part: which.
+
+  Returns:
+    The function of the variables and, for the encoder, uint8 images
+    `[B, H, W, 3]`, to latents `[B, h, w, D]`; for the decoder the other way
+    round; for the codebook nothing more, to float32 `[L*K, D]`. And the
+    variables.
+  """
+  model = vqvae_model(config)
+  name = 'quantizer' if part == 'codebook' else part
+  collections = {'params': weights['params'], **weights['model_state']}
+  variables = {k: v[name] for k, v in collections.items() if name in v}
+  apply = getattr(model, name).apply
+  functions = {
+    'encoder': lambda variables, images: apply(variables, to_unit(images)),
+    'codebook': lambda variables: apply(variables, method='vectors'),
+    'decoder': lambda variables, vectors: to_uint8(apply(variables, vectors)),
+  }
+  return functions[part], variables
+
+
+def encoding_weights(weights: PyTree) -> dict[str, PyTree]:
+  """The part of a VQ-VAE's weights that decides an image's codes.
+
+  Args:
+    weights: `{'params': ..., 'model_state': ...}`.
+
+  Returns:
+    Encoder and quantizer without its running statistics: nested dictionaries.
+  """
+  params = weights['params']
+  parts = {'encoder': params['encoder']}
+  if 'quantizer' in params:
+    parts['quantizer'] = params['quantizer']
+  state = flax.traverse_util.flatten_dict(
+    weights['model_state']['codebook']['quantizer']
+  )
+  for path, leaf in state.items():
+    if path[-1] not in quantizers.STATISTICS:
+      parts['/'.join(path)] = leaf
+  return parts
 
 
 def _check_sizes(config: ml_collections.ConfigDict, size: int):
@@ -132,11 +232,15 @@ def _check_sizes(config: ml_collections.ConfigDict, size: int):
   for name, value in (
     ('model.features', config.model.features),
     ('model.residual_features', config.model.residual_features),
-    ('quantizer.codebook_size', config.quantizer.codebook_size),
-    ('quantizer.code_dim', config.quantizer.code_dim),
   ):
     if value < 1:
       raise errors.UserError(f'config.{name} is {value}; give 1 or more')
+  _check_divisors(config.model)
+  if size < losses.SSIM_WINDOW:
+    raise errors.UserError(
+      f'images of {size} px are smaller than the {losses.SSIM_WINDOW} px that '
+      'SSIM is measured over; choose another dataset size'
+    )
   if size % factor:
     raise errors.UserError(
       f'images of {size} px are not divisible by config.model.downsampling='
@@ -149,12 +253,13 @@ def vqvae_task(
 ) -> Task:
   """Phase 1: reconstruct images through a codebook.
 
-  The loss is MSE / variance of the training images (van den Oord et al. 2017
-  divide likewise) plus the quantizer's.
+  The loss is the reconstruction's, by default MSE / variance of the training
+  images (van den Oord et al. 2017 divide likewise), plus the quantizer's.
   """
   _check_sizes(config, facts['image_size'])
+  losses.check_reconstruction(config.loss)
   model = vqvae_model(config)
-  codebook_size = config.quantizer.codebook_size
+  num_codes, start_rows = model.quantizer.num_codes, model.quantizer.start_rows
   variance = facts['train_variance']
 
   def init(rng, batches):
@@ -163,9 +268,11 @@ def vqvae_task(
     variables = model.init(init_rng, images[:1], train=False)
     state, params = flax.core.pop(variables, 'params')
     encode = jax.jit(functools.partial(model.apply, method='latents'))
+    if not start_rows:
+      return params, state
     rows = []
-    # As many batches as K distinct latents need.
-    while sum(len(r) for r in rows) < codebook_size:
+    # As many batches as it takes.
+    while sum(len(r) for r in rows) < start_rows:
       latents = encode(variables, images)
       rows.append(einops.rearrange(latents, 'b h w d -> (b h w) d'))
       images = to_unit(next(batches)['image'])
@@ -191,20 +298,24 @@ def vqvae_task(
       rngs={'codebook': rng},
     )
     quantized = output.quantized
-    error = losses.squared_error(output.reconstruction, target)
-    loss = jnp.mean(error) / variance + quantized.loss
+    loss = quantized.loss + losses.reconstruction(
+      output.reconstruction, target, config.loss, variance
+    )
     # What a user gets is clipped; so is what is measured.
     clipped = jnp.clip(output.reconstruction, 0, 1)
     error = losses.squared_error(clipped, target)
-    usage = (quantized.codes, codebook_size, mask)
+    usage = (quantized.codes, num_codes, mask)
     parts = {
       'mse': metrics.Mean.of(error, mask),
       'nmse': metrics.Mean.of(error / variance, mask),
       'psnr': metrics.Psnr.of(error, mask),
       'perplexity': metrics.Perplexity.of(*usage),
       'codebook_usage': metrics.CodebookUsage.of(*usage),
+      'dead_codes': metrics.DeadCodes.of(*usage),
       **{k: metrics.Mean.of(v, mask) for k, v in quantized.metrics.items()},
     }
+    if not train:  # It would slow training.
+      parts['ssim'] = metrics.Mean.of(losses.ssim(clipped, target), mask)
     return loss, (parts, new_state if train else model_state)
 
   @jax.jit
@@ -231,19 +342,17 @@ def prior_model(config: ml_collections.ConfigDict, facts: dict[str, Any]):
     lambda name: importlib.import_module(f'dermvq_jax.models.{name}').Prior,
     'prior',
   )
-  known = {field.name for field in dataclasses.fields(prior)}
-  unknown = sorted(set(_fields(config.prior)) - known)
-  if unknown:
-    raise errors.UserError(
-      f'the prior {config.prior.name!r} has no {", ".join(unknown)}; start '
-      f'from its own config, --config=prior:{config.prior.name}'
-    )
-  return prior(
+  model = _make_component(
+    prior,
+    config.prior,
+    'prior',
+    'prior',
     codebook_size=facts['codebook_size'],
     num_classes=len(facts['class_names']),
     dtype=_dtype(config),
-    **_fields(config.prior),
   )
+  num_levels = facts.get('levels', 1)
+  return model if num_levels == 1 else levels.LeveledPrior(model, num_levels)
 
 
 def prior_task(

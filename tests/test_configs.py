@@ -16,6 +16,10 @@ from dermvq_jax import config_files, errors, optim, tasks
 # on the codebook, here as its own argument's VQ-VAE has it.
 GOLDEN = {
   ('vqvae', ''): (998_284, 66_560),
+  ('vqvae', 'vq'): (1_031_052, 33_280),
+  ('vqvae', 'l2_norm'): (930_644, 4_608),
+  ('vqvae', 'fsq'): (920_143, 3),
+  ('vqvae', 'residual'): (998_284, 133_120),
   ('vqvae', '128'): (998_284, 66_560),
   ('vqvae', '256'): (2_178_572, 66_560),
   ('vqvae', 'demo'): (314_924, 33_280),
@@ -26,6 +30,15 @@ GOLDEN = {
   ('prior', 'transformer'): (1_322_496, 0),
   ('prior', 'demo'): (832_000, 0),
   ('prior', 'smoke'): (5_464, 0),
+}
+# The same of the default with another architecture: parameters alone.
+ARCHITECTURES = {
+  'features=64': 314_924,
+  'num_residual_blocks=4': 1_162_764,
+  'downsampling=8': 2_178_572,
+  'downsampling=16': 3_358_860,
+  'norm_groups=8': 999_564,
+  'attention_heads=4': 1_130_892,
 }
 every_config = pytest.mark.parametrize('name, argument', GOLDEN)
 
@@ -66,6 +79,15 @@ def test_number_of_parameters(name, argument):
   assert (_size(params), _size(state)) == GOLDEN[name, argument]
 
 
+@pytest.mark.parametrize('override', ARCHITECTURES)
+def test_number_of_parameters_of_an_architecture(override):
+  config = config_files.load('vqvae', [f'--config.model.{override}'])
+  init = functools.partial(tasks.vqvae_model(config).init, train=False)
+  images = jnp.zeros((1, 16, 16, 3))
+  shapes = jax.eval_shape(init, jax.random.key(0), images)
+  assert _size(shapes['params']) == ARCHITECTURES[override]
+
+
 @every_config
 def test_parameters_are_float32(name, argument):
   dtypes = {x.dtype for x in jax.tree.leaves(_variables(name, argument))}
@@ -75,7 +97,7 @@ def test_parameters_are_float32(name, argument):
 @pytest.mark.parametrize('name', sorted({name for name, _ in GOLDEN}))
 def test_every_argument_has_a_row(name):
   module = _module(name)
-  told = re.search(r'is one of (.+)\.', module.get_config.__doc__).group(1)
+  told = re.search(r'is one of ([^.]+)\.', module.get_config.__doc__).group(1)
   arguments = re.findall("'([^']*)'", told)
   assert sorted(arguments) == sorted(a for n, a in GOLDEN if n == name)
   # The module's docstring and the error name the same ones.

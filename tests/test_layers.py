@@ -303,11 +303,51 @@ def test_nearest_codes_takes_the_first_of_equals():
   np.testing.assert_array_equal(codes[0, :, 0], [1, 1, 2, 0])
 
 
-def test_nearest_codes_holds_one_row_of_distances():
-  shapes = (jnp.zeros((8, 16, 16, 4)), jnp.zeros((512, 4)))
+@pytest.mark.parametrize('block', [1, 4 * 37, 10 * 37 * 4])
+@pytest.mark.parametrize('grid', [(4, 5), (1, 7), (3, 1)])
+def test_nearest_codes_in_blocks(block, grid, monkeypatch):
+  """Of some codes, of one position, of several: the same codes."""
+  monkeypatch.setattr(layers, '_BLOCK_BYTES', 4 * block)
+  latents = _normal((4, *grid, 6), dtype=np.float32)
+  codebook = _normal((37, 6), 1, dtype=np.float32)
+  codebook[36] = codebook[20]  # The first of equals, in whatever block.
+  codes = jax.jit(layers.nearest_codes)(latents, codebook)
+  distances = np.square(np.float64(latents)[..., None, :] - codebook).sum(-1)
+  np.testing.assert_array_equal(codes, distances.argmin(-1))
+  # Where a latent is not a number, the code exists all the same.
+  nothing = jax.jit(layers.nearest_codes)(np.nan * latents, codebook)
+  assert np.all((nothing >= 0) & (nothing < 37))
+
+
+@pytest.mark.parametrize('codebook_size', [512, 20_000])
+def test_nearest_codes_of_many(codebook_size):
+  """As near as brute force in float64, but for ties within 1e-6."""
+  latents = _normal((2, 8, 8, 16), dtype=np.float32)
+  codebook = _normal((codebook_size, 16), 1, dtype=np.float32)
+  codes = np.asarray(jax.jit(layers.nearest_codes)(latents, codebook))
+  z, e = np.float64(latents).reshape(-1, 16), np.float64(codebook)
+  least = np.stack([np.square(row - e).sum(1) for row in z])
+  found = least[np.arange(len(z)), codes.ravel()]
+  scale = np.square(z).sum(1) + np.square(e[codes.ravel()]).sum(1)
+  assert np.all(found - least.min(1) <= 1e-6 * scale)
+  assert np.mean(codes.ravel() == least.argmin(1)) > 0.99
+
+
+@pytest.mark.parametrize(
+  'batch, size, codebook_size', [(16, 16, 512), (16, 64, 512), (4, 64, 65_536)]
+)
+def test_nearest_codes_holds_blocks_of_distances(batch, size, codebook_size):
+  dim = 8
+  shapes = (
+    jax.ShapeDtypeStruct((batch, size, size, dim), jnp.float32),
+    jax.ShapeDtypeStruct((codebook_size, dim), jnp.float32),
+  )
   compiled = jax.jit(layers.nearest_codes).lower(*shapes).compile()
-  all_distances = 8 * 16 * 16 * 512 * 4  # bytes
-  assert compiled.memory_analysis().temp_size_in_bytes < all_distances / 4
+  temporary = compiled.memory_analysis().temp_size_in_bytes
+  copies = 4 * dim * (batch * size**2 + 2 * codebook_size)
+  assert temporary < copies + 4 * layers._BLOCK_BYTES
+  everything = 4 * batch * size**2 * codebook_size
+  assert temporary < everything / 2
 
 
 @pytest.mark.parametrize('cpu', [True, False])

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from skimage import metrics as skimage_metrics
 
 from dermvq_jax import errors, losses
 
@@ -129,3 +130,90 @@ def test_squared_error():
   np.testing.assert_allclose(actual, (a - b) ** 2, rtol=1e-5)
   half = losses.squared_error(jnp.bfloat16(a), jnp.bfloat16(b))
   assert half.dtype == jnp.float32
+
+
+def _pictures(size=24, channels=3):
+  """A smooth picture in [0, 1] and a noisy, shifted one: [2, H, W, C] each."""
+  rng = np.random.default_rng(0)
+  y, x = np.mgrid[:size, : size + 4] / size
+  smooth = 0.5 + 0.4 * np.sin(5 * x + 3 * y)
+  a = np.stack([np.roll(smooth, i, 1) for i in range(2 * channels)], -1)
+  a = np.moveaxis(a.reshape(size, size + 4, 2, channels), 2, 0)
+  b = np.clip(a + rng.normal(0, [[[[0.05]]], [[[0.2]]]], a.shape), 0, 1)
+  return np.float32(a), np.float32(b)
+
+
+def test_ssim_is_that_of_scikit_image():
+  a, b = _pictures()
+  expected = [
+    skimage_metrics.structural_similarity(
+      np.float64(x),
+      np.float64(y),
+      gaussian_weights=True,
+      use_sample_covariance=False,
+      sigma=1.5,
+      data_range=1,
+      channel_axis=-1,
+    )
+    for x, y in zip(a, b)
+  ]
+  assert 0.05 < expected[1] < expected[0] < 0.95
+  np.testing.assert_allclose(jax.jit(losses.ssim)(a, b), expected, atol=1e-5)
+  np.testing.assert_allclose(losses.ssim(a, a), 1, atol=1e-5)
+
+
+def _numpy_terms(prediction, target, variance):
+  """The terms by their definitions, in float64."""
+  error = np.float64(prediction) - np.float64(target)
+  x = error / np.sqrt(variance)
+  near = np.abs(x) < 0.1
+  return {
+    'mse': np.mean(error**2) / variance,
+    'l1': np.mean(np.abs(x)),
+    'huber': np.mean(np.where(near, x**2 / 0.2, np.abs(x) - 0.05)),
+    'ssim': 1 - float(losses.ssim(prediction, target).mean()),
+    'gradient': np.mean(np.abs(x[:, 1:] - x[:, :-1]))
+    + np.mean(np.abs(x[:, :, 1:] - x[:, :, :-1])),
+  }
+
+
+@pytest.mark.parametrize('name', losses.RECONSTRUCTION_TERMS)
+def test_reconstruction_terms(name):
+  target, prediction = _pictures()
+  expected = _numpy_terms(prediction, target, 0.04)
+  assert expected.keys() == losses.RECONSTRUCTION_TERMS.keys()
+
+  def loss(prediction, **weights):
+    return losses.reconstruction(prediction, target, weights, 0.04)
+
+  weights = dict.fromkeys(expected, 0.0) | {name: 2.0}
+  value = loss(prediction, **weights)
+  np.testing.assert_allclose(value, 2 * expected[name], rtol=1e-5)
+  # A step against the gradient is towards the target.
+  gradient = jax.grad(loss)(prediction, **weights)
+  step = 1e-3 * gradient / jnp.linalg.norm(gradient)
+  assert loss(prediction - step, **weights) < value
+  np.testing.assert_allclose(loss(target, **weights), 0, atol=1e-5)
+
+
+def test_mixture_is_the_weighted_sum():
+  target, prediction = _pictures()
+  expected = _numpy_terms(prediction, target, 0.04)
+  weights = {name: 0.5 + i for i, name in enumerate(expected)}
+  value = losses.reconstruction(prediction, target, weights, 0.04)
+  expected = sum(weights[name] * expected[name] for name in weights)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'weights, message',
+  [
+    ({'mse': 1.0, 'lpips': 1.0}, 'config.loss has no lpips; there are mse'),
+    ({'mse': 0.0, 'l1': 0.0}, 'at least one above 0'),
+    ({'mse': 1.0, 'l1': -1.0}, '0 or more'),
+    ({'mse': float('nan')}, '0 or more'),
+  ],
+)
+def test_mistakes_in_the_mixture(weights, message):
+  with pytest.raises(errors.UserError, match=message):
+    losses.check_reconstruction(weights)

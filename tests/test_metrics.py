@@ -50,6 +50,11 @@ METRICS = {
     _codes,
     lambda codes: np.mean(_shares(codes) > 0),
   ),
+  'dead_codes': (
+    _counter(metrics.DeadCodes),
+    _codes,
+    lambda codes: np.sum(_shares(codes) == 0),
+  ),
 }
 every_metric = pytest.mark.parametrize(
   'of, make, expected', METRICS.values(), ids=METRICS

@@ -1,12 +1,14 @@
 import functools
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dermvq_jax.models import quantizers
+from dermvq_jax import config_files, errors
+from dermvq_jax.models import codebooks, layers, quantizers
 
 _K, _D = 6, 3
 
@@ -14,9 +16,26 @@ _K, _D = 6, 3
 QUANTIZERS = {
   'ema': quantizers.EmaQuantizer(_K, _D, codebook_ema_decay=0.8),
   'ema_restart': quantizers.EmaQuantizer(_K, _D, restart_after=3),
+  'ema_rotation_entropy': quantizers.EmaQuantizer(
+    _K, _D, gradient='rotation', entropy_weight=0.1
+  ),
+  'vq': quantizers.VqQuantizer(_K, _D),
+  'vq_restart_entropy': quantizers.VqQuantizer(
+    _K, _D, restart_after=3, entropy_weight=0.1
+  ),
+  'l2_norm': quantizers.L2NormQuantizer(_K, _D, restart_after=3),
+  'fsq': quantizers.FsqQuantizer((3, 2, 4)),
+  'residual': quantizers.ResidualQuantizer(_K, _D, num_levels=3),
+  'residual_restart': quantizers.ResidualQuantizer(
+    _K, _D, num_levels=2, restart_after=3, codebook_start='k_means'
+  ),
 }
 every_quantizer = pytest.mark.parametrize(
   'quantizer', QUANTIZERS.values(), ids=QUANTIZERS
+)
+_TRAINED = {k: q for k, q in QUANTIZERS.items() if k != 'fsq'}
+every_trained_codebook = pytest.mark.parametrize(
+  'quantizer', _TRAINED.values(), ids=_TRAINED
 )
 
 
@@ -30,10 +49,33 @@ def _variables(quantizer, latents, **collection):
   variables = jax.eval_shape(
     lambda: quantizer.init(jax.random.key(1), latents, train=False)
   )
-  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
-  codebook = np.random.default_rng(7).normal(size=(_K, _D))
-  state = {'codebook': jnp.float32(codebook), **collection}
-  return {**variables, 'codebook': variables['codebook'] | state}
+  rng = np.random.default_rng(7)
+
+  def draw(path, leaf):
+    if path[-1] == 'levels':
+      return jnp.asarray(quantizer.levels)
+    values = rng.normal(size=leaf.shape) * (path[-1] in ('codebook', 'origin'))
+    return jnp.asarray(values, leaf.dtype)
+
+  flat = flax.traverse_util.flatten_dict(variables)
+  variables = flax.traverse_util.unflatten_dict(
+    {path: draw(path, leaf) for path, leaf in flat.items()}
+  )
+  return {**variables, 'codebook': variables['codebook'] | collection}
+
+
+def _vectors(quantizer, variables):
+  return np.asarray(quantizer.apply(variables, method='vectors'))
+
+
+def _moved_far(quantizer, variables):
+  """The second half of each codebook where no latent is."""
+  flat = flax.traverse_util.flatten_dict(variables)
+  for path, leaf in flat.items():
+    if path[-1] in ('codebook', 'origin'):
+      # Far out behind the first code, which is as near on the sphere.
+      flat[path] = leaf.at[3:].set(128 * leaf[0])
+  return flax.traverse_util.unflatten_dict(flat)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='axis_name')
@@ -73,29 +115,58 @@ def test_output(quantizer, train):
     out, _ = _step(quantizer, variables, latents)
   else:
     out = quantizer.apply(variables, latents, train=False)
+  levels = quantizer.num_levels
+  assert quantizer.num_codes == levels * quantizer.codebook_size
+  assert quantizer.code_dim == _D
   assert out.quantized.shape == latents.shape
-  assert (out.codes.shape, out.codes.dtype) == ((4, 2, 3), jnp.int32)
-  assert out.codes.min() >= 0 and out.codes.max() < _K
+  assert (out.codes.shape, out.codes.dtype) == ((4, 2, 3 * levels), jnp.int32)
+  level = np.asarray(out.codes) // quantizer.codebook_size
+  np.testing.assert_array_equal(
+    level, np.broadcast_to(np.tile(np.arange(levels), 3), level.shape)
+  )
   assert out.loss.shape == ()
+  assert {'quantization_error', 'latent_norm'} <= out.metrics.keys()
+  assert {value.shape for value in out.metrics.values()} == {(4,)}
   codes = _encode(quantizer, variables, latents)
   np.testing.assert_array_equal(out.codes, codes)
   looked_up = quantizer.apply(variables, codes, method='lookup')
   np.testing.assert_allclose(out.quantized, looked_up, atol=1e-6)
+  # lookup is the sum of the levels' rows of the table.
+  vectors = _vectors(quantizer, variables)
+  assert vectors.shape == (quantizer.num_codes, _D)
+  rows = vectors[np.asarray(codes)].reshape(4, 2, 3, levels, _D)
+  np.testing.assert_allclose(looked_up, rows.sum(-2), atol=1e-6)
 
 
 @every_quantizer
+def test_codes_of_code_vectors_are_themselves(quantizer):
+  variables = _variables(quantizer, _latents())
+  vectors = _vectors(quantizer, variables)[: quantizer.codebook_size]
+  if isinstance(quantizer, quantizers.FsqQuantizer):
+    vectors = _fsq_inverse(vectors, quantizer.levels)
+  codes = _encode(quantizer, variables, jnp.float32(vectors)[:, None, None])
+  np.testing.assert_array_equal(
+    codes[:, 0, 0], np.arange(quantizer.codebook_size)
+  )
+
+
+@every_trained_codebook
 def test_codes_are_the_nearest(quantizer):
   latents = _latents()
   variables = _variables(quantizer, latents)
-  codebook = np.asarray(variables['codebook']['codebook'])
-  codes = _encode(quantizer, variables, latents)
-  np.testing.assert_array_equal(codes, _nearest(np.asarray(latents), codebook))
-  looked_up = quantizer.apply(variables, codes, method='lookup')
-  np.testing.assert_array_equal(looked_up, codebook[codes])
+  vectors = _vectors(quantizer, variables).reshape(-1, _K, _D)
+  codes = np.asarray(_encode(quantizer, variables, latents))
+  left = np.float64(latents)
+  if isinstance(quantizer, quantizers.L2NormQuantizer):
+    left = left / np.linalg.norm(left, axis=-1, keepdims=True)
+  for level, codebook in enumerate(vectors):
+    mine = codes[:, :, level :: len(vectors)] - level * _K
+    np.testing.assert_array_equal(mine, _nearest(left, codebook))
+    left = left - codebook[mine]
 
 
 @every_quantizer
-def test_gradient_goes_straight_through(quantizer):
+def test_the_decoder_trains_the_encoder_alone(quantizer):
   latents = _latents()
   variables = _variables(quantizer, latents)
   side = _latents(seed=3)  # What the decoder sends back.
@@ -107,10 +178,72 @@ def test_gradient_goes_straight_through(quantizer):
   to_latents, to_variables = jax.grad(decoder_side, (0, 1), allow_int=True)(
     latents, variables
   )
-  np.testing.assert_array_equal(to_latents, side)
+  z, g = np.float64(latents), np.float64(side)
+  q = np.float64(_lookup(quantizer, variables, latents))
+  np.testing.assert_allclose(
+    to_latents, _expected_gradient(quantizer, z, q, g), rtol=1e-4, atol=1e-5
+  )
   for leaf in jax.tree.leaves(to_variables):
     if leaf.dtype != jax.dtypes.float0:
       np.testing.assert_array_equal(leaf, 0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _lookup(quantizer, variables, latents):
+  codes = _encode(quantizer, variables, latents)
+  return quantizer.apply(variables, codes, method='lookup')
+
+
+def _expected_gradient(quantizer, z, q, g):
+  """The decoder's gradient as it reaches the latents, by the definitions."""
+  if isinstance(quantizer, quantizers.FsqQuantizer):
+    half = (np.array(quantizer.levels) - 1) * 1.001 / 2
+    offset = np.where(np.array(quantizer.levels) % 2 == 0, 0.5, 0)
+    slope = half / np.cosh(z + np.arctanh(offset / half)) ** 2
+    return g * slope / (np.array(quantizer.levels) // 2)
+  if isinstance(quantizer, quantizers.L2NormQuantizer):
+    length = np.linalg.norm(z, axis=-1, keepdims=True)
+    unit = z / length
+    return (g - unit * np.sum(unit * g, -1, keepdims=True)) / length
+  if quantizer.gradient == 'rotation':
+    out = np.zeros_like(g)
+    for i in np.ndindex(z.shape[:-1]):
+      out[i] = _rotation_matrix(z[i], q[i]).T @ g[i]
+    return out
+  return g
+
+
+def _rotation_matrix(e, q):
+  """|q|/|e| times the rotation that turns e to q: Fifty et al. 2024, 4.2."""
+  scale = np.linalg.norm(q) / np.linalg.norm(e)
+  e, q = e / np.linalg.norm(e), q / np.linalg.norm(q)
+  r = (e + q) / np.linalg.norm(e + q)
+  matrix = np.eye(len(e)) - 2 * np.outer(r, r) + 2 * np.outer(q, e)
+  np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(e)), atol=1e-9)
+  np.testing.assert_allclose(matrix @ e, q, atol=1e-9)
+  return scale * matrix
+
+
+def test_rotation_turns_latents_to_their_codes():
+  z, q = np.float64(_latents()), np.float64(_latents(seed=1))
+  for i in np.ndindex(z.shape[:-1]):
+    np.testing.assert_allclose(_rotation_matrix(z[i], q[i]) @ z[i], q[i])
+
+
+@pytest.mark.parametrize('name', codebooks.GRADIENTS)
+@pytest.mark.parametrize('case', ['zero latent', 'zero code', 'opposite'])
+def test_gradients_are_finite_and_values_exact(name, case):
+  z, q = _latents(), _latents(seed=1)
+  if case == 'zero latent':
+    z = jnp.zeros_like(z)
+  elif case == 'zero code':
+    q = jnp.zeros_like(q)
+  else:
+    q = -3 * z
+  estimate = codebooks.GRADIENTS[name]
+  np.testing.assert_array_equal(estimate(z, q), q)
+  grad = jax.grad(lambda z: jnp.sum(estimate(z, q) * q))(z)
+  assert np.isfinite(grad).all()
 
 
 @every_quantizer
@@ -132,7 +265,10 @@ def test_evaluation_changes_nothing(quantizer):
 def test_initialising_counts_nothing(quantizer):
   rngs = {'params': jax.random.key(0), 'codebook': jax.random.key(1)}
   variables = quantizer.init(rngs, _latents(), train=True)
-  assert np.all(np.asarray(variables['codebook']['ema_counts']) == 0)
+  flat = flax.traverse_util.flatten_dict(variables['codebook'])
+  for path, leaf in flat.items():
+    if path[-1] in quantizers.STATISTICS:
+      np.testing.assert_array_equal(leaf, 0)
 
 
 @every_quantizer
@@ -142,47 +278,85 @@ def test_bfloat16_latents(quantizer):
   out, variables = _step(quantizer, variables, latents)
   assert out.quantized.dtype == jnp.bfloat16
   assert out.loss.dtype == jnp.float32
-  for name, leaf in variables['codebook'].items():
-    expected = jnp.int32 if name == 'unused_steps' else jnp.float32
-    assert leaf.dtype == expected
+  flat = flax.traverse_util.flatten_dict(variables['codebook'])
+  for path, leaf in flat.items():
+    whole = path[-1] in ('unused_steps', 'levels')
+    assert leaf.dtype == (jnp.int32 if whole else jnp.float32)
 
 
-@every_quantizer
-def test_any_number_of_devices(quantizer):
-  """Under pmap and sharded jit the statistics are those of one device."""
-  batch = _latents(8)
-  variables = _variables(quantizer, batch)
-  # Far codes: unused, so that all restart at once, from the global batch.
-  far = variables['codebook']['codebook'].at[3:].add(100.0)
-  variables = _variables(quantizer, batch, codebook=far)
-  one = pmapped = sharded = variables
+@pytest.mark.parametrize(
+  'name',
+  ['ema', 'ema_restart', 'vq_restart_entropy', 'l2_norm', 'residual_restart'],
+)
+def test_any_number_of_devices(name):
+  """Under pmap and sharded jit all is as on one device, gradients too."""
+  quantizer = QUANTIZERS[name]
+  variables = _moved_far(quantizer, _variables(quantizer, _latents(8)))
+  side = _latents(8, seed=99)
+
+  def loss_fn(params, latents, variables, side, seed, axis_name):
+    out, new = _step(
+      quantizer,
+      {**variables, **params},
+      latents,
+      seed,
+      axis_name=axis_name,
+    )
+    # As the training loop: a mean over the batch here, over devices later.
+    return out.loss + jnp.mean(out.quantized * side), new['codebook']
+
+  def step(variables, latents, side, seed, axis_name=None):
+    """The state after it and the gradients of parameters and latents."""
+    params = {k: v for k, v in variables.items() if k == 'params'}
+    grad_fn = jax.grad(loss_fn, (0, 1), has_aux=True)
+    (to_params, to_latents), state = grad_fn(
+      params, latents, variables, side, seed, axis_name
+    )
+    if axis_name is not None:
+      to_params = jax.lax.pmean(to_params, axis_name)
+      to_latents = to_latents / jax.lax.axis_size(axis_name)
+    return state, to_params, to_latents
+
+  jitted = jax.jit(step)
+  pmapped = jax.pmap(
+    functools.partial(step, axis_name='data'),
+    axis_name='data',
+    in_axes=(None, 0, 0, None),
+  )
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
   split = NamedSharding(mesh, PartitionSpec('data'))
-  step = jax.pmap(
-    lambda v, x, seed: _step(quantizer, v, x, seed, axis_name='data')[1],
-    axis_name='data',
-    in_axes=(None, 0, None),
-  )
-  for i in range(4):
-    batch = _latents(8, seed=i)
-    _, one = _step(quantizer, one, batch, i)
-    _, sharded = _step(quantizer, sharded, jax.device_put(batch, split), i)
-    every = step(pmapped, batch[:, None], i)
+  one = many = sharded = variables
+  for i in range(3):
+    latents = _latents(8, seed=i)
+    results = (
+      jitted(one, latents, side, i),
+      jitted(sharded, *jax.device_put((latents, side), split), i),
+    )
+    state, to_params, to_latents = pmapped(
+      many, latents[:, None], side[:, None], i
+    )
     for device in range(1, 8):
       jax.tree.map(
         lambda x, device=device: np.testing.assert_array_equal(x[device], x[0]),
-        every,
+        (state, to_params),
       )
-    pmapped = jax.tree.map(lambda x: np.asarray(x[0]), every)
-    for other in (pmapped, sharded):
+    state, to_params = jax.tree.map(
+      lambda x: np.asarray(x[0]), (state, to_params)
+    )
+    results += ((state, to_params, to_latents[:, 0]),)
+    for other in results[1:]:
       jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        one,
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        results[0],
         other,
       )
-  moved = np.asarray(one['codebook']['codebook'])[3:]
+    one, sharded, many = (
+      {**variables, 'codebook': result[0]} for result in results
+    )
+  moved = one['codebook'].get('origin')  # On the sphere all are near.
+  moved = _vectors(quantizer, one) if moved is None else moved
   restarts = quantizer.restart_after > 0
-  assert (np.abs(moved).max() < 20) == restarts
+  assert (np.abs(moved[3:_K]).max() < 20) == restarts
 
 
 # The EMA quantizer's own.
@@ -368,24 +542,17 @@ def test_restarts_differ_between_steps_and_codes():
   assert np.any(first != second)
 
 
-def _epoch_perplexity(restart_after, start, steps=40, codebook_size=32):
+def _epoch_perplexity(start, steps=40, codebook_size=32, **fields):
   """Perplexity after training on latents far from a small random codebook."""
-  quantizer = quantizers.EmaQuantizer(
-    codebook_size, _D, restart_after=restart_after
-  )
+  quantizer = quantizers.EmaQuantizer(codebook_size, _D, **fields)
 
   def draw(seed):
     return 10 + _latents(32, seed=seed)  # 192 latents
 
   variables = quantizer.init(jax.random.key(0), draw(0), train=False)
   if start:
-    _, variables = quantizer.apply(
-      variables,
-      draw(0).reshape(-1, _D),
-      method='start',
-      mutable=['codebook'],
-      rngs={'codebook': jax.random.key(1)},
-    )
+    rows = jnp.concatenate([draw(0), draw(1)]).reshape(-1, _D)
+    variables = _start(quantizer, variables, rows, 1)
   for seed in range(steps):
     _, variables = _step(quantizer, variables, draw(seed), seed)
   codes = _encode(
@@ -396,14 +563,27 @@ def _epoch_perplexity(restart_after, start, steps=40, codebook_size=32):
 
 
 def test_without_start_and_restart_the_codebook_collapses():
-  assert _epoch_perplexity(restart_after=0, start=False) < 8
+  assert _epoch_perplexity(start=False) < 8
 
 
 @pytest.mark.parametrize(
-  'restart_after, start', [(10, True), (10, False), (0, True)]
+  'start, fields',
+  [
+    (False, {'restart_after': 10}),
+    (True, {}),
+    (True, {'codebook_start': 'k_means'}),
+  ],
 )
-def test_with_start_or_restart_it_does_not(restart_after, start):
-  assert _epoch_perplexity(restart_after, start) > 0.7 * 32
+def test_with_start_or_restart_it_does_not(start, fields):
+  assert _epoch_perplexity(start, **fields) > 0.7 * 32
+
+
+def test_the_default_does_not_collapse():
+  fields = config_files.load('vqvae').quantizer.to_dict()
+  assert fields.pop('name') == 'ema'
+  start = fields['codebook_start'] != 'random'
+  del fields['codebook_size'], fields['code_dim']
+  assert _epoch_perplexity(start, **fields) > 0.7 * 32
 
 
 def test_without_rng_for_restarts_it_says_so():
@@ -411,3 +591,350 @@ def test_without_rng_for_restarts_it_says_so():
   variables = _variables(quantizer, _latents())
   with pytest.raises(Exception, match='codebook'):
     quantizer.apply(variables, _latents(), train=True, mutable=['codebook'])
+
+
+# The start and the restart of every trained codebook.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(quantizer, variables, rows, seed=0):
+  _, updated = quantizer.apply(
+    variables,
+    rows,
+    method='start',
+    mutable=['codebook'],
+    rngs={'codebook': jax.random.key(seed)},
+  )
+  return {**variables, **updated}
+
+
+@every_trained_codebook
+def test_start_puts_the_first_level_on_the_latents(quantizer):
+  rows = _latents(16).reshape(-1, _D)
+  variables = _moved_far(quantizer, _variables(quantizer, _latents()))
+  if 'params' in variables:  # What a gradient has moved counts too.
+    moved = np.random.default_rng(1).normal(size=(_K, _D))
+    variables |= {'params': {'moved': jnp.float32(moved)}}
+  assert len(rows) >= quantizer.start_rows > 0
+  started = _start(quantizer, variables, rows)
+  vectors = _vectors(quantizer, started)[:_K]
+  if isinstance(quantizer, quantizers.L2NormQuantizer):
+    rows = codebooks.normalize(rows)
+  distances = np.square(rows[:, None] - vectors).sum(-1)  # [N, K]
+  if quantizer.codebook_start == 'latents':
+    np.testing.assert_allclose(distances.min(0), 0, atol=1e-9)
+    assert len(np.unique(distances.argmin(0))) == _K
+  assert len(np.unique(distances.argmin(1))) == _K
+  for a, b in zip(
+    jax.tree.leaves(started),
+    jax.tree.leaves(_start(quantizer, variables, rows)),
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_k_means_against_numpy():
+  rows = _latents(16).reshape(-1, _D)
+  key = jax.random.key(3)
+  centres = np.float64(codebooks.distinct_rows(rows, key, _K))
+  for _ in range(10):
+    codes = _nearest(np.float64(rows), centres)
+    centres = np.stack(
+      [np.float64(rows)[codes == k].mean(0) for k in range(_K)]
+    )
+  actual = codebooks.k_means(rows, key, _K)
+  np.testing.assert_allclose(actual, centres, rtol=1e-4, atol=1e-5)
+
+
+def test_a_centre_without_rows_stays():
+  # Two rows are the same: one of their centres never has any.
+  rows = jnp.float32([[0.0, 0, 0], [0, 0, 0], [9, 9, 9], [5, 5, 5]])
+  centres = codebooks.k_means(rows, jax.random.key(0), 4)
+  np.testing.assert_array_equal(np.sort(centres[:, 0]), [0, 0, 5, 9])
+
+
+def test_residual_levels_start_on_what_is_left():
+  quantizer = QUANTIZERS['residual']
+  rows = _latents(16).reshape(-1, _D)
+  variables = _start(quantizer, _variables(quantizer, _latents()), rows)
+  first, second, _ = _vectors(quantizer, variables).reshape(3, _K, _D)
+  left = rows - first[_nearest(np.asarray(rows), first)]
+  distances = np.square(left[:, None] - second).sum(-1)
+  np.testing.assert_allclose(distances.min(0), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', ['vq_restart_entropy', 'l2_norm'])
+def test_restarted_code_is_a_latent_whatever_moved_it(name):
+  quantizer = QUANTIZERS[name]
+  variables = _variables(quantizer, _latents())
+  moved = np.random.default_rng(1).normal(size=(_K, _D))
+  due = jnp.zeros(_K, jnp.int32).at[-1].set(quantizer.restart_after - 1)
+  origin = variables['codebook']['origin']
+  variables = _variables(
+    quantizer,
+    _latents(),
+    unused_steps=due,
+    origin=origin + 30 * np.eye(_K)[-1][:, None] * [1, -1, 1] - moved,
+  )
+  variables |= {'params': {'moved': jnp.float32(moved)}}
+  latents = jnp.abs(_latents()) * jnp.float32([-1, 1, -1])  # The other side.
+  before = _vectors(quantizer, variables)
+  _, variables = _step(quantizer, variables, latents)
+  after = _vectors(quantizer, variables)
+  np.testing.assert_array_equal(after[:-1], before[:-1])
+  if name == 'l2_norm':
+    latents = codebooks.normalize(latents)
+  np.testing.assert_allclose(
+    np.square(latents - after[-1]).sum(-1).min(), 0, atol=1e-9
+  )
+  assert variables['codebook']['unused_steps'][-1] == 0
+
+
+# The losses.
+
+
+@pytest.mark.parametrize('name', ['vq', 'l2_norm'])
+def test_codebook_loss_and_commitment_loss_against_numpy(name):
+  quantizer = QUANTIZERS[name].clone(commitment_weight=0.7)
+  latents = _latents()
+  variables = _variables(quantizer, latents)
+  norm = name == 'l2_norm'
+
+  def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True) if norm else x
+
+  def through(x, g):
+    """The gradient before the scaling to length 1."""
+    if not norm:
+      return g
+    u = unit(x)
+    g = g - u * np.sum(u * g, -1, keepdims=True)
+    return g / np.linalg.norm(x, axis=-1, keepdims=True)
+
+  raw = np.float64(variables['codebook']['origin'])
+  z, e = unit(np.float64(latents)), unit(raw)
+  codes = _nearest(z, e)
+  difference = z - e[codes]
+  mse = np.mean(difference**2)
+
+  def loss(latents, params):
+    out, _ = _step(quantizer, variables | {'params': params}, latents)
+    return out.loss, out.metrics
+
+  grad_fn = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+  (value, metrics), grads = grad_fn(latents, variables['params'])
+  np.testing.assert_allclose(value, 1.7 * mse, rtol=1e-5)
+  np.testing.assert_allclose(metrics['commitment_loss'].mean(), mse, rtol=1e-5)
+  # The commitment weight scales what the encoder gets, not the codebook.
+  to_latents = through(np.float64(latents), 0.7 * 2 * difference / z.size)
+  np.testing.assert_allclose(grads[0], to_latents, rtol=1e-4, atol=1e-7)
+  to_codebook = np.zeros((_K, _D))
+  np.add.at(
+    to_codebook, codes.ravel(), -2 * difference.reshape(-1, _D) / z.size
+  )
+  np.testing.assert_allclose(
+    grads[1]['moved'], through(raw, to_codebook), rtol=1e-4, atol=1e-7
+  )
+
+
+def _entropies(z, codebook, temperature):
+  """Mean entropy of soft assignments, entropy of the mean one, in float64."""
+  distances = np.square(z.reshape(-1, 1, _D) - codebook).sum(-1)
+  p = np.exp(-distances / temperature)
+  p /= p.sum(1, keepdims=True)
+
+  def entropy(p):
+    return -(p * np.log(p)).sum(-1)
+
+  return entropy(p).mean(), entropy(p.mean(0))
+
+
+@pytest.mark.parametrize('block', [1, 24 * _K, 10**6])
+def test_entropies_against_numpy(block, monkeypatch):
+  monkeypatch.setattr(layers, '_BLOCK_BYTES', 4 * block)
+  z, e = _latents(), jnp.float32(np.random.default_rng(1).normal(size=(_K, _D)))
+  expected = _entropies(np.float64(z), np.float64(e), 2.0)
+
+  @jax.jit
+  def run(z, e):
+    def loss(z, e):
+      sure, spread = codebooks.assignment_entropies(z, e, 2.0)
+      return sure - spread, (sure, spread)
+
+    return jax.grad(loss, (0, 1), has_aux=True)(z, e)
+
+  gradients, actual = run(z, e)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+  # Its slope along any direction.
+  step = 1e-5
+  for argument in (0, 1):
+    inputs = [np.float64(z), np.float64(e)]
+    towards = np.random.default_rng(5).normal(size=inputs[argument].shape)
+    ends = []
+    for sign in (-1, 1):
+      moved = list(inputs)
+      moved[argument] = moved[argument] + sign * step * towards
+      sure, spread = _entropies(*moved, 2.0)
+      ends.append(sure - spread)
+    slope = np.sum(gradients[argument] * towards)
+    np.testing.assert_allclose(
+      slope, (ends[1] - ends[0]) / (2 * step), rtol=1e-3, atol=1e-6
+    )
+
+
+def test_entropies_of_the_extremes():
+  codebook = 10 * jnp.eye(_K, _D)[:3]
+  one = jnp.broadcast_to(codebook[0], (2, 2, 3, _D))
+  all_three = jnp.tile(codebook, (4, 1)).reshape(2, 2, 3, _D)
+  for latents, spread in ((one, 0), (all_three, np.log(3))):
+    entropies = jax.jit(codebooks.assignment_entropies)(latents, codebook, 1.0)
+    np.testing.assert_allclose(entropies, (0, spread), atol=1e-5)
+
+
+def test_entropy_loss_is_added_by_its_weight():
+  latents = _latents()
+  plain, weighted = (
+    quantizers.EmaQuantizer(_K, _D, entropy_weight=weight)
+    for weight in (0, 0.3)
+  )
+  variables = _variables(plain, latents)
+  sure, spread = _entropies(
+    np.float64(latents), _vectors(plain, variables), temperature=1.0
+  )
+  without, _ = _step(plain, variables, latents)
+  out, _ = _step(weighted, variables, latents)
+  np.testing.assert_allclose(
+    out.loss - without.loss, 0.3 * (sure - spread), rtol=1e-3
+  )
+  np.testing.assert_allclose(
+    out.metrics['latent_assignment_entropy'][0], sure, rtol=1e-4
+  )
+
+
+def test_entropies_hold_a_block_of_assignments():
+  size, k = 32, 4096
+  inputs = jnp.zeros((4, size, size, 8)), jnp.zeros((k, 8))
+
+  def loss(z, e):
+    sure, spread = codebooks.assignment_entropies(z, e, 1.0)
+    return sure - spread
+
+  compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*inputs).compile()
+  everything = 4 * size * size * k * 4  # bytes
+  assert compiled.memory_analysis().temp_size_in_bytes < everything / 8
+
+
+# Finite scalar quantization.
+
+
+def _fsq_inverse(vectors, levels):
+  """Latents that lie on code vectors."""
+  levels = np.array(levels)
+  half = (levels - 1) * 1.001 / 2
+  offset = np.where(levels % 2 == 0, 0.5, 0)
+  inside = np.clip((vectors * (levels // 2) + offset) / half, -0.9999, 0.9999)
+  return np.arctanh(inside) - np.arctanh(offset / half)
+
+
+@pytest.mark.parametrize('levels', [(8, 6, 5), (7, 5, 5, 5, 5), (2, 3)])
+def test_fsq_against_its_definition(levels):
+  d = len(levels)
+  quantizer = quantizers.FsqQuantizer(levels)
+  z = np.random.default_rng(0).normal(size=(64, 8, 8, d)) * 3
+
+  @jax.jit
+  def run(z):
+    bound = quantizer.bind({'codebook': {'levels': jnp.asarray(levels)}})
+    middle = bound.lookup(bound.encode(jnp.zeros((1, 1, 1, d))))
+    return bound(z, train=False), middle, bound.vectors()
+
+  out, middle, vectors = run(jnp.float32(z))
+  expected, codes, place = np.zeros_like(z), 0, 1
+  for i, n in enumerate(levels):
+    # Section 3.1: as many whole numbers as levels, in equal steps.
+    values = np.arange(n) - n // 2
+    half, offset = (n - 1) * 1.001 / 2, 0.5 * (n % 2 == 0)
+    bounded = half * np.tanh(z[..., i] + np.arctanh(offset / half)) - offset
+    digit = np.abs(bounded[..., None] - values).argmin(-1)
+    assert set(np.unique(digit)) == set(range(n))  # all are reached
+    expected[..., i] = values[digit] / (n // 2)
+    codes, place = codes + digit * place, place * n
+  assert quantizer.codebook_size == place
+  np.testing.assert_allclose(out.quantized, expected, atol=1e-6)
+  np.testing.assert_array_equal(out.codes, codes)
+  assert out.loss == 0
+  np.testing.assert_array_equal(middle, 0)
+  assert len(np.unique(vectors, axis=0)) == place
+  assert np.abs(vectors).max() == 1
+
+
+# Residual quantization.
+
+
+def test_residual_loss_and_error_against_numpy():
+  quantizer = QUANTIZERS['residual'].clone(commitment_weight=0.7)
+  latents = _latents()
+  variables = _variables(quantizer, latents)
+  codebook = _vectors(quantizer, variables).reshape(3, _K, _D)
+  left, loss, gradient = np.float64(latents), 0, 0
+  for level in codebook:
+    left = left - level[_nearest(left, level)]
+    loss += 0.7 * np.mean(left**2)
+    gradient += 0.7 * 2 * left / left.size
+  grad_fn = jax.value_and_grad(lambda z: _step(quantizer, variables, z)[0].loss)
+  value, to_latents = grad_fn(latents)
+  np.testing.assert_allclose(value, loss, rtol=1e-5)
+  np.testing.assert_allclose(to_latents, gradient, rtol=1e-4, atol=1e-7)
+  out, _ = _step(quantizer, variables, latents)
+  np.testing.assert_allclose(
+    out.metrics['quantization_error'], (left**2).mean((1, 2, 3)), rtol=1e-4
+  )
+
+
+def test_metrics_against_numpy():
+  quantizer = QUANTIZERS['ema']
+  latents = _latents()
+  variables = _variables(quantizer, latents)
+  out, _ = _step(quantizer, variables, latents)
+  z = np.float64(latents)
+  q = _vectors(quantizer, variables)[np.asarray(out.codes)]
+  for name, expected in (
+    ('quantization_error', ((z - q) ** 2).mean((1, 2, 3))),
+    ('latent_norm', np.linalg.norm(z, axis=-1).mean((1, 2))),
+  ):
+    np.testing.assert_allclose(out.metrics[name], expected, rtol=1e-5)
+
+
+# What a user may get wrong.
+
+
+@pytest.mark.parametrize(
+  'make, message',
+  [
+    (lambda: quantizers.EmaQuantizer(0, 3), 'codebook_size is 0; give 1'),
+    (lambda: quantizers.VqQuantizer(4, 0), 'code_dim is 0'),
+    (
+      lambda: quantizers.EmaQuantizer(4, 3, gradient='none'),
+      "gradient is 'none'; .*'straight_through', 'rotation'",
+    ),
+    (
+      lambda: quantizers.ResidualQuantizer(4, 3, codebook_start='kmeans'),
+      "codebook_start is 'kmeans'; .*'k_means'",
+    ),
+    (lambda: quantizers.VqQuantizer(4, 3, restart_after=-1), 'restart_after'),
+    (
+      lambda: quantizers.L2NormQuantizer(4, 3, entropy_temperature=0),
+      'entropy_temperature is 0',
+    ),
+    (
+      lambda: quantizers.EmaQuantizer(4, 3, codebook_ema_decay=1.0),
+      'codebook_ema_decay is 1.0',
+    ),
+    (lambda: quantizers.ResidualQuantizer(4, 3, num_levels=0), 'num_levels'),
+    (lambda: quantizers.FsqQuantizer((8, 1)), r'levels is \(8, 1\)'),
+    (lambda: quantizers.FsqQuantizer(()), r'levels is \(\)'),
+  ],
+)
+def test_mistakes(make, message):
+  with pytest.raises(errors.UserError, match=f'config.quantizer.{message}'):
+    make()

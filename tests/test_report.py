@@ -17,6 +17,7 @@ VQVAE_FIGURES = [
   'reconstructions.png',
   'code_map.png',
   'usage.svg',
+  'code_distances.svg',
   'vqvae_curves.svg',
   'smoothed.svg',
 ]
@@ -210,4 +211,14 @@ def test_in_a_browser(smoke_run, tmp_path, width):
   names = VQVAE_FIGURES + PRIOR_FIGURES
   assert sorted(seen['figures']) == sorted(
     [name.partition('.')[0], True] for name in names
+  )
+
+
+@pytest.mark.parametrize('num_codes', [5, 300])
+def test_nearest_distances(num_codes):
+  vectors = np.random.default_rng(0).normal(size=(num_codes, 3))
+  distances = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
+  np.fill_diagonal(distances, np.inf)
+  np.testing.assert_allclose(
+    report.nearest_distances(vectors), distances.min(1), rtol=1e-6
   )

@@ -1,4 +1,6 @@
-"""Tests of what the prior's task makes of its loss options."""
+"""Tests of what the tasks make of their loss options."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -72,3 +74,59 @@ def test_mistakes(override, message):
 def test_fields_of_another_prior():
   with pytest.raises(errors.UserError, match="'rnn' has no .*prior:rnn"):
     _task('--config.prior.name=rnn')
+
+
+def test_vqvae_loss_is_the_mixture_of_the_config():
+  config = config_files.load(
+    'vqvae:smoke', ['--config.loss.mse=0.5', '--config.loss.gradient=2.0']
+  )
+  variance = 0.03
+  task = tasks.make(
+    config, {'dataset': 'x/16', 'image_size': 16, 'train_variance': variance}
+  )
+  model = tasks.vqvae_model(config)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+  init = functools.partial(model.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), jnp.float32(images))
+  variables = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape) / 5, x.dtype), shapes
+  )
+  params, state = variables['params'], {'codebook': variables['codebook']}
+  batch = {'image': images, 'target': images[::-1]}
+
+  @jax.jit
+  def run(params, state, batch):
+    output = model.apply(
+      {'params': params, **state}, tasks.to_unit(batch['image']), train=False
+    )
+    return output, *(
+      task.loss_fn(params, state, batch, jax.random.key(1), train=train)
+      for train in (False, True)
+    )
+
+  output, (value, (parts, _)), (value_in_training, (in_training, _)) = run(
+    params, state, batch
+  )
+  target = np.float32(batch['target']) / 255
+  expected = output.quantized.loss + losses.reconstruction(
+    output.reconstruction, target, {'mse': 0.5, 'gradient': 2.0}, variance
+  )
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  np.testing.assert_allclose(value_in_training, expected, rtol=1e-5)
+  told = metrics.compute(parts)
+  clipped = np.clip(output.reconstruction, 0, 1)
+  mse = np.mean((clipped - target) ** 2)
+  ssim = losses.ssim(clipped, target).mean()
+  dead = 32 - len(np.unique(output.quantized.codes))
+  for name, number in (
+    ('mse', mse),
+    ('nmse', mse / variance),
+    ('psnr', -10 * np.log10(mse)),
+    ('ssim', ssim),
+    ('dead_codes', dead),
+    ('codebook_usage', 1 - dead / 32),
+  ):
+    assert told[name] == pytest.approx(float(number), rel=1e-4), name
+  assert {'quantization_error', 'latent_norm', 'commitment_loss'} <= set(told)
+  assert set(told) - set(in_training) == {'ssim'}

@@ -201,6 +201,62 @@ def test_encoder_against_plain_convolutions():
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('option', ['norm_groups', 'attention_heads'])
+def test_options_let_every_latent_see_all(option):
+  encoder = vqvae.Encoder(
+    features=4,
+    num_residual_blocks=1,
+    residual_features=4,
+    downsampling=4,
+    code_dim=_D,
+    **{option: 2},
+  )
+  images = np.array(_images((2, 32, 32, 3)))
+  hidden = np.zeros((32, 32), bool)
+  assert not encoder.reached_by(hidden).any()
+  hidden[0, 0] = True
+  variables = _random(encoder, images[:1])
+  images[1] = np.where(hidden[..., None], 1 - images[0], images[0])
+  one, other = encoder.apply(variables, images)
+  np.testing.assert_array_equal(
+    encoder.reached_by(hidden), np.any(one != other, axis=-1)
+  )
+  assert encoder.reached_by(hidden).all()
+
+
+def test_normalised_block_does_not_depend_on_the_scale():
+  block = vqvae.ResidualBlock(4, norm_groups=2)
+  x = 10 * _images((1, 4, 5, 6))
+  variables = _random(block, x)
+  change = block.apply(variables, x) - x
+  change_of_double = block.apply(variables, 2 * x) - 2 * x
+  np.testing.assert_allclose(change, change_of_double, rtol=1e-3, atol=1e-4)
+
+
+def test_attention_against_its_formula():
+  attention = vqvae.Attention(num_heads=2)
+  x = _images((1, 3, 4, 6))
+  params = _random(attention, x)['params']
+  rows = np.float64(x).reshape(12, 6)
+  y = rows - rows.mean(1, keepdims=True)
+  y /= np.sqrt(y.var(1, keepdims=True) + 1e-6)
+  y = y * params['LayerNorm_0']['scale'] + params['LayerNorm_0']['bias']
+  parts = params['MultiHeadDotProductAttention_0']
+
+  def project(name):  # to [heads, rows, 3]
+    kernel, bias = parts[name]['kernel'], parts[name]['bias']
+    return np.einsum('nc,chd->hnd', y, kernel) + bias[:, None]
+
+  query, key, value = (project(name) for name in ('query', 'key', 'value'))
+  scores = query @ key.swapaxes(1, 2) / np.sqrt(3)
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  mixed = weights / weights.sum(-1, keepdims=True) @ value
+  out = np.einsum('hnd,hdc->nc', mixed, parts['out']['kernel'])
+  expected = x.reshape(12, 6) + out + parts['out']['bias']
+  actual = attention.apply({'params': params}, x)
+  np.testing.assert_allclose(actual.reshape(12, 6), expected, atol=1e-4)
+
+
 def test_residual_block_against_its_formula():
   block = vqvae.ResidualBlock(4)
   x = jnp.float32(np.random.default_rng(0).normal(size=(1, 4, 5, 6)))

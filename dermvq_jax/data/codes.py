@@ -18,8 +18,9 @@ class CodesConfig(tfds.core.BuilderConfig):
   """One VQ-VAE's codes; `name` is the digest, then `_x<copies>` if several.
 
   Attributes:
-    codebook_size: number of codes, K.
-    grid: height and width of the codes of one image.
+    codebook_size: number of codes, of all levels together.
+    grid: height and width of the codes of one image, the levels adjacent.
+    levels: number of levels, L; column j holds codes of level j % L.
     class_names: of the labels.
     images: the dataset that was encoded.
     copies: how often each training image is in it, augmented each time.
@@ -28,6 +29,7 @@ class CodesConfig(tfds.core.BuilderConfig):
 
   codebook_size: int
   grid: tuple[int, int]
+  levels: int = 1
   class_names: tuple[str, ...]
   images: str
   copies: int
@@ -56,7 +58,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       metadata=tfds.core.MetadataDict(
         codebook_size=config.codebook_size,
         grid=list(config.grid),
-        levels=1,
+        levels=config.levels,
         images=config.images,
         copies=config.copies,
         vqvae_digest=config.name.partition('_')[0],

@@ -379,11 +379,62 @@ def previous_in_raster(x: Array) -> Array:
   return flat.reshape(x.shape)
 
 
+# Size of a block of distances: larger ones leave a CPU's cache.
+_BLOCK_BYTES = 2**20
+
+
+def position_blocks(latents: Array, codebook_size: int) -> Array:
+  """Cuts grids into blocks whose distances to all codes are of bounded size.
+
+  Never along the batch, which may be sharded. A block is at least one position
+  of every image, and blocks are equally long.
+
+  Args:
+    latents: [B, h, w, D].
+    codebook_size: K.
+
+  Returns:
+    [n, B, c, D], n * c = h * w, in raster order.
+  """
+  batch, height, width, _ = latents.shape
+  most = max(1, _BLOCK_BYTES // (4 * batch * codebook_size))
+  positions = height * width
+  size = max(c for c in range(1, most + 1) if positions % c == 0)
+  return einops.rearrange(
+    latents.reshape(batch, positions, -1), 'b (n c) d -> n b c d', c=size
+  )
+
+
+def squared_distances(latents: Array, codebook: Array) -> Array:
+  """To every code, less |z|^2, which is the same for all: [..., D] -> [..., K].
+
+  Args:
+    latents: [..., D].
+    codebook: [K, D].
+  """
+  products = jnp.einsum(
+    '...d,kd->...k', latents, codebook, precision=lax.Precision.HIGHEST
+  )
+  return jnp.sum(codebook**2, axis=-1) - 2 * products
+
+
+def _least(distances: Array) -> tuple[Array, Array]:
+  """[..., K] -> the least, and the index of the first such: [...] each."""
+  least = distances.min(axis=-1, keepdims=True)
+  # XLA:CPU's argmin costs more than the matmul; two minima do not.
+  indices = jnp.arange(distances.shape[-1], dtype=jnp.int32)
+  last = distances.shape[-1] - 1  # Also where a latent is not a number.
+  first = jnp.where(distances == least, indices, last).min(axis=-1)
+  return least[..., 0], first
+
+
 def nearest_codes(latents: Array, codebook: Array) -> Array:
   """Index of the nearest code of each latent, in Euclidean distance.
 
-  One grid row at a time, so that the distances of all latents to all codes
-  never exist at once; never along the batch, which may be sharded.
+  In blocks of positions, and of codes where one position of every image has
+  too many distances already: those of all latents to all codes never exist at
+  once. Right up to the rounding of float32: where two codes are as near up to
+  1e-6 of |z|^2 + |e|^2, either may be found.
 
   Args:
     latents: [B, h, w, D].
@@ -395,25 +446,39 @@ def nearest_codes(latents: Array, codebook: Array) -> Array:
   dtype = jnp.promote_types(
     jnp.promote_types(latents.dtype, codebook.dtype), jnp.float32
   )
-  codebook = codebook.astype(dtype)
-  norms = jnp.sum(codebook**2, axis=-1)  # [K]
-  indices = jnp.arange(codebook.shape[0], dtype=jnp.int32)
+  latents, codebook = latents.astype(dtype), codebook.astype(dtype)
+  batch, size = latents.shape[0], codebook.shape[0]
+  most = max(1, _BLOCK_BYTES // (4 * batch))  # codes a block
+  if size <= most:
 
-  def nearest_in_row(row: Array) -> Array:  # [B, w, D] -> [B, w]
-    products = jnp.einsum(
-      'bwd,kd->bwk',
-      row.astype(dtype),
-      codebook,
-      precision=lax.Precision.HIGHEST,
-    )
-    distances = norms - 2 * products  # Less |z|^2, the same for every code.
-    least = distances.min(axis=-1, keepdims=True)
-    # XLA:CPU's argmin costs more than the matmul; two minima do not.
-    last = codebook.shape[0] - 1  # Also where a latent is not a number.
-    return jnp.where(distances == least, indices, last).min(axis=-1)
+    def nearest(block: Array) -> Array:  # [B, c, D] -> [B, c]
+      return _least(squared_distances(block, codebook))[1]
 
-  rows = einops.rearrange(latents, 'b h w d -> h b w d')
-  return einops.rearrange(lax.map(nearest_in_row, rows), 'h b w -> b h w')
+  else:
+    parts = -(-size // most)
+    most = -(-size // parts)
+    # Repeated codes at the end come second to themselves.
+    padded = jnp.pad(codebook, ((0, parts * most - size), (0, 0)), mode='edge')
+    codebooks = padded.reshape(parts, most, -1)
+    firsts = most * jnp.arange(parts, dtype=jnp.int32)
+
+    def nearest(block: Array) -> Array:
+      def nearer(best, part):
+        least, code = _least(squared_distances(block, part[0]))
+        closer = least < best[0]
+        code = jnp.where(closer, part[1] + code, best[1])
+        return (jnp.where(closer, least, best[0]), code), None
+
+      shape = block.shape[:2]
+      start = (
+        jnp.full(shape, jnp.inf, dtype),
+        jnp.full(shape, size - 1, jnp.int32),
+      )
+      return lax.scan(nearer, start, (codebooks, firsts))[0][1]
+
+  codes = lax.map(nearest, position_blocks(latents, min(size, most)))
+  codes = einops.rearrange(codes, 'n b c -> b (n c)')
+  return codes.reshape(latents.shape[:3])
 
 
 def code_sums(

@@ -31,17 +31,53 @@ class VQVAEOutput:
 
 
 class ResidualBlock(nn.Module):
-  """x + conv1x1(relu(conv3x3(relu(x))))."""
+  """x + conv1x1(relu(conv3x3(relu(x)))); with norm_groups, norms before ReLUs.
+
+  Attributes:
+    hidden_features: width between the convolutions.
+    norm_groups: groups of channels of a group norm (Wu and He 2018); 0: none.
+    dtype: of the computation; parameters are float32.
+  """
 
   hidden_features: int
+  norm_groups: int = 0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """`[B, h, w, C]` to the same shape."""
-    y = layers.Conv(self.hidden_features, (3, 3), dtype=self.dtype)(nn.relu(x))
-    y = layers.Conv(x.shape[-1], (1, 1), dtype=self.dtype)(nn.relu(y))
+    y = x
+    for features, size in ((self.hidden_features, 3), (x.shape[-1], 1)):
+      if self.norm_groups:
+        y = nn.GroupNorm(self.norm_groups, dtype=self.dtype)(y)
+      y = layers.Conv(features, (size, size), dtype=self.dtype)(nn.relu(y))
     return x + y
+
+
+class Attention(nn.Module):
+  """x + self-attention(layer norm(x)) over all positions of a grid."""
+
+  num_heads: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`[B, h, w, C]` to the same shape."""
+    y = nn.LayerNorm(dtype=self.dtype)(x)
+    y = einops.rearrange(y, 'b h w c -> b (h w) c')
+    y = nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(y)
+    return x + y.reshape(x.shape)
+
+
+def _lowest_resolution(module: nn.Module, x: jax.Array) -> jax.Array:
+  """The residual blocks and the attention of an encoder or a decoder."""
+  for _ in range(module.num_residual_blocks):
+    x = ResidualBlock(
+      module.residual_features, module.norm_groups, dtype=module.dtype
+    )(x)
+  if module.attention_heads:
+    x = Attention(module.attention_heads, dtype=module.dtype)(x)
+  return x
 
 
 def _stage_features(features: int, num_stages: int) -> list[int]:
@@ -53,13 +89,26 @@ def _stage_features(features: int, num_stages: int) -> list[int]:
 
 
 class Encoder(nn.Module):
-  """Images to latents, `downsampling` times smaller."""
+  """Images to latents, `downsampling` times smaller.
+
+  Attributes:
+    features: width.
+    num_residual_blocks: depth at the lowest resolution.
+    residual_features: width inside the blocks.
+    downsampling: a power of 2, from 2 up.
+    code_dim: of the latents, D.
+    norm_groups: of the blocks' group norms; 0: none.
+    attention_heads: of the attention behind the blocks; 0: none.
+    dtype: of the computation; parameters are float32.
+  """
 
   features: int
   num_residual_blocks: int
   residual_features: int
   downsampling: int
   code_dim: int
+  norm_groups: int = 0
+  attention_heads: int = 0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -70,8 +119,7 @@ class Encoder(nn.Module):
       x = layers.space_to_depth(x, 2)
       x = nn.relu(layers.Conv(features, (3, 3), dtype=self.dtype)(x))
     x = layers.Conv(self.features, (3, 3), dtype=self.dtype)(x)
-    for _ in range(self.num_residual_blocks):
-      x = ResidualBlock(self.residual_features, dtype=self.dtype)(x)
+    x = _lowest_resolution(self, x)
     x = layers.Conv(self.code_dim, (1, 1), dtype=self.dtype)(nn.relu(x))
     return x.astype(jnp.float32)
 
@@ -91,7 +139,11 @@ class Encoder(nn.Module):
       pixels = _dilate(blocks.any(axis=-1))
     for _ in range(1 + self.num_residual_blocks):
       pixels = _dilate(pixels)
-    return pixels
+    # Norms and attention see all of the grid.
+    everywhere = self.attention_heads or (
+      self.norm_groups and self.num_residual_blocks
+    )
+    return np.full_like(pixels, pixels.any()) if everywhere else pixels
 
 
 def _dilate(mask: np.ndarray) -> np.ndarray:
@@ -101,12 +153,17 @@ def _dilate(mask: np.ndarray) -> np.ndarray:
 
 
 class Decoder(nn.Module):
-  """Quantized latents to images, `downsampling` times larger."""
+  """Quantized latents to images, `downsampling` times larger.
+
+  Attributes: those of `Encoder`, without `code_dim`.
+  """
 
   features: int
   num_residual_blocks: int
   residual_features: int
   downsampling: int
+  norm_groups: int = 0
+  attention_heads: int = 0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -114,8 +171,7 @@ class Decoder(nn.Module):
     """`[B, h, w, D]` to images `[B, H, W, 3]`, around [0, 1]."""
     x = quantized.astype(self.dtype)
     x = layers.Conv(self.features, (3, 3), dtype=self.dtype)(x)
-    for _ in range(self.num_residual_blocks):
-      x = ResidualBlock(self.residual_features, dtype=self.dtype)(x)
+    x = _lowest_resolution(self, x)
     stages = _stage_features(self.features, _log2(self.downsampling))
     for features in reversed(stages[:-1]):
       x = layers.Conv(4 * features, (3, 3), dtype=self.dtype)(nn.relu(x))
@@ -145,15 +201,15 @@ class VQVAE(nn.Module):
     return self.encoder(images)
 
   def encode(self, images: jax.Array) -> jax.Array:
-    """Codes int32 `[B, h, w]` of images `[B, H, W, 3]` in [0, 1]."""
+    """Codes int32 `[B, h, w*L]` of images `[B, H, W, 3]` in [0, 1]."""
     return self.quantizer.encode(self.encoder(images))
 
   def embed(self, codes: jax.Array) -> jax.Array:
-    """Quantized latents `[B, h, w, D]` of codes int32 `[B, h, w]`."""
+    """Quantized latents `[B, h, w, D]` of codes int32 `[B, h, w*L]`."""
     return self.quantizer.lookup(codes)
 
   def decode(self, codes: jax.Array) -> jax.Array:
-    """Images `[B, H, W, 3]` in [0, 1] of codes int32 `[B, h, w]`."""
+    """Images `[B, H, W, 3]` in [0, 1] of codes int32 `[B, h, w*L]`."""
     images = self.decoder(self.embed(codes))
     return jnp.clip(images, 0, 1)
 
