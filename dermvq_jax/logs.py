@@ -10,6 +10,7 @@ import logging
 import os
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 from absl import logging as absl_logging
@@ -74,8 +75,13 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
   return rows
 
 
+def open_log(folder: epath.PathLike, step: int) -> 'Log | NoLog':
+  """The log of a run at `step`, of which one process writes for all."""
+  return Log(folder, step) if jax.process_index() == 0 else NoLog()
+
+
 class NoLog:
-  """A log that writes nothing: that of all processes but one."""
+  """A log that writes nothing."""
 
   def scalars(self, step: int, values: dict[str, float]):
     """As `Log.scalars`."""

@@ -257,9 +257,7 @@ def _loop(
   best = _best_so_far(float(restored['best']), saved)
   end = config.num_train_steps
   log = stack.enter_context(
-    contextlib.closing(
-      logs.Log(trainer.folder, start) if parallel.is_primary() else logs.NoLog()
-    )
+    contextlib.closing(logs.open_log(trainer.folder, start))
   )
   if start:
     logging.info('Resuming %s at step %d.', config.task, start)
@@ -308,8 +306,7 @@ def _loop(
       tree, row = _fetch(tree, 'epoch', 'train/', par)
       row |= trainer.evaluate(tree['state'])
       log.scalars(step, row)
-      if parallel.is_primary():
-        log.images(step, _summary_images(trainer.task, tree['state'], example))
+      log.images(step, _summary_images(trainer.task, tree['state'], example))
       best = _keep_best(trainer, step, tree['state'], row, best, saved)
     if saves:
       log.flush()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -654,3 +655,61 @@ def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
   assert np.isfinite(rows[1][best])
   assert steps_in(workdir / phase / 'best') == [1]
   assert steps_in(workdir / phase / 'checkpoints') == [1]
+
+
+# Communication.
+
+_COLLECTIVE = re.compile(
+  r'^.* = (.*) (all-reduce|all-gather|all-to-all|collective-permute|'
+  r'reduce-scatter|collective-broadcast|ragged-all-to-all)(-start)?\(',
+  re.MULTILINE,
+)
+_BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'pred': 1}
+
+
+def _bytes(shapes):
+  """Bytes of '(f32[2,3]{1,0}, s32[])', for example."""
+  return sum(
+    _BYTES[dtype] * int(np.prod([int(n) for n in dims.split(',') if n]))
+    for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', shapes)
+  )
+
+
+def _size(tree):
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_devices_exchange_reductions_only(phase, smoke_run):
+  """Of gradients, codebook statistics and metrics; no activations."""
+  _, task, batches, start = batches_and_task(smoke_run, phase)
+  tx = optax.sgd(0.1)
+  step = train.make_train_step(task, tx, jax.random.key(1), ema_decay=0.9)
+  zeros = zero_metrics(task, start, batches[0])
+  par = parallel.Parallel('jit')
+  tree = par.put_tree(
+    {
+      'state': state.TrainState.create(*start, tx, ema=True),
+      'window': zeros,
+      'epoch': zeros,
+    }
+  )
+  program = (
+    par.compile(step, donate=True)
+    .lower(tree, par.put_batch(batches[0]))
+    .compile()
+    .as_text()
+  )
+  found = [
+    (kind, _bytes(shapes)) for shapes, kind, _ in _COLLECTIVE.findall(program)
+  ]
+  assert {kind for kind, _ in found} == {'all-reduce'}
+  exchanged = sum(size for _, size in found)
+  params, model_state = start
+  needed = _size(params) + _size(zeros)
+  if phase == 'vqvae':
+    quantizer = model_state['codebook']['quantizer']
+    # The sums and counts of latents, and as much for restart candidates.
+    needed += _size([quantizer['ema_counts'], quantizer['ema_sums']])
+    needed += _size(quantizer['codebook'])
+  assert 0.9 * _size(params) < exchanged <= 1.1 * needed
