@@ -268,6 +268,7 @@ def test_skipping_everything_ends(smoke_run, tmp_path, monkeypatch):
 def test_a_signal_saves_and_stops(number, smoke_run, tmp_path, monkeypatch):
   workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
   folder = workdir / 'prior'
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
   handler = signal.getsignal(number)
 
   def stop(batch):
@@ -281,6 +282,7 @@ def test_a_signal_saves_and_stops(number, smoke_run, tmp_path, monkeypatch):
       train_smoke('prior', workdir, data)
   assert e.value.signal == number
   assert signal.getsignal(number) == handler
+  signal.signal(signal.SIGINT, before)
   [_, step] = steps_in(folder / 'checkpoints')
   assert step in (6, 7)  # Batches are made ahead.
   train_smoke('prior', workdir, data)
