@@ -875,7 +875,7 @@ def test_fsq_against_its_definition(levels):
 
 def test_fsq_uses_its_codes_from_the_start_on():
   quantizer = quantizers.FsqQuantizer((4, 3, 3))
-  latents = 5 + 0.01 * _latents(64)
+  latents = 5 + 0.01 * _latents(256)
   variables = _variables(quantizer, latents)
   assert len(np.unique(_encode(quantizer, variables, latents))) == 1
   rows = latents.reshape(-1, _D)

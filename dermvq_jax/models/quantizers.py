@@ -423,7 +423,8 @@ class FsqQuantizer(nn.Module):
     half = (levels - 1) * (1 + 1e-3) / 2
     offset = np.where(levels % 2 == 0, 0.5, 0.0)
     shift = np.arctanh(offset / half)
-    z = (latents.astype(jnp.float32) - self.center.value) * self.scale.value
+    center, scale = jax.lax.stop_gradient((self.center.value, self.scale.value))
+    z = (latents.astype(jnp.float32) - center) * scale
     return jnp.tanh(z + shift) * half - offset
 
   def __call__(
