@@ -30,6 +30,9 @@ from dermvq_jax.models import codebooks, layers
 _MIN_COUNT = 1e-6
 # Latents that k-means sees, for each code.
 _ROWS_PER_CENTRE = 8
+# Latents that tell the place and the scale of all.
+_ROWS_FOR_SCALE = 256
+_MIN_SPREAD = 1e-6
 # Names of variables of the collection `codebook` that decide no code.
 STATISTICS = ('ema_counts', 'ema_sums', 'unused_steps')
 _STARTS = ('latents', 'k_means', 'random')
@@ -360,8 +363,12 @@ class FsqQuantizer(nn.Module):
   all combinations are the codebook, which is neither stored nor trained, and
   there is no loss. The gradient goes straight through the rounding.
 
+  Unlike there, latents are shifted and scaled beforehand, for good, so that the
+  first ones have mean 0 and variance 1 in each dimension: those of an untrained
+  encoder are so small that all round to one code, and may long stay there.
+
   Attributes:
-    levels: number of values of each dimension, 2 or more; K is their product.
+    levels: number of values of each dimension, 3 or more; K is their product.
       The paper has (8, 6, 5) for 2^8, (8, 5, 5, 5) for 2^10, (7, 5, 5, 5, 5)
       for 2^12, (8, 8, 8, 6, 5) for 2^14, (8, 8, 8, 5, 5, 5) for 2^16 codes.
   """
@@ -369,13 +376,13 @@ class FsqQuantizer(nn.Module):
   levels: tuple[int, ...]
 
   num_levels = 1
-  start_rows = 0
+  start_rows = _ROWS_FOR_SCALE
 
   def __post_init__(self):
     """Raises UserError for fields out of range."""
     levels = tuple(self.levels)  # A stored config has a list.
-    whole = levels and all(isinstance(n, int) and n >= 2 for n in levels)
-    _check('levels', levels, bool(whole), 'give whole numbers from 2 up')
+    whole = levels and all(isinstance(n, int) and n >= 3 for n in levels)
+    _check('levels', levels, bool(whole), 'give whole numbers from 3 up')
     object.__setattr__(self, 'levels', levels)
     super().__post_init__()
 
@@ -395,19 +402,30 @@ class FsqQuantizer(nn.Module):
     return self.codebook_size
 
   def setup(self):
-    """Stores the levels with the weights, which mean nothing without."""
+    """Makes the scale; the weights mean nothing without the levels either."""
+    shape = (self.code_dim,)
+    self.center = self.variable('codebook', 'center', jnp.zeros, shape)
+    self.scale = self.variable('codebook', 'scale', jnp.ones, shape)
     self.variable(
       'codebook', 'levels', lambda: jnp.asarray(self.levels, jnp.int32)
     )
 
+  def start(self, latents: jax.Array):
+    """Finds the scale of latents `[N, D]`, N >= `start_rows`."""
+    rows = latents.astype(jnp.float32)
+    self.center.value = rows.mean(axis=0)
+    self.scale.value = 1 / jnp.maximum(rows.std(axis=0), _MIN_SPREAD)
+
   def _bounded(self, latents: jax.Array) -> jax.Array:
-    """To between the least and the greatest level, 0 to 0."""
+    """To between the least and the greatest level, the center to 0."""
     levels = np.asarray(self.levels)
-    # A little more, so that two levels are a finite shift apart.
+    # A little more, so that the outermost levels are reached.
     half = (levels - 1) * (1 + 1e-3) / 2
     offset = np.where(levels % 2 == 0, 0.5, 0.0)
     shift = np.arctanh(offset / half)
-    return jnp.tanh(latents.astype(jnp.float32) + shift) * half - offset
+    center, scale = jax.lax.stop_gradient((self.center.value, self.scale.value))
+    z = (latents.astype(jnp.float32) - center) * scale
+    return jnp.tanh(z + shift) * half - offset
 
   def __call__(
     self, latents: jax.Array, *, train: bool, axis_name: str | None = None
