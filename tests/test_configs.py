@@ -60,12 +60,12 @@ def _facts(argument):
 def _variables(name, argument):
   config = _module(name).get_config(argument)
   if name == 'vqvae':
-    model = tasks.vqvae_model(config)
+    init = tasks.vqvae_model(config).init
     inputs = (jnp.zeros((1, 16, 16, 3)),)
   else:
-    model = tasks.prior_model(config, _facts(argument))
+    prior = tasks.prior_model(config, _facts(argument))
+    init = functools.partial(prior.init, train=False)
     inputs = jnp.zeros((1, 4, 4), jnp.int32), jnp.zeros((1,), jnp.int32)
-  init = functools.partial(model.init, train=False)
   return jax.eval_shape(init, jax.random.key(0), *inputs)
 
 
@@ -82,8 +82,8 @@ def test_number_of_parameters(name, argument):
 @pytest.mark.parametrize('override', ARCHITECTURES)
 def test_number_of_parameters_of_an_architecture(override):
   config = config_files.load('vqvae', [f'--config.model.{override}'])
-  init = functools.partial(tasks.vqvae_model(config).init, train=False)
   images = jnp.zeros((1, 16, 16, 3))
+  init = tasks.vqvae_model(config).init
   shapes = jax.eval_shape(init, jax.random.key(0), images)
   assert _size(shapes['params']) == ARCHITECTURES[override]
 

@@ -83,7 +83,7 @@ def test_encode_and_decode_are_those_of_the_vqvae(smoke_run, model, images):
   weights = checkpoints.load_best(smoke_run / 'vqvae')
   vqvae = tasks.vqvae_model(config)
   variables = {'params': weights['params'], **weights['model_state']}
-  output = vqvae.apply(variables, images[:5] / np.float32(255), train=False)
+  output = vqvae.apply(variables, images[:5] / np.float32(255))
   np.testing.assert_array_equal(
     model.encode(images[:5]), output.quantized.codes
   )

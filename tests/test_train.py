@@ -421,7 +421,7 @@ def test_checkpoints_interchange(
   assert rows[-1][metric] == pytest.approx(expected[-1][metric], rel=0.05)
 
 
-def batches_and_task(smoke_run, phase, **changes):
+def batches_and_task(smoke_run, phase, batch_size=8):
   """Three batches, the task without noise, and its start."""
   config = config_files.load(f'{phase}:smoke')
   config.data_dir = f'{smoke_run}/data'
@@ -434,7 +434,7 @@ def batches_and_task(smoke_run, phase, **changes):
 
   def stream():
     return pipeline.train_batches(
-      source, batch_size=8, seed=0, keys=task.features
+      source, batch_size=batch_size, seed=0, keys=task.features
     )
 
   start = task.init(jax.random.key(0), stream())
@@ -659,6 +659,46 @@ def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
   assert np.isfinite(rows[1][best])
   assert steps_in(workdir / phase / 'best') == [1]
   assert steps_in(workdir / phase / 'checkpoints') == [1]
+
+
+# Microbatches.
+
+
+@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+@pytest.mark.parametrize('phase', PHASES)
+def test_microbatches_do_what_the_batch_does(phase, kind, smoke_run):
+  """Parameters, codebook with its restarts, and metrics."""
+  _, task, batches, start = batches_and_task(smoke_run, phase, 16)
+  if phase == 'vqvae':  # Those that are not used now, restart.
+    statistics = start[1]['codebook']['quantizer']
+    statistics['unused_steps'] = np.full_like(statistics['unused_steps'], 3)
+  # Steps of plain gradients: their differences are the parameters'.
+  tx = optax.sgd(0.1)
+  zeros = zero_metrics(task, start, batches[0])
+  results = []
+  for num_microbatches in (1, 2):
+    par = parallel.Parallel(kind)
+    step = par.compile(
+      train.make_train_step(
+        task,
+        tx,
+        jax.random.key(1),
+        ema_decay=0.9,
+        num_microbatches=num_microbatches,
+      )
+    )
+    train_state = state.TrainState.create(*start, tx, ema=True)
+    tree = par.put_tree({'state': train_state, 'window': zeros, 'epoch': zeros})
+    tree = jax.device_get(step(tree, par.put_batch(batches[0])))
+    results.append((tree['state'], metrics.compute(tree['epoch'])))
+  (whole, values), (parts, values_of_parts) = results
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), whole.params, jax.device_get(start[0])
+  )
+  assert min(jax.tree.leaves(moved)) > 0
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  assert values_of_parts == pytest.approx(values, rel=1e-4)
 
 
 # Communication.

@@ -7,11 +7,13 @@ Contract, of a quantizer of L levels (1 but for `residual`) with K codes each:
 - `code_dim`, `codebook_size`, `num_levels` are D, K, L; `num_codes` is L * K;
 - called with latents `[B, h, w, D]` it returns `Quantized`; `encode` and
   `lookup` are its two halves; `vectors` is the table that `lookup` adds up;
+- `update` moves, once a training step, what no gradient trains, by what was
+  `observed` in it;
 - codes are `[B, h, w*L]`, the levels of a latent adjacent, code + level * K;
 - `start` takes the first latents, `start_rows` of them or more, unless 0.
 
 What no gradient trains lives in the collection `codebook`. The RNG stream
-`codebook` (training and start only) must be the same on every device.
+`codebook` (`update` and `start` only) must be the same on every device.
 """
 
 from typing import Any
@@ -47,12 +49,14 @@ class Quantized:
     codes: int32 `[B, h, w*L]`.
     loss: scalar to add to the training loss.
     metrics: values worth a curve, `[B]` each.
+    observed: arrays `[B, ...]` for `update`, without a gradient.
   """
 
   quantized: jax.Array
   codes: jax.Array
   loss: jax.Array
   metrics: dict[str, jax.Array]
+  observed: Any
 
 
 def _check(name: str, value: Any, right: bool, wanted: str):
@@ -179,9 +183,9 @@ class _CodebookQuantizer(nn.Module):
     raise NotImplementedError
 
   def __call__(
-    self, latents: jax.Array, *, train: bool, axis_name: str | None = None
+    self, latents: jax.Array, *, axis_name: str | None = None
   ) -> Quantized:
-    """Quantizes `[B, h, w, D]`; in training also moves the codebook."""
+    """Quantizes `[B, h, w, D]`."""
     dtype, latents = latents.dtype, self._space(latents)
     codes = self._nearest(latents)
     quantized = jax.lax.stop_gradient(self.lookup(codes))
@@ -200,14 +204,13 @@ class _CodebookQuantizer(nn.Module):
       for name, value in (('latent', sure), ('usage', spread)):
         per_image = jnp.broadcast_to(value, commitment_loss.shape)
         metrics[f'{name}_assignment_entropy'] = per_image
-    if train and not self.is_initializing():
-      self._update(jax.lax.stop_gradient(latents), codes, axis_name)
     gradient = codebooks.GRADIENTS[self.gradient]
     return Quantized(
       quantized=gradient(latents, quantized).astype(dtype),
       codes=codes,
       loss=loss,
       metrics=metrics,
+      observed=(jax.lax.stop_gradient(latents), codes),
     )
 
   def _nearest(self, latents):
@@ -233,8 +236,14 @@ class _CodebookQuantizer(nn.Module):
     vectors = choose(rows, self.make_rng('codebook'), self.codebook_size)
     self._place(vectors, jnp.ones(self.codebook_size, bool))
 
-  def _update(self, latents, codes, axis_name):
-    """One step of statistics and restarts, over all devices."""
+  def update(self, observed: Any, *, axis_name: str | None = None):
+    """One step of statistics and restarts, over all devices.
+
+    Args:
+      observed: of the step's `Quantized`.
+      axis_name: of the devices that hold the batch; None: this is all of it.
+    """
+    latents, codes = observed
     rows = latents.reshape(-1, self.code_dim)
     counts, sums = layers.code_sums(rows, codes.ravel(), self.codebook_size)
     if axis_name is not None:
@@ -428,10 +437,10 @@ class FsqQuantizer(nn.Module):
     return jnp.tanh(z + shift) * half - offset
 
   def __call__(
-    self, latents: jax.Array, *, train: bool, axis_name: str | None = None
+    self, latents: jax.Array, *, axis_name: str | None = None
   ) -> Quantized:
     """Quantizes `[B, h, w, D]`."""
-    del train, axis_name
+    del axis_name
     half = np.asarray(self.levels) // 2
     bounded = self._bounded(latents)
     quantized = codebooks.straight_through(bounded, jnp.round(bounded)) / half
@@ -440,7 +449,11 @@ class FsqQuantizer(nn.Module):
       codes=self.encode(latents),
       loss=jnp.zeros(()),
       metrics=_sizes(bounded / half, jax.lax.stop_gradient(quantized)),
+      observed=(),
     )
+
+  def update(self, observed: Any, *, axis_name: str | None = None):
+    """Nothing is to be done."""
 
   def encode(self, latents: jax.Array) -> jax.Array:
     """Codes, int32 `[B, h, w]`, of latents `[B, h, w, D]`."""
@@ -511,13 +524,13 @@ class ResidualQuantizer(nn.Module):
     ]
 
   def __call__(
-    self, latents: jax.Array, *, train: bool, axis_name: str | None = None
+    self, latents: jax.Array, *, axis_name: str | None = None
   ) -> Quantized:
-    """Quantizes `[B, h, w, D]`; in training also moves the codebooks."""
+    """Quantizes `[B, h, w, D]`."""
     left = z = latents.astype(jnp.float32)
     parts = []
     for stage in self.stages:
-      parts.append(stage(left, train=train, axis_name=axis_name))
+      parts.append(stage(left, axis_name=axis_name))
       left = left - jax.lax.stop_gradient(parts[-1].quantized)
     quantized = jax.lax.stop_gradient(sum(part.quantized for part in parts))
     metrics = jax.tree.map(
@@ -529,7 +542,13 @@ class ResidualQuantizer(nn.Module):
       codes=self._join([part.codes for part in parts]),
       loss=sum(part.loss for part in parts),
       metrics=metrics | _sizes(z, quantized),
+      observed=tuple(part.observed for part in parts),
     )
+
+  def update(self, observed: Any, *, axis_name: str | None = None):
+    """As that of `EmaQuantizer`, level after level."""
+    for stage, of_level in zip(self.stages, observed):
+      stage.update(of_level, axis_name=axis_name)
 
   def _join(self, codes: list[jax.Array]) -> jax.Array:
     """Codes of the levels, L times `[B, h, w]`, to `[B, h, w*L]`."""
