@@ -661,6 +661,35 @@ def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
   assert steps_in(workdir / phase / 'checkpoints') == [1]
 
 
+# Precision.
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_bfloat16_computes_nearly_the_same(phase, smoke_run):
+  """Parameters, gradients and codebook stay float32."""
+  config, task, batches, start = batches_and_task(smoke_run, phase)
+  config.dtype = 'bfloat16'
+  dataset, data_dir = encode.resolve_dataset(config, smoke_run)
+  half = tasks.make(config, prepared.describe(dataset, data_dir))
+
+  def run(task):
+    (loss, (parts, observed)), grads = jax.jit(
+      lambda params, state: jax.value_and_grad(task.loss_fn, has_aux=True)(
+        params, state, batches[0], jax.random.key(0), train=True
+      )
+    )(*start)
+    state = task.update_state(*start, observed, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves((grads, loss))} == {
+      jnp.float32.dtype
+    }
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(start[1])):
+      assert a.dtype == b.dtype
+    return metrics.compute(parts) | {'loss': float(loss)}
+
+  assert run(half)['loss'] == pytest.approx(run(task)['loss'], rel=0.02)
+  assert run(half) != run(task)
+
+
 # Microbatches.
 
 
