@@ -3,14 +3,14 @@
 import contextlib
 import csv
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import errors, images, inference, workdirs
+from dermvq_jax import errors, images, inference, memorisation, workdirs
 from dermvq_jax import sample as sampler
 from dermvq_jax.data import prepared
 
@@ -130,6 +130,8 @@ def sample(
   seed: int = 0,
   complete: epath.PathLike | None = None,
   mask: str | None = None,
+  reject_memorised: float = 0.0,
+  data_dir: str = '',
   **controls,
 ):
   """Writes new images: PNG files, `sheet.png` and `samples.csv`.
@@ -147,11 +149,15 @@ def sample(
     complete: an image file, cropped and resized as in training.
     mask: what of it to hide: one of `MASKS`, or an image file that is white
       there.
+    reject_memorised: leaves out images that look copied from a training image,
+      those with a closeness ratio below this (see `memorisation`); 0: none.
+    data_dir: where the training images are, if not where the run found them.
     **controls: of the prior; see `dermvq_jax.sample.Controls`.
 
   Raises:
     UserError: not trained, unknown class, a control out of its range, no such
-      image or mask, a mask that leaves no code or hides nothing, `out` exists.
+      image or mask, a mask that leaves no code or hides nothing, `out` exists,
+      the training images are needed and not found, or all images are left out.
   """
   settings = dataclasses.asdict(sampler.Controls(**controls))
   if (complete is None) != (mask is None):
@@ -169,6 +175,7 @@ def sample(
     for name, array in (('codes', start.codes), ('mask', start.known)):
       known[f'known_{name}'] = np.repeat(array[None], len(labels), axis=0)
     sheet = [np.stack([start.original, start.masked])]
+  reject = _rejection(workdir, data_dir, reject_memorised)
   with _new_folder(out) as folder:
     new = model.sample(
       labels, seed=seed, show_progress=True, **settings, **known
@@ -177,18 +184,56 @@ def sample(
       images.save_png(folder / 'original.png', start.original)
       images.save_png(folder / 'masked.png', start.masked)
       settings |= {'complete': str(complete), 'mask': mask}
+    ids = sampler.count_within_labels(labels)
+    if reject_memorised:
+      settings['reject_memorised'] = reject_memorised
     rows, by_class = [], {}
-    for label, image in zip(labels, new):
-      name = model.class_names[label]
-      members = by_class.setdefault(name, [])
-      file = f'{name}_{len(members):05d}.png'
-      images.save_png(folder / file, image)
-      row = {'file': file, 'label': name, 'id': len(members), 'seed': seed}
+    for i in np.flatnonzero(~reject(new)):
+      name = model.class_names[labels[i]]
+      file = f'{name}_{ids[i]:05d}.png'
+      images.save_png(folder / file, new[i])
+      row = {'file': file, 'label': name, 'id': ids[i], 'seed': seed}
       rows.append(row | settings)
-      members.append(image)
+      by_class.setdefault(name, []).append(new[i])
     _write_csv(folder / 'samples.csv', rows)
     sheet += [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
     images.save_png(folder / 'sheet.png', images.sheet(sheet))
+
+
+def _rejection(
+  workdir: epath.PathLike, data_dir: str, limit: float
+) -> Callable[[np.ndarray], np.ndarray]:
+  """What tells which images look copied: uint8 `[B, H, W, 3]` to bool `[B]`.
+
+  Raises:
+    UserError: the limit is out of its range, or there are no training images.
+  """
+  if not 0 <= limit <= 1:
+    raise errors.UserError(
+      f'--reject_memorised is {limit}; give a number from 0 to 1, such as 0.6'
+    )
+  if not limit:
+    return lambda new: np.zeros(len(new), bool)
+  config, facts = workdirs.load_config(workdirs.phase_dir(workdir, 'vqvae'))
+  data_dir = workdirs.data_dir(workdir, data_dir or config.data_dir)
+  training = prepared.open_split(facts['dataset'], data_dir, 'train')
+
+  def reject(new: np.ndarray) -> np.ndarray:
+    bank = memorisation.make_bank(training, None, 'training images')
+    copied = memorisation.nearest_pixels(new, bank.pixels).ratio < limit
+    logging.info(
+      'Dropped %d of %d images that look copied from a training image.',
+      copied.sum(),
+      len(new),
+    )
+    if copied.all():
+      raise errors.UserError(
+        'every image looks copied from a training image; lower '
+        f'--reject_memorised={limit}'
+      )
+    return copied
+
+  return reject
 
 
 def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:

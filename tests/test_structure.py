@@ -16,12 +16,14 @@ _ROOT = pathlib.Path(dermvq_jax.__file__).parent
 # 'models' and 'data' stand for all their modules.
 _ORDER = [
   {'errors', 'progress'},
-  {'losses', 'images', 'metrics'},
+  {'losses', 'images', 'metrics', 'generation_metrics'},
   {'models', 'data'},
   {'tasks', 'workdirs'},
   {'state', 'optim', 'parallel', 'checkpoints', 'logs'},
   {'encode', 'sample'},
   {'train', 'inference'},
+  {'features'},
+  {'memorisation'},
   {'evaluate'},
   {'generate', 'report'},
   {'config_files'},
