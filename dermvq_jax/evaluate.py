@@ -1,5 +1,6 @@
 """How good a trained run is: its parts, and the images that it makes."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -148,8 +149,8 @@ def measure_labels(
 
   Args:
     classifier: trained on real images.
-    sets: `real` and `samples`, each images uint8 `[N, H, W, 3]` and the labels
-      they have or were asked for `[N]`.
+    sets: `real`, `reconstructions` (of these) and `samples`: of each images
+      uint8 `[N, H, W, 3]` and the labels they have or were asked for `[N]`.
 
   Returns:
     Of each set `num_images`, `balanced_accuracy`, its `standard_error` and the
@@ -227,7 +228,10 @@ def _read_images(source: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(
-  model: inference.Model, labels: np.ndarray, seed: int
+  model: inference.Model,
+  labels: np.ndarray,
+  seed: int,
+  controls: sample.Controls,
 ) -> tuple[np.ndarray, np.ndarray]:
   """A sample for each label, then more of the classes that have few of them.
 
@@ -237,7 +241,10 @@ def _draw(
   counts = np.bincount(labels, minlength=len(model.class_names))
   missing = np.maximum(_MIN_CLASS_SAMPLES - counts, 0)
   labels = np.concatenate([labels, np.repeat(np.arange(len(counts)), missing)])
-  return model.sample(labels, seed=seed, show_progress=True), labels
+  images = model.sample(
+    labels, seed=seed, show_progress=True, **dataclasses.asdict(controls)
+  )
+  return images, labels
 
 
 def _closest(
@@ -286,6 +293,7 @@ def _evaluate_samples(
   split: str,
   num_samples: int | None,
   seed: int,
+  controls: sample.Controls,
 ) -> tuple[Result, dict[str, np.ndarray]]:
   """What of `run` needs samples: `generation`, `labels`, `memorisation`."""
   rng = np.random.default_rng(seed)
@@ -300,19 +308,24 @@ def _evaluate_samples(
     )
   chosen = rng.permutation(len(floor))[:number]
   floor, floor_labels = floor[chosen], floor_labels[chosen]
-  drawn, drawn_labels = _draw(model, floor_labels, seed)
+  drawn, drawn_labels = _draw(model, floor_labels, seed, controls)
   samples = drawn[:number]
   result = {'generation': None, 'labels': None}
+  decoded = model.reconstruct(real)
   if classifier is not None:
     result['labels'] = measure_labels(
       classifier,
-      {'real': (real, real_labels), 'samples': (drawn, drawn_labels)},
+      {
+        'real': (real, real_labels),
+        'reconstructions': (decoded, real_labels),
+        'samples': (drawn, drawn_labels),
+      },
     )
   if space is not None:
     baseline = independent_codes(train_codes, number, rng)
     sets = {
       'real': (floor, floor_labels),
-      'reconstructions': (model.reconstruct(real), real_labels),
+      'reconstructions': (decoded, real_labels),
       'real_codes': (model.reconstruct(floor), floor_labels),
       'samples': (samples, floor_labels),
       'independent_codes': (model.decode(baseline), None),
@@ -339,9 +352,11 @@ def _evaluate_samples(
     'train': memorisation.make_bank(sources['train'], space, 'training images'),
     'held_out': memorisation.make_bank(held_out, space, 'held-out images'),
   }
-  decoded = model.reconstruct(_read_images(held_out, 'held-out images')[0])
   result['memorisation'], arrays = memorisation.measure(
-    samples, decoded, banks, space
+    samples,
+    model.reconstruct(_read_images(held_out, 'held-out images')[0]),
+    banks,
+    space,
   )
   arrays |= {
     'label': floor_labels,
@@ -361,13 +376,14 @@ def run(
   space: features.Features | None = None,
   num_samples: int | None = None,
   seed: int = 0,
+  **controls,
 ) -> Result:
   """Evaluates a run; prints tables and writes them to `workdir/report`.
 
   `report/evaluate_<split>.json` holds what is returned:
 
-  - `split`, `dataset` (of images), `seed`, `space` (name of the feature space,
-    None if there was none).
+  - `split`, `dataset` (of images), `seed`, `controls` (of the samples), `space`
+    (name of the feature space, None if there was none).
   - `prior`: of the codes of the split; see `measure_prior`.
   - `reconstruction`: of its images; see `measure_reconstruction`.
   - `generation` (None without a space): `num_features`, `num_real` (images of
@@ -405,10 +421,13 @@ def run(
     num_samples: how many to draw; by default one for each image of the split
       that measures the floor. 0: none.
     seed: of the samples.
+    **controls: of the samples; see `dermvq_jax.sample.Controls`.
 
   Raises:
-    UserError: not trained, or the data are not in `data_dir`.
+    UserError: not trained, the data are not in `data_dir`, a number of samples
+      or a control out of its range, or features that are none.
   """
+  chosen = sample.Controls(**controls)
   workdir = epath.Path(workdir).expanduser()
   model = inference.load(workdir)
   model.check_prior()
@@ -436,6 +455,7 @@ def run(
     'split': split,
     'dataset': facts['dataset'],
     'seed': seed,
+    'controls': dataclasses.asdict(chosen),
     'space': space and getattr(space, '__name__', type(space).__name__),
   }
 
@@ -459,7 +479,15 @@ def run(
       [codes['train'][i]['codes'] for i in range(len(codes['train']))]
     )
     measured, arrays = _evaluate_samples(
-      model, space, classifier, sources, train_codes, split, num_samples, seed
+      model,
+      space,
+      classifier,
+      sources,
+      train_codes,
+      split,
+      num_samples,
+      seed,
+      chosen,
     )
     result |= measured
     path = folder / f'nearest_{split}.npz'
@@ -501,9 +529,10 @@ def _tell(result: Result, workdir: epath.Path):
     )
   if result['labels']:
     logging.info(
-      'The classifier: balanced accuracy %.3f on real images, %.3f on samples '
-      '(%.2f of it)',
+      'The classifier: balanced accuracy %.3f on real images, %.3f on their '
+      'reconstructions, %.3f on samples (%.2f of the first)',
       result['labels']['real']['balanced_accuracy'],
+      result['labels']['reconstructions']['balanced_accuracy'],
       result['labels']['samples']['balanced_accuracy'],
       result['labels']['samples_over_real'],
     )

@@ -33,6 +33,8 @@ class Classifier:
     class_names: names of the labels 0, 1, ...
   """
 
+  __name__ = 'classifier'  # as functions have one
+
   def __init__(self, workdir: epath.PathLike):
     """Loads it.
 
@@ -92,7 +94,7 @@ def _checked(space: Features, images: np.ndarray) -> np.ndarray:
 def extract(
   space: Features,
   images: np.ndarray,
-  description: str = 'features',
+  description: str = '',
   *,
   symmetries: bool = False,
 ) -> np.ndarray:
@@ -101,7 +103,7 @@ def extract(
   Args:
     space: a function of uint8 `[B, H, W, 3]` to `[B, F]`.
     images: uint8 `[N, H, W, 3]`.
-    description: of the progress bar.
+    description: of the progress bar; '': there is none.
     symmetries: whether to give those of all flips and turns too.
 
   Returns:
@@ -111,7 +113,12 @@ def extract(
     UserError: the function gives another shape, or numbers that are not finite.
   """
   parts = []
-  with progress.bar(total=len(images), desc=description, unit='image') as bar:
+  with progress.bar(
+    total=len(images),
+    desc=description,
+    unit='image',
+    disable=not description,
+  ) as bar:
     for i in range(0, len(images), _CHUNK):
       chunk = images[i : i + _CHUNK]
       forms = images_lib.symmetries(chunk) if symmetries else [chunk]

@@ -104,6 +104,10 @@ def _evaluate(args: argparse.Namespace):
     args.data_dir,
     num_samples=args.num_samples,
     seed=args.seed,
+    temperature=args.temperature,
+    top_k=args.top_k,
+    top_p=args.top_p,
+    guidance_scale=args.guidance_scale,
   )
 
 
@@ -166,18 +170,12 @@ def _add_evaluation(sub: argparse.ArgumentParser):
     help='images to draw; 0 for none, which is fast (default: as many as '
     'another split has, which measures the floor)',
   )
+  _add_controls(sub)
   _add_seed(sub)
 
 
-def _add_sampling(sub: argparse.ArgumentParser):
-  """Adds what `dermvq sample` draws, and how."""
-  sub.add_argument(
-    '--counts',
-    type=_counts,
-    default=_counts('8'),
-    metavar='N|CLASS=N,...',
-    help='images of every class, or of some (default: 8)',
-  )
+def _add_controls(sub: argparse.ArgumentParser):
+  """Adds how images are drawn."""
   sub.add_argument(
     '--temperature',
     type=float,
@@ -206,6 +204,18 @@ def _add_sampling(sub: argparse.ArgumentParser):
     metavar='S',
     help='above 1: more typical of the class (default: 1, off)',
   )
+
+
+def _add_sampling(sub: argparse.ArgumentParser):
+  """Adds what `dermvq sample` draws, and how."""
+  sub.add_argument(
+    '--counts',
+    type=_counts,
+    default=_counts('8'),
+    metavar='N|CLASS=N,...',
+    help='images of every class, or of some (default: 8)',
+  )
+  _add_controls(sub)
   sub.add_argument(
     '--complete',
     metavar='IMAGE',
@@ -379,6 +389,7 @@ def _parser() -> argparse.ArgumentParser:
     'close they come to real images, whether they are copies of some.',
     '--workdir=RUN',
     '--workdir=RUN --split=test --num_samples=200',
+    '--workdir=RUN --guidance_scale=2',
     '--workdir=RUN --num_samples=0',
   )
   workdir(sub, required=True)
