@@ -28,7 +28,7 @@ GOLDEN = {
   ('prior', 'smoke'): (5_464, 0),
   ('classifier', ''): (429_727, 0),
   ('classifier', 'demo'): (429_727, 0),
-  ('classifier', 'smoke'): (9_999, 0),
+  ('classifier', 'smoke'): (11_551, 0),
 }
 every_config = pytest.mark.parametrize('name, argument', GOLDEN)
 

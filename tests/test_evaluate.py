@@ -235,6 +235,16 @@ def test_run_tells_and_writes_it_all(classifier_run, caplog):
     assert text in caplog.text
 
 
+def test_classifier_of_other_images(classifier_run, tmp_path):
+  workdir = tmp_path / 'run'
+  for phase in ('vqvae', 'prior', 'classifier'):
+    shutil.copytree(classifier_run / phase, workdir / phase)
+  path = workdir / 'classifier' / 'config.json'
+  path.write_text(path.read_text().replace(f'"{IMAGES}"', '"others/64"'))
+  with pytest.raises(errors.UserError, match='move .*classifier away'):
+    evaluate.run(workdir, data_dir=f'{classifier_run}/data')
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [

@@ -229,7 +229,7 @@ def test_groups_count_as_one():
 
 def test_threshold():
   assert memorisation.threshold(np.linspace(0.5, 1.5, 101)) == pytest.approx(
-    0.8 * 0.51
+    0.75 * 0.51
   )
 
 
