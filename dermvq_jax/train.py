@@ -445,7 +445,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
   """Trains one phase in `workdir`, or goes on where it stopped.
 
   Args:
-    config: of configs/vqvae.py or configs/prior.py.
+    config: of configs/vqvae.py, configs/prior.py or configs/classifier.py.
     workdir: the run's folder; this phase's part is `workdir/<config.task>`.
 
   Raises:
