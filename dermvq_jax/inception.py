@@ -90,7 +90,9 @@ def _pool(x: jax.Array, how: str, stride: int = 1) -> jax.Array:
   if how == 'max':
     return lax.reduce_window(x, -jnp.inf, lax.max, *args)
   total = lax.reduce_window(x, 0.0, lax.add, *args)
-  return total / lax.reduce_window(jnp.ones_like(x), 0.0, lax.add, *args)
+  # Of one image and channel: XLA computes it when it compiles.
+  ones = jnp.ones((1, *x.shape[1:3], 1))
+  return total / lax.reduce_window(ones, 0.0, lax.add, *args)
 
 
 def _conv(
