@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
@@ -15,6 +16,7 @@ from dermvq_jax import (
   features,
   generation_metrics,
   inference,
+  losses,
   memorisation,
   progress,
   sample,
@@ -112,15 +114,19 @@ def _prior_table(result: Result) -> str:
 def measure_reconstruction(
   originals: np.ndarray, made: np.ndarray, train_variance: float
 ) -> Result:
-  """Errors of reconstructions, uint8 `[N, H, W, 3]`, over all values."""
+  """Errors and SSIM of reconstructions, uint8 `[N, H, W, 3]`."""
   mse = np.mean(
     [np.square(a / 255.0 - b / 255.0).mean() for a, b in zip(originals, made)]
+  )
+  ssim = inference.in_chunks(
+    jax.jit(lambda a, b: losses.ssim(a / 255.0, b / 255.0)), originals, made
   )
   return {
     'num_images': len(made),
     'mse': float(mse),
     'nmse': float(mse / train_variance),
     'psnr': float(-10 * np.log10(max(mse, 1e-10))),
+    'ssim': float(ssim.mean()),
   }
 
 
@@ -291,7 +297,7 @@ def _evaluate_samples(
   sources: dict[str, Any],
   train_codes: np.ndarray,
   split: str,
-  num_samples: int | None,
+  num_samples: int,
   seed: int,
   controls: sample.Controls,
 ) -> tuple[Result, dict[str, np.ndarray]]:
@@ -299,17 +305,10 @@ def _evaluate_samples(
   rng = np.random.default_rng(seed)
   real, real_labels = _read_images(sources[split], split)
   floor, floor_labels = _read_images(sources[_FLOOR_SPLIT[split]], 'others')
-  number = len(floor) if num_samples is None else num_samples
-  if not _MIN_SAMPLES <= number <= len(floor):
-    raise errors.UserError(
-      f'{number} samples: give --num_samples from {_MIN_SAMPLES} to '
-      f'{len(floor)}, the number of real images that measure the floor, or 0 '
-      'to leave samples out'
-    )
-  chosen = rng.permutation(len(floor))[:number]
+  chosen = rng.permutation(len(floor))[:num_samples]
   floor, floor_labels = floor[chosen], floor_labels[chosen]
   drawn, drawn_labels = _draw(model, floor_labels, seed, controls)
-  samples = drawn[:number]
+  samples = drawn[:num_samples]
   result = {'generation': None, 'labels': None}
   decoded = model.reconstruct(real)
   if classifier is not None:
@@ -322,7 +321,7 @@ def _evaluate_samples(
       },
     )
   if space is not None:
-    baseline = independent_codes(train_codes, number, rng)
+    baseline = independent_codes(train_codes, num_samples, rng)
     sets = {
       'real': (floor, floor_labels),
       'reconstructions': (decoded, real_labels),
@@ -348,15 +347,18 @@ def _evaluate_samples(
       kids['samples']['kid'] / kids['independent_codes']['kid']
     )
   held_out = _Chain([sources['val'], sources['test']])
+  # The classifier's features, where they are, of images in all positions: any
+  # other's may take hours.
+  near = classifier or space
   banks = {
-    'train': memorisation.make_bank(sources['train'], space, 'training images'),
-    'held_out': memorisation.make_bank(held_out, space, 'held-out images'),
+    'train': memorisation.make_bank(sources['train'], near, 'training images'),
+    'held_out': memorisation.make_bank(held_out, near, 'held-out images'),
   }
   result['memorisation'], arrays = memorisation.measure(
     samples,
     model.reconstruct(_read_images(held_out, 'held-out images')[0]),
     banks,
-    space,
+    near,
   )
   arrays |= {
     'label': floor_labels,
@@ -398,7 +400,8 @@ def run(
     `classes`: class to sets, for classes of 100 real images and more.
   - `labels` (None without a classifier): see `measure_labels`.
   - `memorisation`: `num_samples`, `num_train`, `num_held_out` (all of val and
-    test) and `spaces`: of `pixels` and, with a space, `features`:
+    test) and `spaces`: of `pixels` and, with a classifier or a space (the
+    former if there are both), `features`:
     `threshold` (closeness ratio below which a sample counts as copied),
     `num_copied`, `num_held_out_copied`, `ratio_quantiles`,
     `held_out_ratio_quantiles`, `ratio_p_value`, `share_closer_to_train`,
@@ -417,7 +420,8 @@ def run(
     split: 'train', 'val' or 'test' of the codes the prior was trained on.
     data_dir: where the data are, if not where the run found them.
     space: features in which images are compared: a function of uint8
-      `[B, H, W, 3]` to `[B, F]`. By default the run's classifier, if trained.
+      `[B, H, W, 3]` to `[B, F]`, such as `features.Inception(file)`. By default
+      the run's classifier, if trained.
     num_samples: how many to draw; by default one for each image of the split
       that measures the floor. 0: none.
     seed: of the samples.
@@ -446,6 +450,13 @@ def run(
     name: prepared.open_split(facts['dataset'], images_dir, name)
     for name in ('train', 'val', 'test')
   }
+  most = len(sources[_FLOOR_SPLIT[split]])
+  num_samples = most if num_samples is None else num_samples
+  if num_samples and not _MIN_SAMPLES <= num_samples <= most:
+    raise errors.UserError(
+      f'{num_samples} samples: give --num_samples from {_MIN_SAMPLES} to '
+      f'{most}, the number of real images that measure the floor, or 0 for none'
+    )
   classifier = None
   if features.has_classifier(workdir):
     classifier = features.Classifier(workdir)
@@ -474,7 +485,7 @@ def run(
   )
   folder = workdir / 'report'
   folder.mkdir(parents=True, exist_ok=True)
-  if num_samples != 0:
+  if num_samples:
     train_codes = np.stack(
       [codes['train'][i]['codes'] for i in range(len(codes['train']))]
     )

@@ -103,12 +103,13 @@ def _reconstruct(args: argparse.Namespace):
 
 
 def _evaluate(args: argparse.Namespace):
-  from dermvq_jax import evaluate
+  from dermvq_jax import evaluate, features
 
   evaluate.run(
     args.workdir,
     args.split,
     args.data_dir,
+    space=features.Inception(args.inception) if args.inception else None,
     num_samples=args.num_samples,
     seed=args.seed,
     temperature=args.temperature,
@@ -182,6 +183,13 @@ def _add_evaluation(sub: argparse.ArgumentParser):
     metavar='N',
     help='images to draw; 0 for none, which is fast (default: as many as '
     'another split has, which measures the floor)',
+  )
+  sub.add_argument(
+    '--inception',
+    metavar='FILE',
+    help='compare images in the features of the standard FID, with the weights '
+    'in this .npz file; the README tells where to get them (default: in those '
+    "of the run's classifier)",
   )
   _add_controls(sub)
   _add_seed(sub)
@@ -439,6 +447,7 @@ def _parser() -> argparse.ArgumentParser:
     '--workdir=RUN',
     '--workdir=RUN --split=test --num_samples=200',
     '--workdir=RUN --guidance_scale=2',
+    '--workdir=RUN --inception=inception.npz',
     '--workdir=RUN --num_samples=0',
   )
   workdir(sub, required=True)

@@ -235,7 +235,10 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
       [*SAMPLE, '--reject_memorised=0.6', '--data_dir={empty}'],
       'dermvq prepare',
     ),
-    ([*SAMPLE, '--counts=mel=1', '--reject_memorised=1'], 'every image'),
+    (
+      ['evaluate', '--workdir={run}', '--inception={empty}'],
+      'is no .npz file of Inception-v3',
+    ),
     (['report', '--workdir={new}'], 'dermvq train --config=vqvae'),
     (['report', '--workdir={no_prior}'], 'dermvq prepare'),
     (['check', '--workdir={new}'], 'holds no run'),

@@ -16,7 +16,14 @@ _ROOT = pathlib.Path(dermvq_jax.__file__).parent
 # 'models' and 'data' stand for all their modules.
 _ORDER = [
   {'errors', 'progress'},
-  {'losses', 'images', 'metrics', 'figures', 'generation_metrics'},
+  {
+    'losses',
+    'images',
+    'metrics',
+    'figures',
+    'generation_metrics',
+    'inception',
+  },
   {'models', 'data'},
   {'tasks', 'workdirs'},
   {'state', 'optim', 'parallel', 'checkpoints', 'logs', 'stopping'},

@@ -36,7 +36,7 @@ def new_workdir(smoke_run, tmp_path, phase):
   """A workdir where `phase` can start, and the option that finds the data."""
   workdir = tmp_path / 'run'
   workdir.mkdir()
-  if phase == 'prior':
+  if phase != 'vqvae':
     shutil.copytree(smoke_run / 'vqvae', workdir / 'vqvae')
   return workdir, f'--config.data_dir={smoke_run}/data'
 
