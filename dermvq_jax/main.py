@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from dermvq_jax import __version__, errors
+from dermvq_jax import __version__, compile_cache, errors
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -459,6 +459,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit code."""
   args = _parse(sys.argv[1:] if argv is None else argv)
+  compile_cache.enable()
   from dermvq_jax import logs
 
   logs.setup_console()

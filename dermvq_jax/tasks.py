@@ -9,6 +9,7 @@ from typing import Any
 
 import einops
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -135,6 +136,16 @@ def _make_component(
         f'from its own config, --config={configs}:{config.name}'
       )
   return component(**given)
+
+
+def _init(
+  model: nn.Module, rng: jax.Array, *inputs: jax.Array
+) -> tuple[PyTree, PyTree]:
+  """Parameters and other collections of a new model."""
+  # As one program: op by op, a start compiles a hundred.
+  init = jax.jit(functools.partial(model.init, train=False))
+  state, params = flax.core.pop(init(rng, *inputs), 'params')
+  return params, state
 
 
 def vqvae_model(config: ml_collections.ConfigDict) -> vqvae.VQVAE:
@@ -265,8 +276,8 @@ def vqvae_task(
   def init(rng, batches):
     init_rng, start_rng = jax.random.split(rng)
     images = to_unit(next(batches)['image'])
-    variables = model.init(init_rng, images[:1], train=False)
-    state, params = flax.core.pop(variables, 'params')
+    params, state = _init(model, init_rng, images[:1])
+    variables = {'params': params, **state}
     encode = jax.jit(functools.partial(model.apply, method='latents'))
     if not start_rows:
       return params, state
@@ -369,11 +380,7 @@ def prior_task(
 
   def init(rng, batches):
     batch = next(batches)
-    variables = model.init(
-      rng, batch['codes'][:1], batch['label'][:1], train=False
-    )
-    state, params = flax.core.pop(variables, 'params')
-    return params, state
+    return _init(model, rng, batch['codes'][:1], batch['label'][:1])
 
   def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
     codes, labels = batch['codes'], batch['label']
