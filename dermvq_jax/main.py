@@ -58,7 +58,7 @@ def _train(args: argparse.Namespace):
 
   config = config_files.load(args.config, args.overrides)
   parallel.initialize(args.coordinator, args.num_processes, args.process_id)
-  train.run(config, args.workdir)
+  train.run(config, args.workdir, profile=args.profile)
 
 
 def _encode(args: argparse.Namespace):
@@ -329,6 +329,12 @@ def _parser() -> argparse.ArgumentParser:
     '--config.FIELD=VALUE changes a field; configs/*.py lists them',
   )
   workdir(sub, required=True)
+  sub.add_argument(
+    '--profile',
+    action='store_true',
+    help="write a trace of a few steps to the phase's folder, for TensorBoard "
+    'and xprof',
+  )
   _add_hosts(sub)
 
   sub = command(
