@@ -15,7 +15,7 @@ from dermvq_jax import (
 )
 from dermvq_jax.data import prepared
 
-_PHASES = ('vqvae', 'prior')
+_PHASES = ('vqvae', 'prior', 'classifier')
 # What was looked at, what is wrong with it or '', and a remark.
 _Finding = tuple[str, str, str]
 

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from dermvq_jax import errors, losses, metrics
-from dermvq_jax.models import levels, quantizers, vqvae
+from dermvq_jax.models import classifier, levels, quantizers, vqvae
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -32,8 +32,11 @@ class Task:
     init: `(rng, batches) -> (params, model_state)`; sees the unsharded stream,
       the same on every host.
     loss_fn: `(params, model_state, batch, rng, *, train, axis_name) -> (loss,
-      (metrics, model_state))`. A feature `mask` [B] weights the metrics.
-      Metrics are sums of this device's part.
+      (metrics, observed))`. A feature `mask` [B] weights the metrics. Metrics
+      are sums of this device's part; `observed` are arrays [B, ...].
+    update_state: `(params, model_state, observed, rng, *, axis_name) ->
+      model_state`, once a training step: what is learned without gradients,
+      from what `loss_fn` observed in all parts of the batch.
     summary_images: `(params, model_state, batch) -> {name: [N, H, W, 3]}`.
   """
 
@@ -41,11 +44,12 @@ class Task:
   best_metric: str
   init: Callable[[jax.Array, Iterator[Batch]], tuple[PyTree, PyTree]]
   loss_fn: Callable[..., tuple[jax.Array, tuple[metrics.Metrics, PyTree]]]
+  update_state: Callable[..., PyTree]
   summary_images: Callable[[PyTree, PyTree, Batch], dict[str, np.ndarray]]
 
 
 def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
-  """Returns the task named by `config.task`: 'vqvae' or 'prior'.
+  """Returns the task named by `config.task`: vqvae, prior or classifier.
 
   Args:
     config: the run's config.
@@ -54,17 +58,21 @@ def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
   Raises:
     UserError: the config does not fit the dataset.
   """
-  makers = {'vqvae': vqvae_task, 'prior': prior_task}
+  makers = {
+    'vqvae': vqvae_task,
+    'prior': prior_task,
+    'classifier': classifier_task,
+  }
   if config.task not in makers:
     raise errors.UserError(
       f'config.task is {config.task!r}; it must be one of '
       + ', '.join(map(repr, makers))
     )
-  needed = {'vqvae': 'image_size', 'prior': 'codebook_size'}[config.task]
+  needed = 'codebook_size' if config.task == 'prior' else 'image_size'
   if needed not in facts:
     raise errors.UserError(
       f'config.dataset={facts["dataset"]} can not train the {config.task}: the '
-      'vqvae needs images, the prior codes'
+      'prior needs codes, the others images'
     )
   return makers[config.task](config, facts)
 
@@ -139,11 +147,11 @@ def _make_component(
 
 
 def _init(
-  model: nn.Module, rng: jax.Array, *inputs: jax.Array
+  model: nn.Module, rng: jax.Array, *inputs: jax.Array, **options: Any
 ) -> tuple[PyTree, PyTree]:
   """Parameters and other collections of a new model."""
   # As one program: op by op, a start compiles a hundred.
-  init = jax.jit(functools.partial(model.init, train=False))
+  init = jax.jit(functools.partial(model.init, **options))
   state, params = flax.core.pop(init(rng, *inputs), 'params')
   return params, state
 
@@ -300,13 +308,8 @@ def vqvae_task(
     images = to_unit(batch['image'])
     target = to_unit(batch.get('target', batch['image']))
     mask = batch.get('mask')
-    output, new_state = model.apply(
-      {'params': params, **model_state},
-      images,
-      train=train,
-      axis_name=axis_name,
-      mutable=list(model_state) if train else [],
-      rngs={'codebook': rng},
+    output = model.apply(
+      {'params': params, **model_state}, images, axis_name=axis_name
     )
     quantized = output.quantized
     loss = quantized.loss + losses.reconstruction(
@@ -327,11 +330,22 @@ def vqvae_task(
     }
     if not train:  # It would slow training.
       parts['ssim'] = metrics.Mean.of(losses.ssim(clipped, target), mask)
-    return loss, (parts, new_state if train else model_state)
+    return loss, (parts, quantized.observed)
+
+  def update_state(params, model_state, observed, rng, *, axis_name=None):
+    _, new_state = model.apply(
+      {'params': params, **model_state},
+      observed,
+      axis_name=axis_name,
+      method='update_codebook',
+      mutable=list(model_state),
+      rngs={'codebook': rng},
+    )
+    return new_state
 
   @jax.jit
   def reconstruct(params, model_state, images):
-    output = model.apply({'params': params, **model_state}, images, train=False)
+    output = model.apply({'params': params, **model_state}, images)
     return jnp.clip(output.reconstruction, 0, 1)
 
   def summary_images(params, model_state, batch):
@@ -343,7 +357,7 @@ def vqvae_task(
       )
     }
 
-  return Task(('image',), 'mse', init, loss_fn, summary_images)
+  return Task(('image',), 'mse', init, loss_fn, update_state, summary_images)
 
 
 def prior_model(config: ml_collections.ConfigDict, facts: dict[str, Any]):
@@ -380,7 +394,8 @@ def prior_task(
 
   def init(rng, batches):
     batch = next(batches)
-    return _init(model, rng, batch['codes'][:1], batch['label'][:1])
+    inputs = batch['codes'][:1], batch['label'][:1]
+    return _init(model, rng, *inputs, train=False)
 
   def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
     codes, labels = batch['codes'], batch['label']
@@ -409,6 +424,96 @@ def prior_task(
       'bits_per_code': metrics.Mean.of(nll / np.log(2), mask),
       'accuracy': metrics.Mean.of(correct, mask),
     }
-    return jnp.mean(loss), (parts, model_state)
+    return jnp.mean(loss), (parts, ())
 
-  return Task(('codes', 'label'), 'nll', init, loss_fn, lambda *unused_args: {})
+  return Task(
+    ('codes', 'label'),
+    'nll',
+    init,
+    loss_fn,
+    _keep_state,
+    lambda *unused_args: {},
+  )
+
+
+def _keep_state(params, model_state, observed, rng, *, axis_name=None):
+  del params, observed, rng, axis_name  # All is learned with gradients.
+  return model_state
+
+
+def classifier_model(
+  config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> classifier.Classifier:
+  """Builds the classifier from `config.classifier`.
+
+  Raises:
+    UserError: a width that does not fit, or images that can not be halved so
+      often.
+  """
+  features, stages = config.classifier.features, config.classifier.num_stages
+  if stages < 1 or features < 1 or features % (8 << (stages - 1)):
+    raise errors.UserError(
+      f'config.classifier.features is {features}; with num_stages={stages} it '
+      f'must be a multiple of {8 << max(stages - 1, 0)}, and there must be 1 '
+      'stage or more'
+    )
+  if facts['image_size'] % (1 << stages):
+    raise errors.UserError(
+      f'images of {facts["image_size"]} px can not be halved {stages} times; '
+      'lower config.classifier.num_stages'
+    )
+  return classifier.Classifier(
+    num_classes=len(facts['class_names']),
+    dtype=_dtype(config),
+    **config.classifier,
+  )
+
+
+def classifier_task(
+  config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> Task:
+  """Classes of real images, each class as important as any other.
+
+  The loss is the cross-entropy of the logits plus the log of the training
+  split's class shares (logit adjustment, Menon et al. 2021, section 4), which
+  makes the plain logits those of balanced classes. The metrics are of the
+  plain logits.
+  """
+  model = classifier_model(config, facts)
+  num_classes = len(facts['class_names'])
+
+  def init(rng, batches):
+    counts = np.ones(num_classes)  # no class is impossible
+    for batch in batches:
+      counts += np.bincount(batch['label'], minlength=num_classes)
+      if counts.sum() >= facts['num_train'] + num_classes:
+        break
+    params, _ = _init(model, rng, to_unit(batch['image'][:1]))
+    log_shares = jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
+    return params, {'class_balance': {'log_shares': log_shares}}
+
+  def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
+    del rng, train, axis_name  # it draws nothing and averages nothing
+    labels, mask = batch['label'], batch.get('mask')
+    logits = model.apply({'params': params}, to_unit(batch['image']))
+    adjusted = logits + model_state['class_balance']['log_shares']
+    loss = losses.nll(adjusted, labels)  # [B]
+    correct = jnp.argmax(logits, -1) == labels
+    by_class = (labels, num_classes, mask)
+    parts = {
+      'accuracy': metrics.Mean.of(correct, mask),
+      'balanced_accuracy': metrics.ClassMean.of(correct, *by_class),
+      'balanced_nll': metrics.ClassMean.of(
+        losses.nll(logits, labels), *by_class
+      ),
+    }
+    return jnp.mean(loss), (parts, ())
+
+  return Task(
+    ('image', 'label'),
+    'balanced_nll',
+    init,
+    loss_fn,
+    _keep_state,
+    lambda *unused_args: {},
+  )

@@ -16,13 +16,15 @@ _ROOT = pathlib.Path(dermvq_jax.__file__).parent
 # 'models' and 'data' stand for all their modules.
 _ORDER = [
   {'errors', 'progress', 'compile_cache'},
-  {'losses', 'images', 'metrics', 'figures'},
+  {'losses', 'images', 'metrics', 'figures', 'generation_metrics'},
   {'models', 'data'},
   {'tasks', 'workdirs'},
   {'state', 'optim', 'parallel', 'checkpoints', 'logs', 'stopping'},
   {'encode', 'sample'},
   {'train', 'inference'},
-  {'evaluate', 'check'},
+  {'features', 'check'},
+  {'memorisation'},
+  {'evaluate'},
   {'generate', 'report'},
   {'config_files'},
   {'demo'},
