@@ -56,17 +56,21 @@ def resolve_dataset(
   """The dataset a config means, and where it is prepared.
 
   A prior's are the codes of the VQ-VAE in `workdir`, in the same place as its
-  images unless the config names another, or `data_dir` is given.
+  images unless the config names another, or `data_dir` is given; a
+  classifier's are those images.
 
   Raises:
     UserError: of a prior, there is no trained VQ-VAE, or the config names
-      other codes than its.
+      other codes than its; of a classifier, there is no VQ-VAE.
   """
-  if config.task != 'prior':
+  if config.task == 'vqvae' or (config.task != 'prior' and config.dataset):
     data_dir = data_dir or config.data_dir
     return config.dataset, workdirs.data_dir(workdir, data_dir)
   folder = workdirs.phase_dir(workdir, 'vqvae')
   vqvae_config, facts = workdirs.load_config(folder)
+  if config.task != 'prior':
+    data_dir = data_dir or config.data_dir or vqvae_config.data_dir
+    return facts['dataset'], workdirs.data_dir(workdir, data_dir)
   weights = checkpoints.load_best(folder)
   name = codes_name(digest(weights, facts['dataset']), config.copies)
   if config.dataset not in ('codes', name):

@@ -48,6 +48,43 @@ class Psnr(Mean):
 
 
 @flax.struct.dataclass
+class ClassMean(clu_metrics.Metric):
+  """Mean over the classes that occur of each class's mean.
+
+  total, count: float32 `[C]`.
+  """
+
+  total: jax.Array
+  count: jax.Array
+
+  @classmethod
+  def of(
+    cls,
+    values: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    mask: jax.Array | None = None,
+  ) -> Self:
+    """Means of `values` `[B]` by `labels`, int32 `[B]`, with `mask` 1."""
+    weights = jnp.ones(labels.shape) if mask is None else mask
+    values = values.astype(jnp.float32) * weights
+    return cls(
+      jax.ops.segment_sum(values, labels, num_classes),
+      jax.ops.segment_sum(weights, labels, num_classes),
+    )
+
+  def merge(self, other: Self) -> Self:
+    """Adds another part."""
+    return jax.tree.map(jnp.add, self, other)
+
+  def compute(self) -> jax.Array:
+    """The mean of the means."""
+    seen = self.count > 0
+    means = self.total / jnp.where(seen, self.count, 1)
+    return jnp.sum(means) / jnp.sum(seen)
+
+
+@flax.struct.dataclass
 class Count(clu_metrics.Metric):
   """How often something happened. count: int32 scalar."""
 

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from dermvq_jax import errors, losses, metrics
-from dermvq_jax.models import levels, quantizers, vqvae
+from dermvq_jax.models import classifier, levels, quantizers, vqvae
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -44,7 +44,7 @@ class Task:
 
 
 def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
-  """Returns the task named by `config.task`: 'vqvae' or 'prior'.
+  """Returns the task named by `config.task`: vqvae, prior or classifier.
 
   Args:
     config: the run's config.
@@ -53,17 +53,21 @@ def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
   Raises:
     UserError: the config does not fit the dataset.
   """
-  makers = {'vqvae': vqvae_task, 'prior': prior_task}
+  makers = {
+    'vqvae': vqvae_task,
+    'prior': prior_task,
+    'classifier': classifier_task,
+  }
   if config.task not in makers:
     raise errors.UserError(
       f'config.task is {config.task!r}; it must be one of '
       + ', '.join(map(repr, makers))
     )
-  needed = {'vqvae': 'image_size', 'prior': 'codebook_size'}[config.task]
+  needed = 'codebook_size' if config.task == 'prior' else 'image_size'
   if needed not in facts:
     raise errors.UserError(
       f'config.dataset={facts["dataset"]} can not train the {config.task}: the '
-      'vqvae needs images, the prior codes'
+      'prior needs codes, the others images'
     )
   return makers[config.task](config, facts)
 
@@ -405,3 +409,80 @@ def prior_task(
     return jnp.mean(loss), (parts, model_state)
 
   return Task(('codes', 'label'), 'nll', init, loss_fn, lambda *unused_args: {})
+
+
+def classifier_model(
+  config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> classifier.Classifier:
+  """Builds the classifier from `config.classifier`.
+
+  Raises:
+    UserError: a width that does not fit, or images that can not be halved so
+      often.
+  """
+  features, stages = config.classifier.features, config.classifier.num_stages
+  if stages < 1 or features < 1 or features % (8 << (stages - 1)):
+    raise errors.UserError(
+      f'config.classifier.features is {features}; with num_stages={stages} it '
+      f'must be a multiple of {8 << max(stages - 1, 0)}, and there must be 1 '
+      'stage or more'
+    )
+  if facts['image_size'] % (1 << stages):
+    raise errors.UserError(
+      f'images of {facts["image_size"]} px can not be halved {stages} times; '
+      'lower config.classifier.num_stages'
+    )
+  return classifier.Classifier(
+    num_classes=len(facts['class_names']),
+    dtype=_dtype(config),
+    **config.classifier,
+  )
+
+
+def classifier_task(
+  config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> Task:
+  """Classes of real images, each class as important as any other.
+
+  The loss is the cross-entropy of the logits plus the log of the training
+  split's class shares (logit adjustment, Menon et al. 2021, section 4), which
+  makes the plain logits those of balanced classes. The metrics are of the
+  plain logits.
+  """
+  model = classifier_model(config, facts)
+  num_classes = len(facts['class_names'])
+
+  def init(rng, batches):
+    counts = np.ones(num_classes)  # no class is impossible
+    for batch in batches:
+      counts += np.bincount(batch['label'], minlength=num_classes)
+      if counts.sum() >= facts['num_train'] + num_classes:
+        break
+    params = model.init(rng, to_unit(batch['image'][:1]))['params']
+    log_shares = jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
+    return params, {'class_balance': {'log_shares': log_shares}}
+
+  def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
+    del rng, train, axis_name  # it draws nothing and averages nothing
+    labels, mask = batch['label'], batch.get('mask')
+    logits = model.apply({'params': params}, to_unit(batch['image']))
+    adjusted = logits + model_state['class_balance']['log_shares']
+    loss = losses.nll(adjusted, labels)  # [B]
+    correct = jnp.argmax(logits, -1) == labels
+    by_class = (labels, num_classes, mask)
+    parts = {
+      'accuracy': metrics.Mean.of(correct, mask),
+      'balanced_accuracy': metrics.ClassMean.of(correct, *by_class),
+      'balanced_nll': metrics.ClassMean.of(
+        losses.nll(logits, labels), *by_class
+      ),
+    }
+    return jnp.mean(loss), (parts, model_state)
+
+  return Task(
+    ('image', 'label'),
+    'balanced_nll',
+    init,
+    loss_fn,
+    lambda *unused_args: {},
+  )

@@ -30,6 +30,9 @@ GOLDEN = {
   ('prior', 'transformer'): (1_322_496, 0),
   ('prior', 'demo'): (832_000, 0),
   ('prior', 'smoke'): (5_464, 0),
+  ('classifier', ''): (429_727, 0),
+  ('classifier', 'demo'): (429_727, 0),
+  ('classifier', 'smoke'): (11_551, 0),
 }
 # The same of the default with another architecture: parameters alone.
 ARCHITECTURES = {
@@ -54,6 +57,7 @@ def _facts(argument):
   return {
     'class_names': [str(i) for i in range(7)],
     'codebook_size': quantizer.codebook_size,
+    'image_size': 64,
   }
 
 
@@ -62,6 +66,11 @@ def _variables(name, argument):
   if name == 'vqvae':
     model = tasks.vqvae_model(config)
     inputs = (jnp.zeros((1, 16, 16, 3)),)
+  elif name == 'classifier':
+    model = tasks.classifier_model(config, _facts(argument))
+    return jax.eval_shape(
+      model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3))
+    )
   else:
     model = tasks.prior_model(config, _facts(argument))
     inputs = jnp.zeros((1, 4, 4), jnp.int32), jnp.zeros((1,), jnp.int32)

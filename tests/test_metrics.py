@@ -36,6 +36,16 @@ def _averager(metric):
   return lambda values, mask=None: metric.of(jnp.float32(values), mask)
 
 
+def _by_class(x, mask=None):
+  return metrics.ClassMean.of(jnp.float32(x[:, 0]), jnp.int32(x[:, 1]), 4, mask)
+
+
+def _labelled(n, seed=0):
+  """Values and labels `[n, 2]`; class 1 never occurs."""
+  rng = np.random.default_rng(seed)
+  return np.stack([rng.random(n), rng.choice([0, 2, 3], n)], axis=1)
+
+
 # Name: the metric of a batch, batches, the value by its definition.
 METRICS = {
   'mean': (_averager(metrics.Mean), _values, np.mean),
@@ -54,6 +64,11 @@ METRICS = {
     _counter(metrics.DeadCodes),
     _codes,
     lambda codes: np.sum(_shares(codes) == 0),
+  ),
+  'class_mean': (
+    _by_class,
+    _labelled,
+    lambda x: np.mean([x[x[:, 1] == c, 0].mean() for c in np.unique(x[:, 1])]),
   ),
 }
 every_metric = pytest.mark.parametrize(

@@ -130,3 +130,50 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
     assert told[name] == pytest.approx(float(number), rel=1e-4), name
   assert {'quantization_error', 'latent_norm', 'commitment_loss'} <= set(told)
   assert set(told) - set(in_training) == {'ssim'}
+
+
+# The classifier.
+
+
+def test_classifier_is_told_the_class_shares():
+  """Its loss is that of logits plus their logs; its metrics are balanced."""
+  config = config_files.load('classifier:smoke')
+  facts = {
+    'dataset': 'images/8',
+    'image_size': 8,
+    'num_train': 12,
+    'class_names': ['a', 'b', 'c'],
+  }
+  task = tasks.make(config, facts)
+  rng = np.random.default_rng(0)
+  labels = np.array([0, 0, 0, 1])
+  batch = {
+    'image': rng.integers(0, 256, (4, 8, 8, 3), np.uint8),
+    'label': labels,
+    'mask': np.float32([1, 1, 0, 1]),
+  }
+  # Three batches are an epoch; one more of each class is counted.
+  params, state = task.init(jax.random.key(0), iter([batch] * 9))
+  shares = np.array([9 + 1, 3 + 1, 0 + 1]) / 15
+  told = state['class_balance']['log_shares']
+  np.testing.assert_allclose(told, np.log(shares), rtol=1e-6)
+
+  model = tasks.classifier_model(config, facts)
+  logits = model.apply({'params': params}, tasks.to_unit(batch['image']))
+  loss, (parts, new_state) = task.loss_fn(
+    params, state, batch, jax.random.key(1), train=True
+  )
+  joint = np.exp(logits) * shares
+  likely = (joint / joint.sum(1, keepdims=True))[np.arange(4), labels]
+  assert loss == pytest.approx(-np.log(likely).mean(), rel=1e-5)
+  assert new_state is state
+  # Without the masked one, each class counts as one.
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  nll = -np.log(p[np.arange(4), labels])
+  expected = ((nll[0] + nll[1]) / 2 + nll[3]) / 2
+  found = metrics.compute(parts)
+  assert found['balanced_nll'] == pytest.approx(expected, rel=1e-5)
+  right = p.argmax(1) == labels
+  expected = ((int(right[0]) + int(right[1])) / 2 + right[3]) / 2
+  assert found['balanced_accuracy'] == pytest.approx(expected)
+  assert found['accuracy'] == pytest.approx(right[[0, 1, 3]].mean())

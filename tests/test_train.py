@@ -628,6 +628,8 @@ def shrink(config):
     config.model.features = 16
     config.model.residual_features = 8
     config.quantizer.codebook_size = 32
+  elif config.task == 'classifier':
+    config.classifier = {'features': 16, 'num_stages': 2}
   else:
     small = {'num_layers': 2, 'features': 8, 'head_features': 8}
     config.prior.update({k: small[k] for k in small if k in config.prior})
@@ -640,6 +642,7 @@ def shrink(config):
     *('vqvae', 'vqvae:128', 'vqvae:256', 'vqvae:demo', 'vqvae:smoke'),
     *('prior', 'prior:demo', 'prior:smoke'),
     *('prior:pixelcnn', 'prior:rnn', 'prior:transformer'),
+    *('classifier', 'classifier:demo', 'classifier:smoke'),
   ],
 )
 def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
@@ -651,8 +654,8 @@ def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
   rows = rows_in(workdir / phase)
   assert [row['step'] for row in rows] == [1, 1]
   assert np.isfinite(rows[0]['step/loss'])
-  best = {'vqvae': 'val/mse', 'prior': 'val/nll'}[phase]
-  assert np.isfinite(rows[1][best])
+  best = {'vqvae': 'mse', 'prior': 'nll', 'classifier': 'balanced_nll'}[phase]
+  assert np.isfinite(rows[1][f'val/{best}'])
   assert steps_in(workdir / phase / 'best') == [1]
   assert steps_in(workdir / phase / 'checkpoints') == [1]
 
