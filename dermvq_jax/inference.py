@@ -112,7 +112,7 @@ class Masked:
     return {k: np.repeat(v[None], count, axis=0) for k, v in both.items()}
 
 
-def _in_chunks(f: Callable[..., PyTree], *arrays: np.ndarray) -> PyTree:
+def in_chunks(f: Callable[..., PyTree], *arrays: np.ndarray) -> PyTree:
   """Applies `f` to the rows of `arrays`, `_CHUNK` at a time.
 
   The last chunk is padded, so `f` compiles once.
@@ -232,7 +232,7 @@ class Model:
         f'images of {images.shape[1]}x{images.shape[2]} px are not divisible '
         f'by the downsampling, {factor}'
       )
-    return _in_chunks(self._encode, images)
+    return in_chunks(self._encode, images)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """Codes int32 `[B, h, w]` to uint8 images `[B, H, W, 3]`.
@@ -240,7 +240,7 @@ class Model:
     Raises:
       UserError: codes outside [0, K).
     """
-    return _in_chunks(self._decode, self._check_codes(codes))
+    return in_chunks(self._decode, self._check_codes(codes))
 
   def embed(self, codes: np.ndarray) -> np.ndarray:
     """Codes int32 `[B, h, w]` to what the decoder reads, `[B, h, w, D]`.
@@ -248,7 +248,7 @@ class Model:
     Raises:
       UserError: codes outside [0, K).
     """
-    return _in_chunks(self._embed, self._check_codes(codes))
+    return in_chunks(self._embed, self._check_codes(codes))
 
   def codes_without(self, hidden: np.ndarray) -> np.ndarray:
     """Which codes do not depend on hidden pixels, bool `[h, w]`.
@@ -331,7 +331,7 @@ class Model:
         f'{len(codes)} grids of codes, {len(labels)} labels'
       )
     labels = np.broadcast_to(labels, (len(codes),))
-    return _in_chunks(
+    return in_chunks(
       functools.partial(_teacher_forced, *self._prior), codes, labels
     )
 

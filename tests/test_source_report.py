@@ -145,8 +145,8 @@ def test_slow_prior(speed, status):
   """Both improve by 95% after 195 steps, twice as many for the prior."""
   verdict = _decide(
     'slowly',
-    augmented=[_timed(_rows('val/mse', (2, 1)), [10])],
-    prior=_timed(_rows('val/nll', (2, 1), every=200), [speed]),
+    augmented=[_timed(_rows('val/mse', (2, 1, 1)), [10])],
+    prior=_timed(_rows('val/nll', (2, 1, 1), every=200), [speed]),
   )
   assert verdict.status == status
   assert 'the VQ-VAE 20 s' in verdict.number  # 195 steps at 10 a second
@@ -219,8 +219,8 @@ class _Figures(html.parser.HTMLParser):
 
 
 def test_one_command(tmp_path, smoke_run, monkeypatch, capsys):
-  """The plain recipe's augmented run, without and with its prior."""
-  only = protocol.Run('plain', True, 0)
+  """Of one run, whose steps the smoke run has compiled."""
+  only = protocol.Run('package', True, 0)
   monkeypatch.setattr(protocol, 'queue', lambda unused_seeds: [only])
   arguments = [f'--workdir={tmp_path}', '--size=smoke']
   command.main([*arguments, f'--data_dir={smoke_run}/data'])
@@ -233,17 +233,17 @@ def test_one_command(tmp_path, smoke_run, monkeypatch, capsys):
     *(f'fig{i}' for i in range(3, 10)),
   ]
   assert len(set(found.ids)) == len(found.ids)
-  assert {'code_map_plain', 'samples_plain', 'prior_loss_plain'} < set(
+  assert {'code_map_package', 'samples_package', 'prior_loss_package'} < set(
     found.figures
   )
-  assert 'samples_package' not in found.figures  # it was not run
+  assert 'samples_plain' not in found.figures  # it was not run
   logs = protocol.read_logs(tmp_path, 1)
-  assert logs['plain'].prior and not logs['package'].vqvae
+  assert logs['package'].prior and not logs['plain'].vqvae
   # A phase that has not come to its end does not count.
   metrics = tmp_path / only.name / 'vqvae' / 'metrics.jsonl'
   lines = metrics.read_text().splitlines(keepends=True)
   metrics.write_text(''.join(lines[:1]))
-  assert not protocol.read_logs(tmp_path, 1)['plain'].vqvae
+  assert not protocol.read_logs(tmp_path, 1)['package'].vqvae
 
 
 def test_all_verdicts_are_on_the_page():

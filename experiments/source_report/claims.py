@@ -228,7 +228,7 @@ def _slow_prior(logs: Logs) -> Verdict:
     (logs.vqvae, 'val/mse', 'the VQ-VAE'),
     (logs.prior, 'val/nll', 'the prior'),
   ):
-    if len(series(rows, metric)[1]) < 2 or not len(seconds_a_step(rows)):
+    if len(series(rows, metric)[1]) < 3 or not len(seconds_a_step(rows)):
       return _not_run(what)
   vqvae = _seconds_to_most(logs.vqvae, 'val/mse')
   prior = _seconds_to_most(logs.prior, 'val/nll')
