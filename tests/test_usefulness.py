@@ -227,7 +227,7 @@ def test_numbers_of_the_table(tmp_path):
     (['--table'], 'no fold is complete'),
     (['--folds=1'], 'give 2 or more'),
     (['--run=nowhere'], 'nowhere/vqvae holds no run'),
-    ([], 'ham10000/64 is not prepared'),
+    ([], '--manual_dir=FOLDER'),
   ],
 )
 def test_mistakes(tmp_path, arguments, message, capsys):

@@ -96,7 +96,11 @@ def _loss_near_zero(logs: Logs) -> Verdict:
   values = series(logs.vqvae, 'val/nmse')[1]
   if len(values) < 3:
     return _not_run('the VQ-VAE')
-  return _verdict(values[-1] < _NEAR_ZERO, f'NMSE {values[-1]:.4f}')
+  mse = [series(logs.vqvae, m)[1] for m in ('step/mse', 'val/mse')]
+  span = (
+    f'MSE {mse[0][0]:.3f} to {mse[1][-1]:.4f}, ' if all(map(len, mse)) else ''
+  )
+  return _verdict(values[-1] < _NEAR_ZERO, f'{span}NMSE {values[-1]:.4f}')
 
 
 def _perplexity_rises(logs: Logs) -> Verdict:

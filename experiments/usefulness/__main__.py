@@ -23,7 +23,7 @@ from dermvq_jax import (
   tasks,
   workdirs,
 )
-from dermvq_jax.data import augment, pipeline
+from dermvq_jax.data import augment, pipeline, prepare
 from experiments.usefulness import folds, statistics
 
 WAYS = ('real', 'oversampled', 'real_and_synthetic', 'synthetic')
@@ -275,9 +275,8 @@ def table(
   lines = [f'| {" | ".join(row)} |' for row in rows()]
   lines += [
     '',
-    'Recall, with 95% bootstrap intervals over '
-    f'{len(set(groups))} lesions and {correct.shape[1]} seed(s), of {num_folds} '
-    'fold(s). Balanced accuracy:',
+    f'Recall, with 95% bootstrap intervals over {len(set(groups))} lesions and '
+    f'{correct.shape[1]} seed(s), of {num_folds} fold(s). Balanced accuracy:',
     '',
   ]
   for name, against in _PAIRS:
@@ -300,7 +299,12 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--run', type=epath.Path, help='a trained run, instead of folds'
   )
-  parser.add_argument('--data_dir', default='', help='prepared datasets')
+  parser.add_argument(
+    '--data_dir', default='', help='prepared datasets (default: WORKDIR/data)'
+  )
+  parser.add_argument(
+    '--manual_dir', help='the source of the dataset, if it is not prepared yet'
+  )
   parser.add_argument('--size', choices=_STEPS, default='full')
   parser.add_argument(
     '--dataset', default='', help='default: ham10000/64; of smoke, a drawn one'
@@ -319,6 +323,7 @@ def _train(args: argparse.Namespace, num_seeds: int):
     return
   dataset = args.dataset or _DATASETS[args.size]
   data_dir = workdirs.data_dir(args.workdir, args.data_dir)
+  prepare.run(dataset, data_dir, args.manual_dir)
   for i in range(args.folds):
     name = folds.folder_name(i, args.folds)
     if missing(args.workdir / _RESULTS / name, num_seeds):
