@@ -22,6 +22,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.dataset = ''  # '': that of the VQ-VAE in the workdir
   config.data_dir = ''  # '': likewise
   config.batch_size = 32  # global
+  config.num_microbatches = 1  # more: gradients accumulate, with less memory
   config.num_workers = 0  # processes that read; 0: threads only
   config.augment = {
     'flips': True,
@@ -39,6 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'b2': 0.99,
     'weight_decay': 0.01,
     'max_grad_norm': 1.0,
+    'skip_nonfinite': False,  # True: leave out steps that go to infinity
   }
   config.params_ema_decay = 0.99
   config.num_epochs = 10.0

@@ -64,6 +64,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.copies = 1  # as in dermvq encode --copies
   config.data_dir = ''  # '': that of the VQ-VAE
   config.batch_size = 16  # global
+  config.num_microbatches = 1  # more: gradients accumulate, with less memory
   config.num_workers = 0  # processes that read; 0: threads only
 
   name = arg if arg in _PRIORS else 'gated_pixelcnn'

@@ -47,6 +47,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.dataset = 'ham10000/64'
   config.data_dir = ''  # '': in the workdir
   config.batch_size = 16  # global
+  config.num_microbatches = 1  # more: gradients accumulate, with less memory
   config.num_workers = 0  # processes that read; 0: threads only
   config.augment = {
     'flips': True,
@@ -111,11 +112,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   elif arg == 'smoke':
     config.dataset = 'synthetic_dermoscopy/smoke'
     config.batch_size = 8
-    config.model.features = 16
-    config.model.residual_features = 8
-    config.quantizer.codebook_size = 32
-    config.quantizer.code_dim = 8
-    config.quantizer.restart_after = 4
+    config.model.update({'features': 16, 'residual_features': 8})
+    config.quantizer.update(
+      {'codebook_size': 32, 'code_dim': 8, 'restart_after': 4}
+    )
     config.optim.warmup_steps = 2
     config.num_train_steps = 10
     config.log_every_steps = 5

@@ -15,7 +15,7 @@ from dermvq_jax import (
 )
 from dermvq_jax.data import prepared
 
-_PHASES = ('vqvae', 'prior')
+_PHASES = ('vqvae', 'prior', 'classifier')
 # What was looked at, what is wrong with it or '', and a remark.
 _Finding = tuple[str, str, str]
 
@@ -60,18 +60,15 @@ def _check_dataset(
 
 
 def _check_datasets(
-  workdir: epath.Path, folder: epath.Path, data_dir: str
+  workdir: epath.Path, folder: epath.Path, data_dir: str, seen: set[str]
 ) -> Iterator[_Finding]:
-  """The dataset that a phase was trained on."""
+  """The dataset that a phase was trained on, if not `seen` yet."""
   try:
     config, facts = workdirs.load_config(folder)
-    if not data_dir and folder.name == 'prior':
-      data_dir = encode.resolve_dataset(config, workdir)[1]
-    yield from _check_dataset(
-      facts['dataset'],
-      workdirs.data_dir(workdir, str(data_dir or config.data_dir)),
-      facts.get('codebook_size'),
-    )
+    dataset, found_in = encode.resolve_dataset(config, workdir, data_dir)
+    if dataset not in seen:  # A classifier's images are the VQ-VAE's.
+      seen.add(dataset)
+      yield from _check_dataset(dataset, found_in, facts.get('codebook_size'))
   except errors.UserError as e:
     yield f'dataset of {folder.name}', str(e), ''
 
@@ -98,11 +95,11 @@ def run(workdir: epath.PathLike, data_dir: str = '') -> bool:
   folders = [folder for folder in folders if workdirs.exists(folder)]
   if not folders:
     raise errors.UserError(f'{workdir} holds no run; give another --workdir')
-  damaged = 0
+  damaged, seen = 0, set()
   for folder in folders:
     for check in (
       _check_phase(folder),
-      _check_datasets(workdir, folder, data_dir),
+      _check_datasets(workdir, folder, data_dir, seen),
     ):
       for name, problem, remark in check:
         damaged += bool(problem)

@@ -54,9 +54,10 @@ def _steps(folder: epath.Path) -> list[int]:
   return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
-def _empty(removed: epath.Path):
-  if jax.process_index() == 0 and removed.exists():
-    removed.rmtree()
+def _empty(folder: epath.Path):
+  """Removes a folder of this module's own."""
+  if jax.process_index() == 0 and folder.exists():
+    folder.rmtree()
 
 
 def _wait_for_all(reason: str):
@@ -221,6 +222,8 @@ class Checkpoints:
 
   def best_is_whole(self) -> bool:
     """Whether there are weights in `best/`, as they were saved."""
+    if not has_best(self._folder):
+      return False  # Killed while they were replaced.
     try:
       load_best(self._folder)
     except errors.UserError as e:

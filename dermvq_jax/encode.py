@@ -56,8 +56,8 @@ def resolve_dataset(
   """The dataset a config means, and where it is prepared.
 
   A prior's are the codes of the VQ-VAE in `workdir`, in the same place as its
-  images unless the config names another, or `data_dir` is given; a
-  classifier's are those images.
+  images unless the config names another, or `data_dir` is given; a classifier's
+  are those images.
 
   Raises:
     UserError: of a prior, there is no trained VQ-VAE, or the config names

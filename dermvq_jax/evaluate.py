@@ -1,17 +1,38 @@
-"""How good a trained prior is: its likelihood, and the classifier in it."""
+"""How good a trained run is: its parts, and the images that it makes."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import encode, inference
+from dermvq_jax import (
+  encode,
+  errors,
+  features,
+  generation_metrics,
+  inference,
+  losses,
+  memorisation,
+  progress,
+  sample,
+  workdirs,
+)
 from dermvq_jax.data import prepared
 
 _CHANNELS = 3
+# The classifier's recall of a class is measured on at least so many samples.
+_MIN_CLASS_SAMPLES = 25
+_MIN_SAMPLES = 10
+_NUM_CLOSEST = 24
+# Samples are compared with real images of a split; as the floor, the real
+# images of another one are.
+_FLOOR_SPLIT = {'train': 'val', 'val': 'test', 'test': 'val'}
+Result = dict[str, Any]
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -19,13 +40,13 @@ def _mean(values: np.ndarray) -> float | None:
   return float(np.mean(values)) if len(values) else None
 
 
-def measure(
+def measure_prior(
   likelihoods: np.ndarray,
   labels: np.ndarray,
   class_names: Sequence[str],
   num_codes: int,
   num_values: int,
-) -> dict[str, Any]:
+) -> Result:
   """What a split's likelihoods say, as JSON values.
 
   Args:
@@ -49,7 +70,7 @@ def measure(
   confusion = np.zeros((number, number), int)
   np.add.at(confusion, (labels, predicted), 1)
 
-  def likelihood(chosen: np.ndarray) -> dict[str, Any]:
+  def likelihood(chosen: np.ndarray) -> Result:
     nats = _mean(nll[chosen])
     bits = None if nats is None else nats / np.log(2)
     return {
@@ -76,8 +97,8 @@ def measure(
 _COLUMNS = ('images', 'bits/code', 'bits/dim', 'recall')
 
 
-def _table(result: dict[str, Any]) -> str:
-  """The result as lines of text."""
+def _prior_table(result: Result) -> str:
+  """The prior's result as lines of text."""
   rows = [*result['classes'].items()]
   rows.append(('all', result | {'recall': result['accuracy']}))
   width = max(len(name) for name, _ in rows)
@@ -90,48 +111,440 @@ def _table(result: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
+def measure_reconstruction(
+  originals: np.ndarray, made: np.ndarray, train_variance: float
+) -> Result:
+  """Errors and SSIM of reconstructions, uint8 `[N, H, W, 3]`."""
+  mse = np.mean(
+    [np.square(a / 255.0 - b / 255.0).mean() for a, b in zip(originals, made)]
+  )
+  ssim = inference.in_chunks(
+    jax.jit(lambda a, b: losses.ssim(a / 255.0, b / 255.0)), originals, made
+  )
+  return {
+    'num_images': len(made),
+    'mse': float(mse),
+    'nmse': float(mse / train_variance),
+    'psnr': float(-10 * np.log10(max(mse, 1e-10))),
+    'ssim': float(ssim.mean()),
+  }
+
+
+def independent_codes(
+  codes: np.ndarray, number: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Codes each drawn from the training counts of its position alone.
+
+  Args:
+    codes: int `[N, h, w]`, those of the training images.
+    number: of grids to draw, B.
+    rng: source of randomness.
+
+  Returns:
+    int `[B, h, w]`; what a prior must beat.
+  """
+  chosen = rng.integers(len(codes), size=(number, *codes.shape[1:]))
+  return np.take_along_axis(codes, chosen, axis=0)
+
+
+def measure_labels(
+  classifier: features.Classifier,
+  sets: dict[str, tuple[np.ndarray, np.ndarray]],
+) -> Result:
+  """How often the classifier sees in an image the class it should have.
+
+  Args:
+    classifier: trained on real images.
+    sets: `real`, `reconstructions` (of these) and `samples`: of each images
+      uint8 `[N, H, W, 3]` and the labels they have or were asked for `[N]`.
+
+  Returns:
+    Of each set `num_images`, `balanced_accuracy`, its `standard_error` and the
+    `recalls` of the classes; `samples_over_real`, of the balanced accuracies.
+  """
+  number = len(classifier.class_names)
+  result = {}
+  for name, (images, asked) in sets.items():
+    predicted = classifier.predict(images)
+    accuracy, error = generation_metrics.balanced_accuracy(
+      predicted, asked, number
+    )
+    result[name] = {
+      'num_images': len(images),
+      'balanced_accuracy': accuracy,
+      'standard_error': error,
+      'recalls': {
+        class_name: _mean(predicted[asked == label] == label)
+        for label, class_name in enumerate(classifier.class_names)
+      },
+    }
+  share = result['samples']['balanced_accuracy'] / max(
+    result['real']['balanced_accuracy'], 1e-10
+  )
+  return result | {'samples_over_real': share}
+
+
+_SETS = {
+  'real': 'other real images (floor)',
+  'reconstructions': 'reconstructions (rFID)',
+  'real_codes': 'other real images, decoded',
+  'samples': 'samples',
+  'independent_codes': 'independent codes',
+}
+
+
+def _generation_table(result: Result) -> str:
+  """The generation's result as lines of text."""
+  columns = ('Frechet', 'KID', '+-', 'precision', 'recall', 'density')
+  width = max(map(len, _SETS.values()))
+  lines = [
+    ' ' * width + ''.join(f'{c:>11}' for c in (*columns, 'coverage')),
+  ]
+  for key, row in result['sets'].items():
+    numbers = [v for k, v in row.items() if k != 'num_images']
+    lines.append(
+      f'{_SETS[key]:<{width}}' + ''.join(f'{n:11.4g}' for n in numbers)
+    )
+  return '\n'.join(lines)
+
+
+def _memorisation_table(result: Result) -> str:
+  lines = []
+  for name, space in result['spaces'].items():
+    lines.append(
+      f'{name}: {space["num_copied"]} of {result["num_samples"]} samples look '
+      f'copied (ratio below {space["threshold"]:.2f}; so do '
+      f'{space["num_held_out_copied"]} of {result["num_held_out"]} held-out '
+      f'images); {space["share_closer_to_train"]:.1%} are closer to training '
+      f'images, expected {space["expected_share"]:.1%} '
+      f'(p {space["p_value"]:.3g})'
+    )
+  return '\n'.join(lines)
+
+
+def _read_images(source: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Images uint8 `[N, H, W, 3]` and labels int32 `[N]` of a split."""
+  records = [
+    source[i] for i in progress.bar(range(len(source)), desc=f'read {name}')
+  ]
+  return (
+    np.stack([record['image'] for record in records]),
+    np.array([record['label'] for record in records], np.int32),
+  )
+
+
+def _draw(
+  model: inference.Model,
+  labels: np.ndarray,
+  seed: int,
+  controls: sample.Controls,
+) -> tuple[np.ndarray, np.ndarray]:
+  """A sample for each label, then more of the classes that have few of them.
+
+  Returns:
+    uint8 `[N, H, W, 3]` and the labels `[N]`.
+  """
+  counts = np.bincount(labels, minlength=len(model.class_names))
+  missing = np.maximum(_MIN_CLASS_SAMPLES - counts, 0)
+  labels = np.concatenate([labels, np.repeat(np.arange(len(counts)), missing)])
+  images = model.sample(
+    labels, seed=seed, show_progress=True, **dataclasses.asdict(controls)
+  )
+  return images, labels
+
+
+def _closest(
+  samples: np.ndarray,
+  arrays: dict[str, np.ndarray],
+  sources: dict[str, Sequence[dict[str, Any]]],
+) -> dict[str, np.ndarray]:
+  """The samples closest to training images, as pictures, by each space."""
+  pictures = {}
+  for name in ('pixels', 'features'):
+    if f'{name}_ratio' not in arrays:
+      continue
+    order = np.argsort(arrays[f'{name}_ratio'])[:_NUM_CLOSEST]
+    pictures[f'{name}_closest'] = order
+    pictures[f'{name}_closest_samples'] = samples[order]
+    for bank, source in sources.items():
+      pictures[f'{name}_closest_{bank}'] = np.stack(
+        [source[int(i)]['image'] for i in arrays[f'{name}_{bank}_index'][order]]
+      )
+  return pictures
+
+
+class _Chain:
+  """Several sequences as one, in which nothing is read before it is asked."""
+
+  def __init__(self, parts: Sequence[Any]):
+    self._parts = parts
+
+  def __len__(self) -> int:
+    return sum(map(len, self._parts))
+
+  def __getitem__(self, index: int) -> Any:
+    for part in self._parts:
+      if index < len(part):
+        return part[index]
+      index -= len(part)
+    raise IndexError
+
+
+def _evaluate_samples(
+  model: inference.Model,
+  space: features.Features | None,
+  classifier: features.Classifier | None,
+  sources: dict[str, Any],
+  train_codes: np.ndarray,
+  split: str,
+  num_samples: int,
+  seed: int,
+  controls: sample.Controls,
+) -> tuple[Result, dict[str, np.ndarray]]:
+  """What of `run` needs samples: `generation`, `labels`, `memorisation`."""
+  rng = np.random.default_rng(seed)
+  real, real_labels = _read_images(sources[split], split)
+  floor, floor_labels = _read_images(sources[_FLOOR_SPLIT[split]], 'others')
+  chosen = rng.permutation(len(floor))[:num_samples]
+  floor, floor_labels = floor[chosen], floor_labels[chosen]
+  drawn, drawn_labels = _draw(model, floor_labels, seed, controls)
+  samples = drawn[:num_samples]
+  result = {'generation': None, 'labels': None}
+  decoded = model.reconstruct(real)
+  if classifier is not None:
+    result['labels'] = measure_labels(
+      classifier,
+      {
+        'real': (real, real_labels),
+        'reconstructions': (decoded, real_labels),
+        'samples': (drawn, drawn_labels),
+      },
+    )
+  if space is not None:
+    baseline = independent_codes(train_codes, num_samples, rng)
+    sets = {
+      'real': (floor, floor_labels),
+      'reconstructions': (decoded, real_labels),
+      'real_codes': (model.reconstruct(floor), floor_labels),
+      'samples': (samples, floor_labels),
+      'independent_codes': (model.decode(baseline), None),
+    }
+    found = {
+      name: (features.extract(space, images, f'{name}: features'), labels)
+      for name, (images, labels) in sets.items()
+    }
+    of_real = features.extract(space, real, f'{split}: features')
+    result['generation'] = {
+      'num_features': of_real.shape[1],
+      'num_real': len(real),
+      'floor_split': _FLOOR_SPLIT[split],
+      **generation_metrics.measure(
+        of_real, real_labels, found, model.class_names
+      ),
+    }
+    kids = result['generation']['sets']
+    result['generation']['kid_over_independent'] = (
+      kids['samples']['kid'] / kids['independent_codes']['kid']
+    )
+  held_out = _Chain([sources['val'], sources['test']])
+  # The classifier's features, where they are, of images in all positions: any
+  # other's may take hours.
+  near = classifier or space
+  banks = {
+    'train': memorisation.make_bank(sources['train'], near, 'training images'),
+    'held_out': memorisation.make_bank(held_out, near, 'held-out images'),
+  }
+  result['memorisation'], arrays = memorisation.measure(
+    samples,
+    model.reconstruct(_read_images(held_out, 'held-out images')[0]),
+    banks,
+    near,
+  )
+  arrays |= {
+    'label': floor_labels,
+    'sample_id': sample.count_within_labels(floor_labels),
+    **_closest(
+      samples, arrays, {'train': sources['train'], 'held_out': held_out}
+    ),
+  }
+  return result, arrays
+
+
 def run(
-  workdir: epath.PathLike, split: str = 'val', data_dir: str = ''
-) -> dict[str, Any]:
-  """Evaluates the prior; prints a table and writes it to `workdir/report`.
+  workdir: epath.PathLike,
+  split: str = 'val',
+  data_dir: str = '',
+  *,
+  space: features.Features | None = None,
+  num_samples: int | None = None,
+  seed: int = 0,
+  **controls,
+) -> Result:
+  """Evaluates a run; prints tables and writes them to `workdir/report`.
+
+  `report/evaluate_<split>.json` holds what is returned:
+
+  - `split`, `dataset` (of images), `seed`, `controls` (of the samples), `space`
+    (name of the feature space, None if there was none).
+  - `prior`: of the codes of the split; see `measure_prior`.
+  - `reconstruction`: of its images; see `measure_reconstruction`.
+  - `generation` (None without a space): `num_features`, `num_real` (images of
+    the split, with which all is compared), `sets`: each with what
+    `generation_metrics.compare` gives: `real` (images of `floor_split`: the
+    floor), `reconstructions` (of the split's own images: rFID), `real_codes`
+    (of `floor_split`'s images: what a perfect prior would reach), `samples`
+    (one for each image of `floor_split`, of its class), `independent_codes`
+    (decoded from codes that are drawn independently from each position's
+    training counts). All but `reconstructions` have as many images.
+    `kid_over_independent`: KID of samples over that of independent codes.
+    `classes`: class to sets, for classes of 100 real images and more.
+  - `labels` (None without a classifier): see `measure_labels`.
+  - `memorisation`: `num_samples`, `num_train`, `num_held_out` (all of val and
+    test) and `spaces`: of `pixels` and, with a classifier or a space (the
+    former if there are both), `features`:
+    `threshold` (closeness ratio below which a sample counts as copied),
+    `num_copied`, `num_held_out_copied`, `ratio_quantiles`,
+    `held_out_ratio_quantiles`, `ratio_p_value`, `share_closer_to_train`,
+    `expected_share`, `p_value`; the module `memorisation` explains them.
+
+  The last three are missing with `num_samples` 0. Otherwise
+  `report/nearest_<split>.npz` has, of every sample: `label`, `sample_id` (its
+  number in its class), and for `<space>` pixels or features `<space>_ratio`,
+  `<space>_copied`, `<space>_<bank>_id`, `_index`, `_distance` of the nearest
+  image, `<bank>` being train or held_out. And of the 24 with the lowest ratio:
+  `<space>_closest` (their numbers), `<space>_closest_samples`,
+  `<space>_closest_train` and `<space>_closest_held_out`, uint8 `[24, H, W, 3]`.
 
   Args:
     workdir: with trained VQ-VAE and prior.
     split: 'train', 'val' or 'test' of the codes the prior was trained on.
-    data_dir: where they are, if not where the run found them.
-
-  Returns:
-    What `measure` gives, with `split` and `dataset`: the content of
-    `report/evaluate_<split>.json`.
+    data_dir: where the data are, if not where the run found them.
+    space: features in which images are compared: a function of uint8
+      `[B, H, W, 3]` to `[B, F]`, such as `features.Inception(file)`. By default
+      the run's classifier, if trained.
+    num_samples: how many to draw; by default one for each image of the split
+      that measures the floor. 0: none.
+    seed: of the samples.
+    **controls: of the samples; see `dermvq_jax.sample.Controls`.
 
   Raises:
-    UserError: not trained, or the codes are not in `data_dir`.
+    UserError: not trained, the data are not in `data_dir`, a number of samples
+      or a control out of its range, or features that are none.
   """
+  chosen = sample.Controls(**controls)
   workdir = epath.Path(workdir).expanduser()
   model = inference.load(workdir)
   model.check_prior()
-  dataset, found_in = encode.resolve_dataset(
+  codes_dataset, codes_dir = encode.resolve_dataset(
     model.config.prior, workdir, data_dir
   )
-  source = prepared.open_split(dataset, found_in, split)
-  records = [source[i] for i in range(len(source))]
-  codes = np.stack([record['codes'] for record in records])
-  result = {'split': split, 'dataset': dataset} | measure(
-    model.class_log_likelihoods(codes, show_progress=True),
+  codes = {
+    name: prepared.open_split(codes_dataset, codes_dir, name)
+    for name in {split, 'train'}
+  }
+  _, facts = workdirs.load_config(workdirs.phase_dir(workdir, 'vqvae'))
+  images_dir = workdirs.data_dir(
+    workdir, data_dir or model.config.vqvae.data_dir
+  )
+  sources = {
+    name: prepared.open_split(facts['dataset'], images_dir, name)
+    for name in ('train', 'val', 'test')
+  }
+  most = len(sources[_FLOOR_SPLIT[split]])
+  num_samples = most if num_samples is None else num_samples
+  if num_samples and not _MIN_SAMPLES <= num_samples <= most:
+    raise errors.UserError(
+      f'{num_samples} samples: give --num_samples from {_MIN_SAMPLES} to '
+      f'{most}, the number of real images that measure the floor, or 0 for none'
+    )
+  classifier = None
+  if features.has_classifier(workdir):
+    classifier = features.Classifier(workdir)
+  if space is None:
+    space = classifier
+  result = {
+    'split': split,
+    'dataset': facts['dataset'],
+    'seed': seed,
+    'controls': dataclasses.asdict(chosen),
+    'space': space and getattr(space, '__name__', type(space).__name__),
+  }
+
+  records = [codes[split][i] for i in range(len(codes[split]))]
+  grids = np.stack([record['codes'] for record in records])
+  result['prior'] = {'dataset': codes_dataset} | measure_prior(
+    model.class_log_likelihoods(grids, show_progress=True),
     np.array([record['label'] for record in records]),
     model.class_names,
-    num_codes=codes[0].size,
+    num_codes=grids[0].size,
     num_values=model.image_size**2 * _CHANNELS,
   )
-  logging.info('%s', _table(result))
-  logging.info(
-    "Classes by Bayes' rule, each as likely before: accuracy %.4f, balanced "
-    '%.4f',
-    result['accuracy'],
-    result['balanced_accuracy'],
+  originals, _ = _read_images(sources[split], split)
+  result['reconstruction'] = measure_reconstruction(
+    originals, model.reconstruct(originals), facts['train_variance']
   )
-  path = workdir / 'report' / f'evaluate_{split}.json'
-  path.parent.mkdir(parents=True, exist_ok=True)
+  folder = workdir / 'report'
+  folder.mkdir(parents=True, exist_ok=True)
+  if num_samples:
+    train_codes = np.stack(
+      [codes['train'][i]['codes'] for i in range(len(codes['train']))]
+    )
+    measured, arrays = _evaluate_samples(
+      model,
+      space,
+      classifier,
+      sources,
+      train_codes,
+      split,
+      num_samples,
+      seed,
+      chosen,
+    )
+    result |= measured
+    path = folder / f'nearest_{split}.npz'
+    with path.open('wb') as f:
+      np.savez_compressed(f, **arrays)
+    logging.info('Wrote %s', path)
+  _tell(result, workdir)
+  path = folder / f'evaluate_{split}.json'
   path.write_text(json.dumps(result, indent=2) + '\n')
   logging.info('Wrote %s', path)
   return result
+
+
+def _tell(result: Result, workdir: epath.Path):
+  """Prints the result."""
+  prior, reconstruction = result['prior'], result['reconstruction']
+  logging.info('%s', _prior_table(prior))
+  logging.info(
+    "Classes by Bayes' rule, each as likely before: accuracy %.4f, balanced "
+    '%.4f',
+    prior['accuracy'],
+    prior['balanced_accuracy'],
+  )
+  logging.info(
+    'Reconstructions: MSE %.3g, NMSE %.4f, PSNR %.2f dB',
+    reconstruction['mse'],
+    reconstruction['nmse'],
+    reconstruction['psnr'],
+  )
+  if 'memorisation' not in result:
+    return
+  if result['generation']:
+    logging.info('%s', _generation_table(result['generation']))
+  else:
+    logging.info(
+      'No space of features to compare samples in; run dermvq train '
+      '--config=classifier --workdir=%s for one.',
+      workdir,
+    )
+  if result['labels']:
+    logging.info(
+      'The classifier: balanced accuracy %.3f on real images, %.3f on their '
+      'reconstructions, %.3f on samples (%.2f of the first)',
+      result['labels']['real']['balanced_accuracy'],
+      result['labels']['reconstructions']['balanced_accuracy'],
+      result['labels']['samples']['balanced_accuracy'],
+      result['labels']['samples_over_real'],
+    )
+  logging.info('%s', _memorisation_table(result['memorisation']))

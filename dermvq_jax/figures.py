@@ -239,6 +239,7 @@ def usage_histogram(counts: np.ndarray) -> str:
   return _svg(figure, 'usage')
 
 
+@matplotlib.rc_context(_STYLE)
 def distance_histogram(distances: np.ndarray) -> str:
   """How far codes are from the nearest other one.
 

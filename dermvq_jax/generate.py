@@ -4,7 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from dermvq_jax import (
   errors,
   images,
   inference,
+  memorisation,
   workdirs,
 )
 from dermvq_jax import sample as sampler
@@ -136,6 +137,7 @@ def sample(
   seed: int = 0,
   complete: epath.PathLike | None = None,
   mask: str | None = None,
+  reject_memorised: float = 0.0,
   data_dir: str = '',
   **controls,
 ):
@@ -160,16 +162,17 @@ def sample(
     complete: an image file, cropped and resized as in training.
     mask: what of it to hide: one of `images.MASKS`, or an image file that is
       white there.
-    mask: what of it to hide: one of `MASKS`, or an image file that is white
-      there.
-    data_dir: where the codes are for `balance`, if not where the run found
-      them.
+    reject_memorised: leaves out images that look copied from a training image,
+      those with a closeness ratio below this (see `memorisation`); 0: none.
+    data_dir: where the codes (for `balance`) and the training images are, if
+      not where the run found them.
     **controls: of the prior; see `dermvq_jax.sample.Controls`.
 
   Raises:
     UserError: not trained, unknown class, a control out of its range, no such
       image or mask, a mask that leaves no code or hides nothing, `out` exists,
-      nothing to balance.
+      nothing to balance, the training images are needed and not found, or all
+      images are left out.
   """
   settings = dataclasses.asdict(sampler.Controls(**controls))
   if (complete is None) != (mask is None):
@@ -196,6 +199,7 @@ def sample(
     original, masked = _hide(model, complete, mask)
     known = masked.repeat(len(labels))
     sheet = [np.stack([original, masked.image])]
+  reject = _rejection(workdir, data_dir, reject_memorised)
   with _new_folder(out) as folder:
     new = model.sample(
       labels, seed=seed, show_progress=True, **settings, **known
@@ -204,8 +208,13 @@ def sample(
       images.save_png(folder / 'original.png', original)
       images.save_png(folder / 'masked.png', masked.image)
       settings |= {'complete': str(complete), 'mask': mask}
-    names = [model.class_names[label] for label in labels]
-    sheet += _write_samples(folder, new, names, {'seed': seed, **settings})
+    if reject_memorised:
+      settings['reject_memorised'] = reject_memorised
+    kept = np.flatnonzero(~reject(new))
+    names = [model.class_names[labels[i]] for i in kept]
+    ids = sampler.count_within_labels(labels)[kept]
+    settings['seed'] = seed
+    sheet += _write_samples(folder, new[kept], names, ids, settings)
     images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
 
 
@@ -213,6 +222,7 @@ def _write_samples(
   folder: epath.Path,
   new: np.ndarray,
   names: Sequence[str],
+  ids: Sequence[int],
   settings: dict[str, Any],
 ) -> list[np.ndarray]:
   """Writes PNG files and `metadata.csv`.
@@ -221,23 +231,59 @@ def _write_samples(
     folder: to write into.
     new: uint8 `[B, H, W, 3]`.
     names: of their classes.
+    ids: their numbers in those.
     settings: further columns.
 
   Returns:
     The first images of each class, uint8 `[N, H, W, 3]`.
   """
   rows, by_class = [], {}
-  for name, image in zip(names, new):
-    members = by_class.setdefault(name, [])
+  for name, number, image in zip(names, ids, new):
     stem = _file_stem(name)
-    file = f'synthetic_{stem}_{len(members):05d}.png'
+    file = f'synthetic_{stem}_{number:05d}.png'
     (folder / stem).mkdir(exist_ok=True)
     images.save_png(folder / stem / file, image, _MARKS | {'Label': name})
     row = {'image': file, 'label': name, 'synthetic': 'true'}
-    rows.append(row | {'id': len(members)} | settings)
-    members.append(image)
+    rows.append(row | {'id': number} | settings)
+    by_class.setdefault(name, []).append(image)
   _write_csv(folder / 'metadata.csv', rows)
   return [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
+
+
+def _rejection(
+  workdir: epath.PathLike, data_dir: str, limit: float
+) -> Callable[[np.ndarray], np.ndarray]:
+  """What tells which images look copied: uint8 `[B, H, W, 3]` to bool `[B]`.
+
+  Raises:
+    UserError: the limit is out of its range, or there are no training images.
+  """
+  if not 0 <= limit <= 1:
+    raise errors.UserError(
+      f'--reject_memorised is {limit}; give a number from 0 to 1, such as 0.6'
+    )
+  if not limit:
+    return lambda new: np.zeros(len(new), bool)
+  config, facts = workdirs.load_config(workdirs.phase_dir(workdir, 'vqvae'))
+  data_dir = workdirs.data_dir(workdir, data_dir or config.data_dir)
+  training = prepared.open_split(facts['dataset'], data_dir, 'train')
+
+  def reject(new: np.ndarray) -> np.ndarray:
+    bank = memorisation.make_bank(training, None, 'training images')
+    copied = memorisation.nearest_pixels(new, bank.pixels).ratio < limit
+    logging.info(
+      'Dropped %d of %d images that look copied from a training image.',
+      copied.sum(),
+      len(new),
+    )
+    if copied.all():
+      raise errors.UserError(
+        'every image looks copied from a training image; lower '
+        f'--reject_memorised={limit}'
+      )
+    return copied
+
+  return reject
 
 
 def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:

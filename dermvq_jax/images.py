@@ -61,6 +61,12 @@ def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
   return out
 
 
+def symmetries(images: np.ndarray) -> list[np.ndarray]:
+  """The square's flips and turns: eight times `[B, S, S, C]`."""
+  turned = [np.rot90(images, k, (1, 2)) for k in range(4)]
+  return turned + [image[:, :, ::-1] for image in turned]
+
+
 def read_square(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
   """Reads the central square of an image file.
 

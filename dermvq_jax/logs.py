@@ -5,9 +5,11 @@ events are a view of it. CLU's writers need TensorFlow, whose import takes
 seconds, so both are imported only when a log is opened.
 """
 
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -45,6 +47,8 @@ def setup_console():
 
 
 def _is_chatter(record: logging.LogRecord) -> bool:
+  if f'{os.sep}orbax{os.sep}' in record.pathname:
+    return True  # Its errors are raised as well.
   ours = record.pathname.startswith(os.path.dirname(__file__))
   wanted = record.module in ('logging_writer', 'parameter_overview')
   return record.levelno < logging.ERROR and not (ours or wanted)
@@ -114,20 +118,37 @@ class Log:
     partial.replace(path)
     self._file = path.open('a')
     self._remote = '://' in str(path)
-    self._writer = metric_writers.create_default_writer(
-      os.fspath(folder), asynchronous=False
-    )
+    self._folder = folder
+    with self._events():
+      self._writer = metric_writers.create_default_writer(
+        os.fspath(folder), asynchronous=False
+      )
+
+  @contextlib.contextmanager
+  def _events(self) -> Iterator[None]:
+    """Makes one line of what TensorFlow raises, a full disk most likely."""
+    try:
+      yield
+    except Exception as e:
+      if not type(e).__module__.startswith('tensorflow'):
+        raise
+      raise errors.UserError(
+        f'cannot write events to {self._folder} ({type(e).__name__}); make '
+        'room and check permissions there'
+      ) from e
 
   def scalars(self, step: int, values: dict[str, float]):
     """Writes one row."""
     self._file.write(json.dumps({'step': step, **values}) + '\n')
     self._file.flush()
-    self._writer.write_scalars(step, values)
+    with self._events():
+      self._writer.write_scalars(step, values)
 
   def images(self, step: int, images: dict[str, np.ndarray]):
     """Writes pictures `[N, H, W, 3]` in [0, 1] to TensorBoard."""
     if images:
-      self._writer.write_images(step, images)
+      with self._events():
+        self._writer.write_images(step, images)
 
   def parameters(self, params: Any):
     """Prints the table of parameters."""
@@ -142,10 +163,12 @@ class Log:
     self._file.flush()
     if not self._remote:  # A bucket has no such call.
       os.fsync(self._file.fileno())
-    self._writer.flush()
+    with self._events():
+      self._writer.flush()
 
   def close(self):
     """Flushes and closes."""
     self.flush()
     self._file.close()
-    self._writer.close()
+    with self._events():
+      self._writer.close()

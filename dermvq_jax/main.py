@@ -79,6 +79,7 @@ def _sample(args: argparse.Namespace):
     data_dir=args.data_dir,
     complete=args.complete,
     mask=args.mask,
+    reject_memorised=args.reject_memorised,
     temperature=args.temperature,
     top_k=args.top_k,
     top_p=args.top_p,
@@ -102,9 +103,20 @@ def _reconstruct(args: argparse.Namespace):
 
 
 def _evaluate(args: argparse.Namespace):
-  from dermvq_jax import evaluate
+  from dermvq_jax import evaluate, features
 
-  evaluate.run(args.workdir, args.split, args.data_dir)
+  evaluate.run(
+    args.workdir,
+    args.split,
+    args.data_dir,
+    space=features.Inception(args.inception) if args.inception else None,
+    num_samples=args.num_samples,
+    seed=args.seed,
+    temperature=args.temperature,
+    top_k=args.top_k,
+    top_p=args.top_p,
+    guidance_scale=args.guidance_scale,
+  )
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -157,22 +169,34 @@ def _add_seed(sub: argparse.ArgumentParser):
   sub.add_argument('--seed', type=_seed_number, default=0, help='default: 0')
 
 
-def _add_sampling(sub: argparse.ArgumentParser):
-  """Adds what `dermvq sample` draws, and how."""
+def _add_evaluation(sub: argparse.ArgumentParser):
+  """Adds what `dermvq evaluate` looks at."""
+  sub.add_argument(
+    '--split',
+    choices=('train', 'val', 'test'),
+    default='val',
+    help='of the codes that the prior was trained on (default: val)',
+  )
+  sub.add_argument(
+    '--num_samples',
+    type=int,
+    metavar='N',
+    help='images to draw; 0 for none, which is fast (default: as many as '
+    'another split has, which measures the floor)',
+  )
+  sub.add_argument(
+    '--inception',
+    metavar='FILE',
+    help='compare images in the features of the standard FID, with the weights '
+    'in this .npz file; the README tells where to get them (default: in those '
+    "of the run's classifier)",
+  )
+  _add_controls(sub)
   _add_seed(sub)
-  number = sub.add_mutually_exclusive_group()
-  number.add_argument(
-    '--counts',
-    type=_counts,
-    default=_counts('8'),
-    metavar='N|CLASS=N,...',
-    help='images of every class, or of some (default: 8)',
-  )
-  number.add_argument(
-    '--balance',
-    action='store_true',
-    help='as many as even out the classes of the training split',
-  )
+
+
+def _add_controls(sub: argparse.ArgumentParser):
+  """Adds how images are drawn."""
   sub.add_argument(
     '--temperature',
     type=float,
@@ -201,6 +225,25 @@ def _add_sampling(sub: argparse.ArgumentParser):
     metavar='S',
     help='above 1: more typical of the class (default: 1, off)',
   )
+
+
+def _add_sampling(sub: argparse.ArgumentParser):
+  """Adds what `dermvq sample` draws, and how."""
+  _add_seed(sub)
+  number = sub.add_mutually_exclusive_group()
+  number.add_argument(
+    '--counts',
+    type=_counts,
+    default=_counts('8'),
+    metavar='N|CLASS=N,...',
+    help='images of every class, or of some (default: 8)',
+  )
+  number.add_argument(
+    '--balance',
+    action='store_true',
+    help='as many as even out the classes of the training split',
+  )
+  _add_controls(sub)
   sub.add_argument(
     '--complete',
     metavar='IMAGE',
@@ -211,6 +254,15 @@ def _add_sampling(sub: argparse.ArgumentParser):
     metavar='NAME|FILE',
     help='left, right, top, bottom (halves), center, border, or an image file '
     'that is white where --complete is to be hidden',
+  )
+  sub.add_argument(
+    '--reject_memorised',
+    type=float,
+    default=0.0,
+    metavar='T',
+    help='leave out images that look copied from a training image: whose '
+    'distance to the nearest one is less than T times the mean to the nearest '
+    'five; 0.6 is a good T, dermvq evaluate tells the best (default: 0, off)',
   )
 
 
@@ -320,12 +372,14 @@ def _parser() -> argparse.ArgumentParser:
     '--config=vqvae --workdir=RUN --config.data_dir=DATA',
     '--config=vqvae:smoke --workdir=/tmp/run --config.num_train_steps=20',
     '--config=prior --workdir=RUN --config.prior.num_layers=15',
+    '--config=classifier --workdir=RUN',
   )
   sub.add_argument(
     '--config',
     required=True,
     metavar='NAME[:SIZE]',
-    help='vqvae or prior, with :demo or :smoke for small ones; or a .py file. '
+    help='vqvae, prior or classifier, with :demo or :smoke for small ones; or '
+    'a .py file. '
     '--config.FIELD=VALUE changes a field; configs/*.py lists them',
   )
   workdir(sub, required=True)
@@ -359,6 +413,7 @@ def _parser() -> argparse.ArgumentParser:
     '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
     '--workdir=RUN --out=SAMPLES --balance',
     '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
+    '--workdir=RUN --out=SAMPLES --reject_memorised=0.6',
   )
   workdir(sub, required=True)
   sub.add_argument(
@@ -387,18 +442,16 @@ def _parser() -> argparse.ArgumentParser:
   sub = command(
     'evaluate',
     _evaluate,
-    'Tells how likely the prior finds the codes of a split, per class, and how '
-    'well it classifies them.',
+    'Measures the prior (bits per code), reconstructions, and samples: how '
+    'close they come to real images, whether they are copies of some.',
     '--workdir=RUN',
-    '--workdir=RUN --split=test',
+    '--workdir=RUN --split=test --num_samples=200',
+    '--workdir=RUN --guidance_scale=2',
+    '--workdir=RUN --inception=inception.npz',
+    '--workdir=RUN --num_samples=0',
   )
   workdir(sub, required=True)
-  sub.add_argument(
-    '--split',
-    choices=('train', 'val', 'test'),
-    default='val',
-    help='of the codes that the prior was trained on (default: val)',
-  )
+  _add_evaluation(sub)
   data_dir(sub, default='')
 
   sub = command(
@@ -409,7 +462,6 @@ def _parser() -> argparse.ArgumentParser:
   )
   workdir(sub, required=True)
   _add_seed(sub)
-
   sub = command(
     'check',
     _check,

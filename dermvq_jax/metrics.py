@@ -48,6 +48,21 @@ class Psnr(Mean):
 
 
 @flax.struct.dataclass
+class Count(clu_metrics.Metric):
+  """How often something happened. count: int32 scalar."""
+
+  count: jax.Array
+
+  def merge(self, other: Self) -> Self:
+    """Adds another part."""
+    return jax.tree.map(jnp.add, self, other)
+
+  def compute(self) -> jax.Array:
+    """The number."""
+    return self.count
+
+
+@flax.struct.dataclass
 class ClassMean(clu_metrics.Metric):
   """Mean over the classes that occur of each class's mean.
 
@@ -82,21 +97,6 @@ class ClassMean(clu_metrics.Metric):
     seen = self.count > 0
     means = self.total / jnp.where(seen, self.count, 1)
     return jnp.sum(means) / jnp.sum(seen)
-
-
-@flax.struct.dataclass
-class Count(clu_metrics.Metric):
-  """How often something happened. count: int32 scalar."""
-
-  count: jax.Array
-
-  def merge(self, other: Self) -> Self:
-    """Adds another part."""
-    return jax.tree.map(jnp.add, self, other)
-
-  def compute(self) -> jax.Array:
-    """The number."""
-    return self.count
 
 
 @flax.struct.dataclass

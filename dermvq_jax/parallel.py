@@ -88,12 +88,13 @@ class Parallel:
     self._replicated = NamedSharding(mesh, PartitionSpec())
     self._split = NamedSharding(mesh, PartitionSpec(_AXIS))
 
-  def check_batch_size(self, batch_size: int):
-    """Raises UserError when the devices do not divide `batch_size`."""
-    if batch_size % jax.device_count():
+  def check_batch_size(self, batch_size: int, num_microbatches: int = 1):
+    """Raises UserError unless each microbatch has as much of each device."""
+    if batch_size % (jax.device_count() * num_microbatches):
+      times = f' times config.num_microbatches={num_microbatches}'
       raise errors.UserError(
         f'config.batch_size={batch_size} is not divisible by the '
-        f'{jax.device_count()} devices'
+        f'{jax.device_count()} devices{times if num_microbatches > 1 else ""}'
       )
 
   def compile(self, f: Callable, *, donate: bool = False) -> Callable:

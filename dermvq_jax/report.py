@@ -29,6 +29,7 @@ _NUM_SAMPLES, _NUM_REAL = 6, 4  # of each class, side by side
 _NUM_RECONSTRUCTIONS = 8
 _NUM_COMPLETIONS = 6
 _NUM_USAGE_IMAGES = 512
+_NUM_CLOSEST = 12
 _ERROR_GAIN = 4  # what differences are multiplied by, to be seen
 
 # control -> its values from mild to strong; the one that changes nothing too
@@ -430,29 +431,182 @@ def _summary(run: _Run) -> Section:
   )
 
 
-def _flat_numbers(tree: dict[str, Any], prefix: str = '') -> list[list[str]]:
-  rows = []
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      rows += _flat_numbers(value, f'{prefix}{key} / ')
-    elif isinstance(value, float):
-      rows.append([prefix + key, f'{value:.4g}'])
-    elif isinstance(value, int | str):
-      rows.append([prefix + key, str(value)])
-  return rows
+def _number(value: float | None, form: str = '.3f') -> str:
+  return '' if value is None else f'{value:{form}}'
+
+
+_SETS = {
+  'real': 'real, of another split (the floor)',
+  'reconstructions': 'reconstructions',
+  'real_codes': 'decoded from real codes',
+  'samples': 'samples',
+  'independent_codes': 'independent codes (the baseline)',
+}
+
+
+def _prior_tables(result: dict[str, Any]) -> list[Table]:
+  prior = result['prior']
+  rows = [*prior['classes'].items()]
+  rows.append(('all', prior | {'recall': prior['accuracy']}))
+  return [
+    Table(
+      ('class', 'images', 'bits per code', 'bits per dim', 'recall'),
+      [
+        (
+          name,
+          row['num_images'],
+          _number(row['bits_per_code']),
+          _number(row['bits_per_dim'], '.4f'),
+          _number(row['recall']),
+        )
+        for name, row in rows
+      ],
+      "The prior's likelihood, and Bayes' rule as a classifier; balanced "
+      f'accuracy {_number(prior["balanced_accuracy"])}',
+    )
+  ]
+
+
+def _generation_tables(result: dict[str, Any]) -> list[Table]:
+  generation = result['generation']
+  metrics = ('precision', 'recall', 'density', 'coverage')
+  return [
+    Table(
+      ('images', 'number', 'Frechet distance', 'KID', *metrics),
+      [
+        (
+          _SETS.get(name, name),
+          row['num_images'],
+          _number(row['frechet_distance']),
+          f'{row["kid"]:.4f} ± {row["kid_standard_error"]:.4f}',
+          *(_number(row[metric]) for metric in metrics),
+        )
+        for name, row in generation['sets'].items()
+      ],
+      f'Against {generation["num_real"]} real images, in the features of '
+      f'{result["space"]}',
+    )
+  ]
+
+
+def _label_tables(result: dict[str, Any]) -> list[Table]:
+  labels = result['labels']
+  sets = [name for name in labels if isinstance(labels[name], dict)]
+  names = labels[sets[0]]['recalls']
+  rows = [
+    (name, *(_number(labels[s]['recalls'].get(name)) for s in sets))
+    for name in names
+  ]
+  rows.append(
+    (
+      'balanced accuracy',
+      *(
+        f'{labels[s]["balanced_accuracy"]:.3f} ± '
+        f'{labels[s]["standard_error"]:.3f}'
+        for s in sets
+      ),
+    )
+  )
+  return [
+    Table(
+      ('class', *(_SETS.get(s, s) if s != 'real' else 'real' for s in sets)),
+      rows,
+      'Share that a classifier of real images sees as the class they are of',
+    )
+  ]
+
+
+def _memorisation_tables(result: dict[str, Any]) -> list[Table]:
+  memorisation = result['memorisation']
+  return [
+    Table(
+      (
+        'compared by',
+        'samples copied',
+        'held-out images called copied',
+        'closer to training',
+        'expected by chance',
+        'p',
+      ),
+      [
+        (
+          name,
+          f'{row["num_copied"]} of {memorisation["num_samples"]}',
+          f'{row["num_held_out_copied"]} of {memorisation["num_held_out"]}',
+          _number(row['share_closer_to_train']),
+          _number(row['expected_share']),
+          _number(row['p_value']),
+        )
+        for name, row in memorisation['spaces'].items()
+      ],
+      f'Copies of the {memorisation["num_train"]:,} training images',
+    )
+  ]
+
+
+# What `dermvq evaluate` may have measured.
+_RESULT_TABLES = {
+  'prior': _prior_tables,
+  'generation': _generation_tables,
+  'labels': _label_tables,
+  'memorisation': _memorisation_tables,
+}
+
+
+def _closest_pairs(path: epath.Path, split: str) -> list[Figure]:
+  """The samples that are closest to training images."""
+  if not path.exists():
+    return []
+  with path.open('rb') as f, np.load(f, allow_pickle=False) as arrays:
+    spaces = [
+      name.removesuffix('_closest')
+      for name in arrays.files
+      if name.endswith('_closest')
+    ]
+    return [
+      Figure(
+        f'closest_{space}_{split}',
+        f'The samples that are closest to training images, by {space}, with '
+        'the nearest training image and the nearest held-out one.',
+        png=figures.labelled_sheet(
+          images.sheet(
+            [
+              arrays[f'{space}_closest_{part}'][:_NUM_CLOSEST]
+              for part in ('samples', 'train', 'held_out')
+            ]
+          ),
+          ('sample', 'training', 'held-out'),
+        ),
+      )
+      for space in spaces
+    ]
 
 
 def _evaluation(run: _Run) -> Section | None:
   """What `dermvq evaluate` wrote, if it was run."""
-  tables = []
-  for path in sorted((run.workdir / 'report').glob('evaluate_*.json')):
-    result = json.loads(path.read_text())
+  folder = run.workdir / 'report'
+  tables, pictures, texts = [], [], []
+  for path in sorted(folder.glob('evaluate_*.json')):
     split = path.stem.removeprefix('evaluate_')
-    tables.append(Table(('metric', split), _flat_numbers(result)))
+    result = json.loads(path.read_text())
+    controls = ', '.join(f'{k} {v:g}' for k, v in result['controls'].items())
+    texts.append(f'Split {split}, seed {result["seed"]}, {controls}.')
+    for name, make in _RESULT_TABLES.items():
+      if result.get(name):
+        tables += make(result)
+    pictures += _closest_pairs(folder / f'nearest_{split}.npz', split)
   if not tables:
     return None
   return Section(
-    'evaluation', 'Evaluation', ['Written by dermvq evaluate.'], tables=tables
+    'evaluation',
+    'Evaluation',
+    [
+      'Written by dermvq evaluate. Compare rows with each other: the features '
+      'are not those of published FIDs.',
+      *texts,
+    ],
+    tables=tables,
+    figures=pictures,
   )
 
 

@@ -31,8 +31,11 @@ class Task:
     init: `(rng, batches) -> (params, model_state)`; sees the unsharded stream,
       the same on every host.
     loss_fn: `(params, model_state, batch, rng, *, train, axis_name) -> (loss,
-      (metrics, model_state))`. A feature `mask` [B] weights the metrics.
-      Metrics are sums of this device's part.
+      (metrics, observed))`. A feature `mask` [B] weights the metrics. Metrics
+      are sums of this device's part; `observed` are arrays [B, ...].
+    update_state: `(params, model_state, observed, rng, *, axis_name) ->
+      model_state`, once a training step: what is learned without gradients,
+      from what `loss_fn` observed in all parts of the batch.
     summary_images: `(params, model_state, batch) -> {name: [N, H, W, 3]}`.
   """
 
@@ -40,6 +43,7 @@ class Task:
   best_metric: str
   init: Callable[[jax.Array, Iterator[Batch]], tuple[PyTree, PyTree]]
   loss_fn: Callable[..., tuple[jax.Array, tuple[metrics.Metrics, PyTree]]]
+  update_state: Callable[..., PyTree]
   summary_images: Callable[[PyTree, PyTree, Batch], dict[str, np.ndarray]]
 
 
@@ -269,7 +273,7 @@ def vqvae_task(
   def init(rng, batches):
     init_rng, start_rng = jax.random.split(rng)
     images = to_unit(next(batches)['image'])
-    variables = model.init(init_rng, images[:1], train=False)
+    variables = model.init(init_rng, images[:1])
     state, params = flax.core.pop(variables, 'params')
     encode = jax.jit(functools.partial(model.apply, method='latents'))
     if not start_rows:
@@ -293,13 +297,8 @@ def vqvae_task(
     images = to_unit(batch['image'])
     target = to_unit(batch.get('target', batch['image']))
     mask = batch.get('mask')
-    output, new_state = model.apply(
-      {'params': params, **model_state},
-      images,
-      train=train,
-      axis_name=axis_name,
-      mutable=list(model_state) if train else [],
-      rngs={'codebook': rng},
+    output = model.apply(
+      {'params': params, **model_state}, images, axis_name=axis_name
     )
     quantized = output.quantized
     loss = quantized.loss + losses.reconstruction(
@@ -320,11 +319,22 @@ def vqvae_task(
     }
     if not train:  # It would slow training.
       parts['ssim'] = metrics.Mean.of(losses.ssim(clipped, target), mask)
-    return loss, (parts, new_state if train else model_state)
+    return loss, (parts, quantized.observed)
+
+  def update_state(params, model_state, observed, rng, *, axis_name=None):
+    _, new_state = model.apply(
+      {'params': params, **model_state},
+      observed,
+      axis_name=axis_name,
+      method='update_codebook',
+      mutable=list(model_state),
+      rngs={'codebook': rng},
+    )
+    return new_state
 
   @jax.jit
   def reconstruct(params, model_state, images):
-    output = model.apply({'params': params, **model_state}, images, train=False)
+    output = model.apply({'params': params, **model_state}, images)
     return jnp.clip(output.reconstruction, 0, 1)
 
   def summary_images(params, model_state, batch):
@@ -336,7 +346,7 @@ def vqvae_task(
       )
     }
 
-  return Task(('image',), 'mse', init, loss_fn, summary_images)
+  return Task(('image',), 'mse', init, loss_fn, update_state, summary_images)
 
 
 def prior_model(config: ml_collections.ConfigDict, facts: dict[str, Any]):
@@ -406,9 +416,21 @@ def prior_task(
       'bits_per_code': metrics.Mean.of(nll / np.log(2), mask),
       'accuracy': metrics.Mean.of(correct, mask),
     }
-    return jnp.mean(loss), (parts, model_state)
+    return jnp.mean(loss), (parts, ())
 
-  return Task(('codes', 'label'), 'nll', init, loss_fn, lambda *unused_args: {})
+  return Task(
+    ('codes', 'label'),
+    'nll',
+    init,
+    loss_fn,
+    _keep_state,
+    lambda *unused_args: {},
+  )
+
+
+def _keep_state(params, model_state, observed, rng, *, axis_name=None):
+  del params, observed, rng, axis_name  # All is learned with gradients.
+  return model_state
 
 
 def classifier_model(
@@ -477,12 +499,13 @@ def classifier_task(
         losses.nll(logits, labels), *by_class
       ),
     }
-    return jnp.mean(loss), (parts, model_state)
+    return jnp.mean(loss), (parts, ())
 
   return Task(
     ('image', 'label'),
     'balanced_nll',
     init,
     loss_fn,
+    _keep_state,
     lambda *unused_args: {},
   )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -35,12 +36,61 @@ from dermvq_jax.data import augment, pipeline, prepared
 PyTree = Any
 
 
+def _gradients(
+  task: tasks.Task,
+  old: state.TrainState,
+  batch: PyTree,
+  rng: jax.Array,
+  axis_name: str | None,
+  num_microbatches: int,
+) -> tuple[PyTree, metrics.Metrics, PyTree]:
+  """Gradients of a batch's mean loss, metrics, and what was observed.
+
+  The microbatches follow each other, so that only one's activations are in
+  memory; together they give what the whole batch does.
+  """
+
+  def of_part(part: PyTree, rng: jax.Array):
+    grad_fn = jax.value_and_grad(task.loss_fn, has_aux=True)
+    (loss, (parts, observed)), grads = grad_fn(
+      old.params, old.model_state, part, rng, train=True, axis_name=axis_name
+    )
+    return grads, {'loss': metrics.Mean.of(loss[None]), **parts}, observed
+
+  if num_microbatches == 1:
+    return of_part(batch, rng)
+
+  def add(sums, numbered):
+    n, part = numbered
+    grads, parts, observed = of_part(part, jax.random.fold_in(rng, n))
+    grads = jax.tree.map(jnp.add, sums[0], grads)
+    return (grads, metrics.merge(sums[1], parts)), observed
+
+  # Every so many-th example: each device's microbatches are of its own.
+  def split(x: jax.Array) -> jax.Array:
+    return einops.rearrange(x, '(b m) ... -> m b ...', m=num_microbatches)
+
+  def join(x: jax.Array) -> jax.Array:
+    return einops.rearrange(x, 'm b ... -> (b m) ...')
+
+  microbatches = jax.tree.map(split, batch)
+  first = jax.tree.map(lambda x: x[0], microbatches)
+  shapes = jax.eval_shape(of_part, first, rng)[:2]
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  (grads, parts), observed = jax.lax.scan(
+    add, zeros, (jnp.arange(num_microbatches), microbatches)
+  )
+  grads = jax.tree.map(lambda g: g / num_microbatches, grads)
+  return grads, parts, jax.tree.map(join, observed)
+
+
 def make_train_step(
   task: tasks.Task,
   tx: optax.GradientTransformation,
   rng: jax.Array,
   ema_decay: float,
   skip_nonfinite: bool = False,
+  num_microbatches: int = 1,
 ) -> Callable[..., PyTree]:
   """One update, as a function for `parallel.Parallel.compile`.
 
@@ -52,16 +102,13 @@ def make_train_step(
 
   def train_step(tree: PyTree, batch: PyTree, *, axis_name: str | None):
     old = tree['state']
-    grad_fn = jax.value_and_grad(task.loss_fn, has_aux=True)
-    (loss, (parts, model_state)), grads = grad_fn(
-      old.params,
-      old.model_state,
-      batch,
-      jax.random.fold_in(rng, old.step),
-      train=True,
-      axis_name=axis_name,
+    step_rng = jax.random.fold_in(rng, old.step)
+    grads, parts, observed = _gradients(
+      task, old, batch, step_rng, axis_name, num_microbatches
     )
-    parts = {'loss': metrics.Mean.of(loss[None]), **parts}
+    model_state = task.update_state(
+      old.params, old.model_state, observed, step_rng, axis_name=axis_name
+    )
     if axis_name is not None:
       grads = jax.lax.pmean(grads, axis_name)
       parts = jax.lax.psum(parts, axis_name)
@@ -124,7 +171,12 @@ def _resolve(
   config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> ml_collections.ConfigDict:
   """Turns epochs into steps: an epoch is `num_train // batch_size` steps."""
-  for name in ('batch_size', 'log_every_steps', 'checkpoint_every_steps'):
+  for name in (
+    'batch_size',
+    'num_microbatches',
+    'log_every_steps',
+    'checkpoint_every_steps',
+  ):
     if config[name] < 1:
       raise errors.UserError(f'config.{name} is {config[name]}; give 1 or more')
   config = ml_collections.ConfigDict(config.to_dict())
@@ -160,7 +212,7 @@ class _Trainer:
     self.task = tasks.make(config, facts)
     self.tx = optim.make(config.optim, config.num_train_steps)
     self.parallel = parallel.Parallel(config.parallel)
-    self.parallel.check_batch_size(config.batch_size)
+    self.parallel.check_batch_size(config.batch_size, config.num_microbatches)
     root = jax.random.key(config.seed)
     self.init_rng, self.step_rng = jax.random.split(root)
     self.augment = augment.Augment(**config.get('augment', {}))
@@ -270,6 +322,7 @@ def _loop(
       trainer.step_rng,
       config.params_ema_decay,
       config.optim.skip_nonfinite,
+      config.num_microbatches,
     ),
     donate=True,
   )
@@ -392,7 +445,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
   """Trains one phase in `workdir`, or goes on where it stopped.
 
   Args:
-    config: of configs/vqvae.py or configs/prior.py.
+    config: of configs/vqvae.py, configs/prior.py or configs/classifier.py.
     workdir: the run's folder; this phase's part is `workdir/<config.task>`.
 
   Raises:

@@ -24,7 +24,7 @@ _FREE_SUFFIX = '_every_steps'
 
 
 def phase_dir(workdir: epath.PathLike, phase: str) -> epath.Path:
-  """The folder of 'vqvae' or 'prior'."""
+  """The folder of 'vqvae', 'prior' or 'classifier'."""
   return epath.Path(workdir).expanduser() / phase
 
 

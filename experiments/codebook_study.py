@@ -17,7 +17,6 @@ running goes on. The table is printed as Markdown; `psnr.png` and
 """
 
 import argparse
-import functools
 import json
 import math
 import statistics
@@ -105,9 +104,8 @@ def bits_per_position(quantizer) -> float:
 def _cost(model, size: int) -> dict[str, float]:
   """Parameters, and floating point operations of one image's forward pass."""
   image = jnp.zeros((1, size, size, 3))
-  init = functools.partial(model.init, train=False)
-  variables = jax.eval_shape(init, jax.random.key(0), image)
-  forward = jax.jit(functools.partial(model.apply, train=False))
+  variables = jax.eval_shape(model.init, jax.random.key(0), image)
+  forward = jax.jit(model.apply)
   leaves = jax.tree.leaves(variables['params'])
   cost = forward.lower(variables, image).cost_analysis()
   return {'num_params': sum(x.size for x in leaves), 'flops': cost['flops']}

@@ -76,10 +76,9 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
 
   workdir = tmp_path_factory.mktemp('narrow') / 'run'
 
-  def save(config, facts, model, *inputs):
+  def save(config, facts, init, *inputs):
     folder = workdirs.phase_dir(workdir, config.task)
     workdirs.save_config(folder, config, facts)
-    init = functools.partial(model.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), *inputs)
     rng = np.random.default_rng(0)
 
@@ -104,7 +103,7 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
   )
   facts = prepared.describe(config.dataset, config.data_dir)
   image = np.zeros((1, 16, 16, 3), np.float32)
-  save(config, facts, tasks.vqvae_model(config), image)
+  save(config, facts, tasks.vqvae_model(config).init, image)
   weights = checkpoints.load_best(workdir / 'vqvae')
   facts = {
     'class_names': facts['class_names'],
@@ -113,5 +112,6 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
   }
   config = config_files.load('prior:smoke', ['--config.loss=bce'])
   codes = np.zeros((1, 8, 8), np.int32)
-  save(config, facts, tasks.prior_model(config, facts), codes, codes[0, 0, :1])
+  init = functools.partial(tasks.prior_model(config, facts).init, train=False)
+  save(config, facts, init, codes, codes[0, 0, :1])
   return workdir

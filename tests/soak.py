@@ -266,11 +266,12 @@ def soak(kills, in_save, flips, seed):
     seconds = finish(again, _OFTEN)
     assert_same(again, reference)
     print(f'A run takes {seconds:.1f} s; two are identical.', flush=True)
-    done, chains = [], 0
+    done, chains, resumed = [], 0, 0
     while len(done) < kills or sum(k.in_save for k in done) < in_save:
       chains += 1
       workdir = folder / f'chain_{chains}'
       shutil.copytree(folder / 'images', workdir / 'data')
+      killed = False  # A run may end before it is to be killed.
       for _ in range(rng.randint(3, 6)):
         if rng.random() < 0.5:
           found = kill(
@@ -281,9 +282,11 @@ def soak(kills, in_save, flips, seed):
         if found.finished:
           break
         done.append(found)
+        killed = True
         print(f'{len(done):3d} chain {chains}: {found}', flush=True)
       finish(workdir, _OFTEN)
       assert_same(workdir, reference)
+      resumed += killed
       print(f'    chain {chains}: identical', flush=True)
       shutil.rmtree(workdir)
     by_stage = collections.Counter(k.stage.partition(',')[0] for k in done)
@@ -291,7 +294,7 @@ def soak(kills, in_save, flips, seed):
       f'\n| kills | in a save | in the VQ-VAE or encode | in the prior | '
       f'resumed runs | identical |\n|---|---|---|---|---|---|\n'
       f'| {len(done)} | {sum(k.in_save for k in done)} | {by_stage["vqvae"]} '
-      f'| {by_stage["prior"]} | {chains} | {chains} |\n'
+      f'| {by_stage["prior"]} | {resumed} | {resumed} |\n'
     )
     print('| bits flipped in | files | flips | noticed | without effect |')
     print('|---|---|---|---|---|')

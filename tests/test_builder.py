@@ -198,6 +198,17 @@ def test_failure_to_overwrite_brings_the_old_back(toy, monkeypatch, trouble):
   assert prepared.open_split('toy/smoke', toy, 'val')
 
 
+def test_what_a_killed_run_put_aside_comes_back(toy, monkeypatch):
+  """It was replacing the dataset, of which the source may be gone."""
+  prepare_toy(toy)
+  folder = toy / 'toy' / 'smoke' / '1.0.0'
+  before = {p: p.read_bytes() for p in files_in(toy)}
+  folder.rename(folder.with_name('incomplete.replaced_1.0.0'))
+  monkeypatch.setattr(Toy, 'trouble', RuntimeError('prepared again'))
+  prepare_toy(toy)
+  assert {p: p.read_bytes() for p in files_in(toy)} == before
+
+
 def test_what_a_killed_run_left_is_removed(toy):
   stale = toy / 'toy' / 'smoke' / 'incomplete.ABC123_1.0.0'
   stale.mkdir(parents=True)

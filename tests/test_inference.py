@@ -58,12 +58,32 @@ def test_encode_and_decode_any_number(model, images, codes, n):
     np.testing.assert_array_equal(made, model.decode(codes)[:n])
 
 
+def test_parts_together_are_the_whole(smoke_run, model, images):
+  encoder, codebook, decoder = (
+    dermvq_jax.load_part(smoke_run, part)
+    for part in ('encoder', 'codebook', 'decoder')
+  )
+  latents = encoder(images)
+  assert codebook.shape == (32, latents.shape[-1])
+  distances = np.square(latents[..., None, :] - codebook).sum(-1)
+  codes = distances.argmin(-1)
+  np.testing.assert_array_equal(codes, model.encode(images))
+  np.testing.assert_array_equal(decoder(codebook[codes]), model.decode(codes))
+
+
+def test_no_such_part(smoke_run, tmp_path):
+  with pytest.raises(errors.UserError, match="'prior'.*encoder, codebook, d"):
+    dermvq_jax.load_part(smoke_run, 'prior')
+  with pytest.raises(errors.UserError, match='dermvq train'):
+    dermvq_jax.load_part(tmp_path, 'decoder')
+
+
 def test_encode_and_decode_are_those_of_the_vqvae(smoke_run, model, images):
   config, _ = workdirs.load_config(smoke_run / 'vqvae')
   weights = checkpoints.load_best(smoke_run / 'vqvae')
   vqvae = tasks.vqvae_model(config)
   variables = {'params': weights['params'], **weights['model_state']}
-  output = vqvae.apply(variables, images[:5] / np.float32(255), train=False)
+  output = vqvae.apply(variables, images[:5] / np.float32(255))
   np.testing.assert_array_equal(
     model.encode(images[:5]), output.quantized.codes
   )
@@ -225,26 +245,6 @@ def test_ids_for_other_labels(model):
 
 
 @pytest.mark.parametrize('n', BATCH_SIZES)
-def test_parts_together_are_the_whole(smoke_run, model, images):
-  encoder, codebook, decoder = (
-    dermvq_jax.load_part(smoke_run, part)
-    for part in ('encoder', 'codebook', 'decoder')
-  )
-  latents = encoder(images)
-  assert codebook.shape == (32, latents.shape[-1])
-  distances = np.square(latents[..., None, :] - codebook).sum(-1)
-  codes = distances.argmin(-1)
-  np.testing.assert_array_equal(codes, model.encode(images))
-  np.testing.assert_array_equal(decoder(codebook[codes]), model.decode(codes))
-
-
-def test_no_such_part(smoke_run, tmp_path):
-  with pytest.raises(errors.UserError, match="'prior'.*encoder, codebook, d"):
-    dermvq_jax.load_part(smoke_run, 'prior')
-  with pytest.raises(errors.UserError, match='dermvq train'):
-    dermvq_jax.load_part(tmp_path, 'decoder')
-
-
 def test_likelihood_and_prediction(smoke_run, model, codes, n):
   codes, labels = codes[:n], some_labels(n)
   config, facts = workdirs.load_config(smoke_run / 'prior')

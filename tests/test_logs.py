@@ -103,6 +103,21 @@ def test_tensorboard_events(folder):
   assert 'reconstructions' in events.Tags()['images'] + events.Tags()['tensors']
 
 
+def test_a_full_disk_is_one_line(folder, monkeypatch):
+  from tensorflow import errors as tf_errors
+
+  def full(*args):
+    raise tf_errors.ResourceExhaustedError(None, None, '')
+
+  log = logs.Log(folder, 0)
+  with monkeypatch.context() as patch:
+    patch.setattr(log._writer, 'write_scalars', full)
+    with pytest.raises(errors.UserError, match='cannot write events to .*room'):
+      log.scalars(1, {'a': 1.0})
+  log.close()
+  assert logs.read(folder) == [{'step': 1, 'a': 1.0}]
+
+
 def test_parameter_table(folder, capsys):
   logs.setup_console()
   log = logs.Log(folder, 0)

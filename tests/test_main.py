@@ -206,6 +206,39 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
       ['evaluate', '--workdir={run}', '--data_dir={empty}'],
       'dermvq encode',
     ),
+    (
+      ['evaluate', '--workdir={run}', '--num_samples=3'],
+      'give --num_samples from 10',
+    ),
+    (
+      ['train', '--config=classifier', '--workdir={new}'],
+      'dermvq train --config=vqvae',
+    ),
+    (
+      [
+        *('train', '--config=classifier', '--workdir={run}'),
+        '--config.classifier.features=20',
+      ],
+      'multiple of 32',
+    ),
+    (
+      [
+        *('train', '--config=classifier', '--workdir={run}'),
+        '--config.classifier.num_stages=5',
+        '--config.classifier.features=128',
+      ],
+      'can not be halved 5 times',
+    ),
+    ([*SAMPLE, '--reject_memorised=2'], '--reject_memorised is 2.0'),
+    ([*SAMPLE, '--reject_memorised=nan'], '--reject_memorised is nan'),
+    (
+      [*SAMPLE, '--reject_memorised=0.6', '--data_dir={empty}'],
+      'dermvq prepare',
+    ),
+    (
+      ['evaluate', '--workdir={run}', '--inception={empty}'],
+      'is no .npz file of Inception-v3',
+    ),
     (['report', '--workdir={new}'], 'dermvq train --config=vqvae'),
     (['report', '--workdir={no_prior}'], 'dermvq prepare'),
     (['check', '--workdir={new}'], 'holds no run'),
@@ -400,7 +433,7 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
       ],
       f'{tmp_path}/c',
     ),
-    (['evaluate', '--split=test'], 'bits/code'),
+    (['evaluate', '--split=test', '--num-samples=0'], 'bits/code'),
     (['report', '--seed=3'], 'index.html'),
     (['check'], 'all is whole'),
   ):

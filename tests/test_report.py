@@ -131,13 +131,65 @@ def test_prior_that_has_just_started(run_copy):
 
 
 def test_evaluation_and_names_are_shown_as_text(run_copy):
-  shutil.rmtree(run_copy / 'prior')
-  result = {'split': 'val', 'classes': {'<b>mel</b>': {'recall': 0.125}}}
-  path = run_copy / 'report' / 'evaluate_val.json'
-  path.write_text(json.dumps(result))
-  page = report.run(run_copy)[0].read_text()
-  assert '&lt;b&gt;mel&lt;/b&gt; / recall' in page and '0.125' in page
-  assert '<b>mel' not in page
+  row = {'num_images': 3, 'bits_per_code': 4.5, 'bits_per_dim': 0.25}
+  counts = {'num_copied': 1, 'num_held_out_copied': 2, 'p_value': 0.01}
+  shares = {'share_closer_to_train': 0.9, 'expected_share': 0.8}
+  result = {
+    'seed': 7,
+    'controls': {'temperature': 1.0},
+    'space': 'classifier',
+    'prior': {
+      **row,
+      'accuracy': 0.5,
+      'balanced_accuracy': 0.375,
+      'classes': {'<b>mel</b>': {**row, 'recall': None}},
+    },
+    'generation': {
+      'num_real': 9,
+      'sets': {
+        'samples': {
+          'num_images': 8,
+          'frechet_distance': 1.5,
+          'kid': 0.0123,
+          'kid_standard_error': 0.0045,
+          **dict.fromkeys(('precision', 'recall', 'density', 'coverage'), 0.5),
+        }
+      },
+    },
+    'labels': {
+      'samples_over_real': 0.9,
+      'samples': {
+        'balanced_accuracy': 0.625,
+        'standard_error': 0.03,
+        'recalls': {'mel': 0.625},
+      },
+    },
+    'memorisation': {
+      'num_samples': 8,
+      'num_train': 90,
+      'num_held_out': 20,
+      'spaces': {'pixels': {**counts, **shares}},
+    },
+  }
+  folder = run_copy / 'report'
+  (folder / 'evaluate_val.json').write_text(json.dumps(result))
+  rng = np.random.default_rng(0)
+  pictures = rng.integers(0, 256, (3, 2, 16, 16, 3), np.uint8)
+  np.savez(
+    folder / 'nearest_val.npz',
+    pixels_closest=np.arange(2),
+    pixels_closest_samples=pictures[0],
+    pixels_closest_train=pictures[1],
+    pixels_closest_held_out=pictures[2],
+  )
+  section = report._evaluation(report._Run(run_copy, seed=0))
+  assert [f.name for f in section.figures] == ['closest_pixels_val']
+  page = report._render(report._Run(run_copy, seed=0), [section])
+  assert '&lt;b&gt;mel&lt;/b&gt;' in page and '<b>mel' not in page
+  cells = set(re.findall('<td.*?>(.*?)</td>', page))
+  assert {'4.500', '0.2500', '0.0123 ± 0.0045', '1.500'} <= cells
+  assert {'0.625', '0.625 ± 0.030', '1 of 8', '2 of 20', '0.010'} <= cells
+  assert 'seed 7' in page
 
 
 def test_another_seed_gives_other_samples(smoke_run):

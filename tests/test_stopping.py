@@ -7,6 +7,14 @@ import pytest
 from dermvq_jax import stopping
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+  """Ctrl-C is ignored in a process that a shell runs in its background."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_a_request(number, capfd):
   before = signal.getsignal(number)
@@ -29,14 +37,11 @@ def test_a_second_ctrl_c_interrupts():
 
 
 def test_ignored_signals_stay_ignored():
-  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-  try:
-    with stopping.Requests() as requests:
-      os.kill(os.getpid(), signal.SIGINT)
-      assert requests.agreed(1) is None
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-  finally:
-    signal.signal(signal.SIGINT, before)
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with stopping.Requests() as requests:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert requests.agreed(1) is None
+  assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_in_another_thread_there_are_no_requests():

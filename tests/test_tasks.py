@@ -1,7 +1,5 @@
 """Tests of what the tasks make of their loss options."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +85,7 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
   model = tasks.vqvae_model(config)
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
-  init = functools.partial(model.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), jnp.float32(images))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.float32(images))
   variables = jax.tree.map(
     lambda x: jnp.asarray(rng.normal(size=x.shape) / 5, x.dtype), shapes
   )
@@ -98,7 +95,7 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
   @jax.jit
   def run(params, state, batch):
     output = model.apply(
-      {'params': params, **state}, tasks.to_unit(batch['image']), train=False
+      {'params': params, **state}, tasks.to_unit(batch['image'])
     )
     return output, *(
       task.loss_fn(params, state, batch, jax.random.key(1), train=train)

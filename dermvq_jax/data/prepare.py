@@ -78,6 +78,7 @@ def write(
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
     with _locked(data_dir):
+      _bring_back(path)
       builder = make_builder()
       # Another process may have prepared it while this one waited.
       if overwrite or not _is_prepared(builder):
@@ -138,10 +139,20 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
     os.close(descriptor)
 
 
+def _aside(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f'{_INCOMPLETE}replaced_{path.name}')
+
+
+def _bring_back(path: pathlib.Path) -> None:
+  """Undoes what a run did that was killed while it replaced `path`."""
+  if _aside(path).exists() and not path.exists():
+    _aside(path).rename(path)
+
+
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[None]:
   """Puts `path` aside; brings it back, and removes all traces, on failure."""
-  aside = path.with_name(f'{_INCOMPLETE}replaced_{path.name}')
+  aside = _aside(path)
   _remove_incomplete(path)
   if path.exists():
     path.rename(aside)

@@ -98,7 +98,9 @@ def _builder(
   newest = max(versions, key=lambda p: tuple(map(int, p.name.split('.'))))
   _check_features(newest)
   try:
-    return tfds.builder_from_directory(newest)
+    builder = tfds.builder_from_directory(newest)
+    _ = builder.info.metadata == {}  # Its file is read only when it is asked.
+    return builder
   except Exception as e:  # JSON and protocol buffers have many.
     raise errors.UserError(
       f'the description of {dataset} in {newest} is damaged '

@@ -7,11 +7,13 @@ Contract, of a quantizer of L levels (1 but for `residual`) with K codes each:
 - `code_dim`, `codebook_size`, `num_levels` are D, K, L; `num_codes` is L * K;
 - called with latents `[B, h, w, D]` it returns `Quantized`; `encode` and
   `lookup` are its two halves; `vectors` is the table that `lookup` adds up;
+- `update` moves, once a training step, what no gradient trains, by what was
+  `observed` in it;
 - codes are `[B, h, w*L]`, the levels of a latent adjacent, code + level * K;
 - `start` takes the first latents, `start_rows` of them or more, unless 0.
 
 What no gradient trains lives in the collection `codebook`. The RNG stream
-`codebook` (training and start only) must be the same on every device.
+`codebook` (`update` and `start` only) must be the same on every device.
 """
 
 from typing import Any
@@ -30,6 +32,9 @@ from dermvq_jax.models import codebooks, layers
 _MIN_COUNT = 1e-6
 # Latents that k-means sees, for each code.
 _ROWS_PER_CENTRE = 8
+# Latents that tell the place and the scale of all.
+_ROWS_FOR_SCALE = 256
+_MIN_SPREAD = 1e-6
 # Names of variables of the collection `codebook` that decide no code.
 STATISTICS = ('ema_counts', 'ema_sums', 'unused_steps')
 _STARTS = ('latents', 'k_means', 'random')
@@ -44,12 +49,14 @@ class Quantized:
     codes: int32 `[B, h, w*L]`.
     loss: scalar to add to the training loss.
     metrics: values worth a curve, `[B]` each.
+    observed: arrays `[B, ...]` for `update`, without a gradient.
   """
 
   quantized: jax.Array
   codes: jax.Array
   loss: jax.Array
   metrics: dict[str, jax.Array]
+  observed: Any
 
 
 def _check(name: str, value: Any, right: bool, wanted: str):
@@ -176,9 +183,9 @@ class _CodebookQuantizer(nn.Module):
     raise NotImplementedError
 
   def __call__(
-    self, latents: jax.Array, *, train: bool, axis_name: str | None = None
+    self, latents: jax.Array, *, axis_name: str | None = None
   ) -> Quantized:
-    """Quantizes `[B, h, w, D]`; in training also moves the codebook."""
+    """Quantizes `[B, h, w, D]`."""
     dtype, latents = latents.dtype, self._space(latents)
     codes = self._nearest(latents)
     quantized = jax.lax.stop_gradient(self.lookup(codes))
@@ -197,14 +204,13 @@ class _CodebookQuantizer(nn.Module):
       for name, value in (('latent', sure), ('usage', spread)):
         per_image = jnp.broadcast_to(value, commitment_loss.shape)
         metrics[f'{name}_assignment_entropy'] = per_image
-    if train and not self.is_initializing():
-      self._update(jax.lax.stop_gradient(latents), codes, axis_name)
     gradient = codebooks.GRADIENTS[self.gradient]
     return Quantized(
       quantized=gradient(latents, quantized).astype(dtype),
       codes=codes,
       loss=loss,
       metrics=metrics,
+      observed=(jax.lax.stop_gradient(latents), codes),
     )
 
   def _nearest(self, latents):
@@ -230,8 +236,14 @@ class _CodebookQuantizer(nn.Module):
     vectors = choose(rows, self.make_rng('codebook'), self.codebook_size)
     self._place(vectors, jnp.ones(self.codebook_size, bool))
 
-  def _update(self, latents, codes, axis_name):
-    """One step of statistics and restarts, over all devices."""
+  def update(self, observed: Any, *, axis_name: str | None = None):
+    """One step of statistics and restarts, over all devices.
+
+    Args:
+      observed: of the step's `Quantized`.
+      axis_name: of the devices that hold the batch; None: this is all of it.
+    """
+    latents, codes = observed
     rows = latents.reshape(-1, self.code_dim)
     counts, sums = layers.code_sums(rows, codes.ravel(), self.codebook_size)
     if axis_name is not None:
@@ -360,8 +372,12 @@ class FsqQuantizer(nn.Module):
   all combinations are the codebook, which is neither stored nor trained, and
   there is no loss. The gradient goes straight through the rounding.
 
+  Unlike there, latents are shifted and scaled beforehand, for good, so that the
+  first ones have mean 0 and variance 1 in each dimension: those of an untrained
+  encoder are so small that all round to one code, and may long stay there.
+
   Attributes:
-    levels: number of values of each dimension, 2 or more; K is their product.
+    levels: number of values of each dimension, 3 or more; K is their product.
       The paper has (8, 6, 5) for 2^8, (8, 5, 5, 5) for 2^10, (7, 5, 5, 5, 5)
       for 2^12, (8, 8, 8, 6, 5) for 2^14, (8, 8, 8, 5, 5, 5) for 2^16 codes.
   """
@@ -369,13 +385,13 @@ class FsqQuantizer(nn.Module):
   levels: tuple[int, ...]
 
   num_levels = 1
-  start_rows = 0
+  start_rows = _ROWS_FOR_SCALE
 
   def __post_init__(self):
     """Raises UserError for fields out of range."""
     levels = tuple(self.levels)  # A stored config has a list.
-    whole = levels and all(isinstance(n, int) and n >= 2 for n in levels)
-    _check('levels', levels, bool(whole), 'give whole numbers from 2 up')
+    whole = levels and all(isinstance(n, int) and n >= 3 for n in levels)
+    _check('levels', levels, bool(whole), 'give whole numbers from 3 up')
     object.__setattr__(self, 'levels', levels)
     super().__post_init__()
 
@@ -395,25 +411,36 @@ class FsqQuantizer(nn.Module):
     return self.codebook_size
 
   def setup(self):
-    """Stores the levels with the weights, which mean nothing without."""
+    """Makes the scale; the weights mean nothing without the levels either."""
+    shape = (self.code_dim,)
+    self.center = self.variable('codebook', 'center', jnp.zeros, shape)
+    self.scale = self.variable('codebook', 'scale', jnp.ones, shape)
     self.variable(
       'codebook', 'levels', lambda: jnp.asarray(self.levels, jnp.int32)
     )
 
+  def start(self, latents: jax.Array):
+    """Finds the scale of latents `[N, D]`, N >= `start_rows`."""
+    rows = latents.astype(jnp.float32)
+    self.center.value = rows.mean(axis=0)
+    self.scale.value = 1 / jnp.maximum(rows.std(axis=0), _MIN_SPREAD)
+
   def _bounded(self, latents: jax.Array) -> jax.Array:
-    """To between the least and the greatest level, 0 to 0."""
+    """To between the least and the greatest level, the center to 0."""
     levels = np.asarray(self.levels)
-    # A little more, so that two levels are a finite shift apart.
+    # A little more, so that the outermost levels are reached.
     half = (levels - 1) * (1 + 1e-3) / 2
     offset = np.where(levels % 2 == 0, 0.5, 0.0)
     shift = np.arctanh(offset / half)
-    return jnp.tanh(latents.astype(jnp.float32) + shift) * half - offset
+    center, scale = jax.lax.stop_gradient((self.center.value, self.scale.value))
+    z = (latents.astype(jnp.float32) - center) * scale
+    return jnp.tanh(z + shift) * half - offset
 
   def __call__(
-    self, latents: jax.Array, *, train: bool, axis_name: str | None = None
+    self, latents: jax.Array, *, axis_name: str | None = None
   ) -> Quantized:
     """Quantizes `[B, h, w, D]`."""
-    del train, axis_name
+    del axis_name
     half = np.asarray(self.levels) // 2
     bounded = self._bounded(latents)
     quantized = codebooks.straight_through(bounded, jnp.round(bounded)) / half
@@ -422,7 +449,11 @@ class FsqQuantizer(nn.Module):
       codes=self.encode(latents),
       loss=jnp.zeros(()),
       metrics=_sizes(bounded / half, jax.lax.stop_gradient(quantized)),
+      observed=(),
     )
+
+  def update(self, observed: Any, *, axis_name: str | None = None):
+    """Nothing is to be done."""
 
   def encode(self, latents: jax.Array) -> jax.Array:
     """Codes, int32 `[B, h, w]`, of latents `[B, h, w, D]`."""
@@ -493,13 +524,13 @@ class ResidualQuantizer(nn.Module):
     ]
 
   def __call__(
-    self, latents: jax.Array, *, train: bool, axis_name: str | None = None
+    self, latents: jax.Array, *, axis_name: str | None = None
   ) -> Quantized:
-    """Quantizes `[B, h, w, D]`; in training also moves the codebooks."""
+    """Quantizes `[B, h, w, D]`."""
     left = z = latents.astype(jnp.float32)
     parts = []
     for stage in self.stages:
-      parts.append(stage(left, train=train, axis_name=axis_name))
+      parts.append(stage(left, axis_name=axis_name))
       left = left - jax.lax.stop_gradient(parts[-1].quantized)
     quantized = jax.lax.stop_gradient(sum(part.quantized for part in parts))
     metrics = jax.tree.map(
@@ -511,7 +542,13 @@ class ResidualQuantizer(nn.Module):
       codes=self._join([part.codes for part in parts]),
       loss=sum(part.loss for part in parts),
       metrics=metrics | _sizes(z, quantized),
+      observed=tuple(part.observed for part in parts),
     )
+
+  def update(self, observed: Any, *, axis_name: str | None = None):
+    """As that of `EmaQuantizer`, level after level."""
+    for stage, of_level in zip(self.stages, observed):
+      stage.update(of_level, axis_name=axis_name)
 
   def _join(self, codes: list[jax.Array]) -> jax.Array:
     """Codes of the levels, L times `[B, h, w]`, to `[B, h, w*L]`."""

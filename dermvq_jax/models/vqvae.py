@@ -6,6 +6,7 @@ better gradients' speed on every backend.
 """
 
 import math
+from typing import Any
 
 import einops
 import flax
@@ -189,11 +190,11 @@ class VQVAE(nn.Module):
   decoder: nn.Module
 
   def __call__(
-    self, images: jax.Array, *, train: bool, axis_name: str | None = None
+    self, images: jax.Array, *, axis_name: str | None = None
   ) -> VQVAEOutput:
     """Reconstructs images `[B, H, W, 3]` in [0, 1]."""
     latents = self.encoder(images)
-    quantized = self.quantizer(latents, train=train, axis_name=axis_name)
+    quantized = self.quantizer(latents, axis_name=axis_name)
     return VQVAEOutput(self.decoder(quantized.quantized), quantized)
 
   def latents(self, images: jax.Array) -> jax.Array:
@@ -212,6 +213,10 @@ class VQVAE(nn.Module):
     """Images `[B, H, W, 3]` in [0, 1] of codes int32 `[B, h, w*L]`."""
     images = self.decoder(self.embed(codes))
     return jnp.clip(images, 0, 1)
+
+  def update_codebook(self, observed: Any, *, axis_name: str | None = None):
+    """Moves the codebook after a step; `observed` is of its `Quantized`."""
+    self.quantizer.update(observed, axis_name=axis_name)
 
   def start_codebook(self, latents: jax.Array):
     """Starts the codebook from latents `[N, D]`."""

@@ -135,7 +135,7 @@ class VQVAE(nn.Module):
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
   """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-0.5, 0.5]."""
-  x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+  x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
   return x.float() / 255 - 0.5
 
 
@@ -206,14 +206,14 @@ def main():
   )
   torch.manual_seed(args.seed)
   model = VQVAE(args.start)
-  batches = pipeline.train_batches(
+  stream = pipeline.train_batches(
     training,
     batch_size=args.batch_size,
     seed=args.seed,
     keys=('image',),
     augment=augment.Augment(flips=True),
   )
-  batches = (next(batches)['image'] for _ in range(args.steps))
+  batches = (next(stream)['image'] for _ in range(args.steps))
   seconds = train(model, batches, facts['train_variance'])
   whole = (validation[i]['image'][None] for i in range(len(validation)))
   result = vars(args) | evaluate(model, whole)

@@ -102,7 +102,7 @@ class Trainer:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(train_state, batch):
-      (_, (_, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      _, grads = jax.value_and_grad(loss_fn, has_aux=True)(
         train_state.params,
         train_state.model_state,
         batch,
@@ -110,7 +110,7 @@ class Trainer:
         train=True,
       )
       return train_state.update(
-        grads, model_state, self._tx, config.params_ema_decay
+        grads, train_state.model_state, self._tx, config.params_ema_decay
       )
 
     @jax.jit

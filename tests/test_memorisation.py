@@ -1,0 +1,281 @@
+"""Tests that copies are found, and nothing else."""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermvq_jax import errors, features, generate, images, memorisation
+from dermvq_jax.data import prepared, synthetic_dermoscopy
+
+NUM_COPIES = 30
+
+
+def compress(image, quality):
+  file = io.BytesIO()
+  Image.fromarray(np.ascontiguousarray(image)).save(
+    file, 'JPEG', quality=quality
+  )
+  return np.asarray(Image.open(file))
+
+
+def shift(image, down, right):
+  """Moves an image; what comes in repeats the edge."""
+  n = max(abs(down), abs(right))
+  wide = np.pad(image, ((n, n), (n, n), (0, 0)), 'edge')
+  size = len(image)
+  return wide[n - down : n - down + size, n - right : n - right + size]
+
+
+# What makes of a training image one that is still the same lesion.
+COPIES = {
+  'same': lambda x: x,
+  'jpeg': lambda x: compress(x, 60),
+  'coarse jpeg': lambda x: compress(x, 20),
+  'flipped': lambda x: x[:, ::-1],
+  'turned': lambda x: np.rot90(x),
+  'shifted by 1': lambda x: shift(x, 1, -1),
+  'shifted by 3': lambda x: shift(x, -3, 2),
+  'shifted by 4': lambda x: shift(x, 4, 4),
+  'all of it': lambda x: compress(shift(np.rot90(x[::-1]), -2, 3), 60),
+  'noisy': lambda x: np.uint8(
+    np.clip(x + np.random.default_rng(0).normal(0, 8, x.shape), 0, 255)
+  ),
+}
+
+
+NUM = {'train': 320, 'val': 100, 'test': 100}
+
+
+def synthetic():
+  """Generated images."""
+  label_of = synthetic_dermoscopy.label_of
+  return [
+    synthetic_dermoscopy.render(i, label_of(i), 64)
+    for i in range(sum(NUM.values()))
+  ]
+
+
+def real():
+  """Some of the real images, of different lesions."""
+  folder = os.environ.get('DERMVQ_HAM10000_DIR')
+  if not folder:
+    pytest.skip('DERMVQ_HAM10000_DIR is not set')
+  files = sorted(pathlib.Path(folder).glob('*/*.jpg'))
+  files = files[:: len(files) // sum(NUM.values())][: sum(NUM.values())]
+  return [images.read_square(file, 64) for file in files]
+
+
+@pytest.fixture(scope='module', params=[synthetic, real])
+def splits(request):
+  """Training, held-out, and other held-out images that set the bar."""
+  made = np.stack(request.param())
+  parts = np.split(made, np.cumsum(list(NUM.values()))[:-1])
+  return dict(zip(NUM, parts))
+
+
+@pytest.fixture(scope='module')
+def bank(splits):
+  return memorisation.describe(splits['train'])
+
+
+@pytest.fixture(scope='module')
+def threshold(splits, bank):
+  found = memorisation.nearest_pixels(splits['val'], bank)
+  return memorisation.threshold(found.ratio)
+
+
+@pytest.mark.parametrize('kind', COPIES)
+def test_copies_are_found(splits, bank, threshold, kind):
+  copies = np.stack([COPIES[kind](x) for x in splits['train'][:NUM_COPIES]])
+  found = memorisation.nearest_pixels(copies, bank)
+  assert (found.ratio < threshold).all()
+  np.testing.assert_array_equal(found.indices[:, 0], np.arange(NUM_COPIES))
+
+
+def test_held_out_images_are_not(splits, bank, threshold):
+  found = memorisation.nearest_pixels(splits['test'], bank)
+  assert not (found.ratio < threshold).any()
+  assert (np.diff(found.distances, axis=1) >= 0).all()
+
+
+def test_each_image_is_its_own_nearest(splits, bank):
+  """Also where it is shifted as far as is looked, and turned."""
+  turned = np.stack(
+    [np.rot90(shift(x, 4, -4), 3) for x in splits['train'][:NUM_COPIES]]
+  )
+  found = memorisation.nearest_pixels(turned, bank)
+  np.testing.assert_array_equal(found.indices[:, 0], np.arange(NUM_COPIES))
+  assert np.median(found.ratio) < 0.05  # What came in is cut off again.
+
+
+def brightness(x):
+  """Some features: means of a 4x4 grid."""
+  n = x.shape[1] // 4
+  return x.reshape(len(x), 4, n, 4, n, 3).mean((2, 4)).reshape(len(x), -1)
+
+
+def banks_of(splits):
+  def records(name):
+    return [
+      {'image': x, 'id': b'%s%d' % (name, i), 'group': b'%s%d' % (name, i)}
+      for i, x in enumerate(splits[name.decode()])
+    ]
+
+  return {
+    'train': memorisation.make_bank(records(b'train'), brightness, 'train'),
+    'held_out': memorisation.make_bank(records(b'val'), brightness, 'val'),
+  }
+
+
+def test_measure_finds_planted_copies(splits):
+  """Among new images, in both spaces, and says of which they are."""
+  planted = [COPIES['jpeg'](x)[::-1] for x in splits['train'][:NUM_COPIES]]
+  new = np.concatenate([planted, splits['test']])
+  result, arrays = memorisation.measure(
+    new, splits['val'], banks_of(splits), brightness
+  )
+  for space in ('pixels', 'features'):
+    row = result['spaces'][space]
+    assert row['num_copied'] == NUM_COPIES
+    assert row['num_held_out_copied'] == 0
+    assert arrays[f'{space}_copied'][:NUM_COPIES].all()
+    ids = arrays[f'{space}_train_id'][:NUM_COPIES]
+    assert ids.tolist() == [f'train{i}' for i in range(NUM_COPIES)]
+  assert result['num_samples'] == len(new)
+  # If nothing but copies is made, that is all too clear.
+  copies, _ = memorisation.measure(
+    np.stack(planted), splits['val'], banks_of(splits), None
+  )
+  assert list(copies['spaces']) == ['pixels']
+  row = copies['spaces']['pixels']
+  assert row['share_closer_to_train'] == 1
+  assert row['ratio_p_value'] < 1e-6
+
+
+def test_measure_is_quiet_on_held_out_images(splits):
+  result, _ = memorisation.measure(
+    splits['test'], splits['val'], banks_of(splits), brightness
+  )
+  for row in result['spaces'].values():
+    assert row['num_copied'] == 0
+    assert row['p_value'] > 0.01
+    assert row['ratio_p_value'] > 0.01
+    assert row['expected_share'] == len(splits['train']) / (
+      len(splits['train']) + len(splits['val'])
+    )
+
+
+# Parts.
+
+
+def test_ratio_by_hand():
+  points = np.array([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0], [50.0]])
+  # Two forms of each image: the nearer one counts.
+  forms = np.array([[[0.5], [100.0]], [[100.0], [1.0]]])
+  found = memorisation.nearest_features(forms, points)
+  np.testing.assert_allclose(found.distances[0], [0.5, 0.5, 1.5, 2.5, 3.5])
+  np.testing.assert_allclose(found.distances[1], [0, 1, 1, 2, 3], atol=1e-6)
+  np.testing.assert_allclose(found.ratio, [0.5 / 1.7, 0], atol=1e-6)
+  same = memorisation.nearest_features(forms, np.zeros((9, 1)))
+  assert np.isfinite(same.ratio).all()
+  few = memorisation.nearest_features(forms, points[:2])
+  assert few.distances.shape == (2, 2)
+
+
+def test_share_test_is_exact(monkeypatch):
+  """Of independent data the p-value is uniform; of copies it is small."""
+  monkeypatch.setattr(memorisation, '_NUM_PERMUTATIONS', 1000)
+  rng = np.random.default_rng(0)
+  groups = np.arange(60)
+  values = []
+  for seed in range(60):
+    order = rng.permutation(groups)
+    # Few groups are next to many images.
+    nearest = rng.choice(groups, 80, p=rng.dirichlet(np.ones(60)))
+    found = memorisation.share_test(nearest, order[:40], order[40:], seed)
+    assert found['expected_share'] == 40 / 60
+    share = np.isin(nearest, order[:40]).mean()
+    assert found['share_closer_to_train'] == pytest.approx(share)
+    values.append(found['p_value'])
+  assert 0.35 < np.mean(values) < 0.65
+  assert np.mean(np.array(values) < 0.1) < 0.25
+  found = memorisation.share_test(groups[:40], groups[:40], groups[40:])
+  assert found['p_value'] < 2e-3
+
+
+def test_share_test_by_hand():
+  """Two groups of three, one in training by chance: p is 1/3 and 1."""
+  args = np.array(['a', 'b']), np.array(['c'])
+  found = memorisation.share_test(np.array(['c', 'c', 'c']), *args)
+  assert found['p_value'] == 1 and found['share_closer_to_train'] == 0
+  found = memorisation.share_test(np.array(['a', 'b']), *args)
+  assert found['p_value'] == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_groups_count_as_one():
+  """Ten images of each lesion tell no more than one of each."""
+  few = np.array(['a', 'b', 'c'])
+  one = memorisation.share_test(few, few, np.array(['x', 'y']))
+  ten = memorisation.share_test(
+    np.repeat(few, 10), np.repeat(few, 10), np.array(['x', 'y'])
+  )
+  assert ten['p_value'] == pytest.approx(one['p_value'], abs=0.02)
+  assert ten['expected_share'] == one['expected_share'] == 0.6
+
+
+def test_threshold():
+  assert memorisation.threshold(np.linspace(0.5, 1.5, 101)) == pytest.approx(
+    0.75 * 0.51
+  )
+
+
+def test_symmetries_are_the_eight():
+  x = np.arange(2 * 3 * 3 * 1).reshape(2, 3, 3, 1)
+  forms = images.symmetries(x)
+  assert len({form[0].tobytes() for form in forms}) == 8
+  np.testing.assert_array_equal(forms[0], x)
+
+
+# dermvq sample --reject_memorised.
+
+
+def test_sample_drops_copies(smoke_run, tmp_path, caplog, monkeypatch):
+  from dermvq_jax import inference
+
+  source = prepared.open_split(
+    'synthetic_dermoscopy/smoke', smoke_run / 'data', 'train'
+  )
+  model = inference.load(smoke_run)
+  made = model.sample(['mel'] * 2 + ['nv'] * 2)
+  made[1], made[2] = source[4]['image'], source[5]['image'][::-1]
+  monkeypatch.setattr(inference.Model, 'sample', lambda *_, **__: made)
+  caplog.set_level('INFO')
+  out, counts = tmp_path / 'out', {'mel': 2, 'nv': 2}
+  generate.sample(smoke_run, out, counts=counts, reject_memorised=0.05)
+  assert 'Dropped 2 of 4' in caplog.text
+  # The others keep their numbers, from which they can be made again.
+  names = sorted(path.name for path in out.glob('*_0*.png'))
+  assert names == ['mel_00000.png', 'nv_00001.png']
+  rows = (out / 'samples.csv').read_text().splitlines()
+  assert len(rows) == 3 and rows[0].endswith('reject_memorised')
+  with pytest.raises(errors.UserError, match='every image.*lower'):
+    generate.sample(
+      smoke_run, tmp_path / 'none', counts=counts, reject_memorised=1.0
+    )
+  assert not (tmp_path / 'none').exists()
+
+
+# Features.
+
+
+def test_extract_symmetries_and_chunks(monkeypatch):
+  x = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
+  expected = np.stack([brightness(form) for form in images.symmetries(x)])
+  monkeypatch.setattr(features, '_CHUNK', 3)
+  found = features.extract(brightness, x, symmetries=True)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(features.extract(brightness, x), expected[0])
