@@ -65,6 +65,9 @@ setuptools.setup(
   ],
   extras_require={
     'test': [
+      # They run the notebook.
+      'ipykernel',
+      'nbclient',
       'pytest',
       'pytest-xdist',
       'ruff',

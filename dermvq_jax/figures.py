@@ -6,7 +6,7 @@ it stands on a light page and on a dark one.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -149,17 +149,18 @@ def smooth(values: Sequence[float], window: int = _SMOOTHING) -> np.ndarray:
 
 
 @matplotlib.rc_context(_STYLE)
-def smoothed(rows: Sequence[dict[str, Any]]) -> str:
+def smoothed(rows: Sequence[dict[str, Any]], name: str = 'smoothed') -> str:
   """NMSE (log scale) and perplexity of the training steps, side by side.
 
   Args:
     rows: of the VQ-VAE's metrics.jsonl.
+    name: of the figure, if a page has several.
 
   Returns:
     SVG.
   """
   figure, axes = _panels(2, 2)
-  for axis, metric, name in zip(
+  for axis, metric, title in zip(
     axes, ('nmse', 'perplexity'), ('NMSE', 'perplexity')
   ):
     steps, values = _series(rows, f'step/{metric}')
@@ -168,10 +169,46 @@ def smoothed(rows: Sequence[dict[str, Any]]) -> str:
       label = f'mean of {_SMOOTHING} log lines'
       axis.plot(steps, smooth(values), c=_COLOURS[1], lw=1.8, label=label)
       axis.legend()
-    axis.set(title=f'Smoothed {name}', xlabel='step', ylabel=name)
+    axis.set(title=f'Smoothed {title}', xlabel='step', ylabel=title)
     axis.grid()
   axes[0].set_yscale('log')
-  return _svg(figure, 'smoothed')
+  return _svg(figure, name)
+
+
+@matplotlib.rc_context(_STYLE)
+def compare(
+  runs: Mapping[str, Sequence[dict[str, Any]]],
+  metric: str,
+  unit: str,
+  *,
+  name: str,
+  log_scale: bool = False,
+) -> str:
+  """One metric over the steps, a curve a run, two at most.
+
+  Args:
+    runs: rows of metrics.jsonl by name.
+    metric: with its prefix, for example 'step/mse'.
+    unit: label of the axis.
+    name: of the figure.
+    log_scale: whether the axis is logarithmic.
+
+  Returns:
+    SVG.
+  """
+  figure, (axis,) = _panels(1, 1)
+  figure.set_figwidth(2 * _PANEL_SIZE[0])
+  for colour, (label, rows) in zip(_COLOURS[1:], runs.items()):
+    steps, values = _series(rows, metric)
+    if steps:
+      axis.plot(steps, values, c=colour, lw=1.2, label=label)
+  axis.set(xlabel='step', ylabel=unit)
+  if log_scale:
+    axis.set_yscale('log')
+  axis.grid()
+  if axis.lines:
+    axis.legend()
+  return _svg(figure, name)
 
 
 @matplotlib.rc_context(_STYLE)

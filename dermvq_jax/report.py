@@ -93,11 +93,15 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows of cells under columns; the first cell names the row."""
+  """Rows of cells under columns; the first cell names the row.
+
+  `words`: the other cells hold words, not numbers.
+  """
 
   columns: Sequence[str]
   rows: Sequence[Sequence[str]]
   caption: str = ''
+  words: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +158,7 @@ def _samples(run: _Run) -> Section:
     seed=run.seed,
     show_progress=True,
   ).reshape(len(names), _NUM_SAMPLES, *run.images.shape[1:])
-  blank = np.full_like(run.images[:1], 255)
-  rows = [
-    np.concatenate([*new[[i]], blank, run.images[run.labels == i][:_NUM_REAL]])
-    for i in range(len(names))
-  ]
-  columns = ['new'] * _NUM_SAMPLES + [''] + ['real'] * _NUM_REAL
+  real = [run.images[run.labels == i] for i in range(len(names))]
   return Section(
     'samples',
     'New images, beside real ones',
@@ -168,13 +167,34 @@ def _samples(run: _Run) -> Section:
       'images of the validation split, which no training saw. No image is '
       'chosen by hand. Not for diagnosis.'
     ],
-    figures=[
-      Figure(
-        'samples',
-        'New and real images of each class.',
-        png=figures.labelled_sheet(images.sheet(rows), names, columns),
-      )
-    ],
+    figures=[samples_figure(new, real, names)],
+  )
+
+
+def samples_figure(
+  new: np.ndarray,
+  real: Sequence[np.ndarray],
+  names: Sequence[str],
+  name: str = 'samples',
+) -> Figure:
+  """New images beside a few real ones, a row a class.
+
+  Args:
+    new: uint8 `[C, N, H, W, 3]`.
+    real: C times uint8 `[M, H, W, 3]`, of which some are shown.
+    names: of the classes.
+    name: of the figure.
+  """
+  blank = np.full_like(new[0, :1], 255)
+  rows = [
+    np.concatenate([drawn, blank, taken[:_NUM_REAL]])
+    for drawn, taken in zip(new, real)
+  ]
+  columns = ['new'] * new.shape[1] + [''] + ['real'] * _NUM_REAL
+  return Figure(
+    name,
+    'New and real images of each class.',
+    png=figures.labelled_sheet(images.sheet(rows), names, columns),
   )
 
 
@@ -286,13 +306,54 @@ def _distances(run: _Run) -> np.ndarray:
   return np.concatenate([nearest_distances(level) for level in levels])
 
 
+def reconstructions_figure(
+  originals: np.ndarray, decoded: np.ndarray, name: str = 'reconstructions'
+) -> Figure:
+  """Images above their reconstructions and the difference.
+
+  Args:
+    originals: uint8 `[N, H, W, 3]`.
+    decoded: uint8 `[N, H, W, 3]`.
+    name: of the figure.
+  """
+  difference = np.abs(originals.astype(np.int32) - decoded)
+  mse = np.mean((difference / 255) ** 2, axis=(1, 2, 3))
+  shown = np.minimum(_ERROR_GAIN * difference, 255).astype(np.uint8)
+  return Figure(
+    name,
+    'Originals, reconstructions with their PSNR, and the difference, '
+    f'{_ERROR_GAIN} times enlarged.',
+    png=figures.labelled_sheet(
+      images.sheet([originals, decoded, shown]),
+      ('original', 'reconstruction', 'difference'),
+      [f'{-10 * np.log10(max(e, 1e-10)):.1f} dB' for e in mse],
+    ),
+  )
+
+
+def code_map_figure(
+  model: inference.Model, image: np.ndarray, name: str = 'code_map'
+) -> Figure:
+  """One image uint8 `[H, W, 3]`, its codes and what they stand for."""
+  codes = model.encode(image[None])
+  return Figure(
+    name,
+    'One image, its codes, the vectors they stand for, and the image decoded '
+    'from them.',
+    png=figures.code_map(
+      image,
+      codes[0],
+      model.embed(codes)[0],
+      model.decode(codes)[0],
+      model.codebook_size,
+    ),
+  )
+
+
 def _reconstructions(run: _Run) -> Section:
   originals = run.images[:_NUM_RECONSTRUCTIONS]
   codes = run.codes[:_NUM_RECONSTRUCTIONS]
   decoded = run.model.decode(codes)
-  difference = np.abs(originals.astype(np.int32) - decoded)
-  mse = np.mean((difference / 255) ** 2, axis=(1, 2, 3))
-  shown = np.minimum(_ERROR_GAIN * difference, 255).astype(np.uint8)
   counts = np.bincount(run.codes.ravel(), minlength=run.model.codebook_size)
   distances = _distances(run)
   return Section(
@@ -303,28 +364,8 @@ def _reconstructions(run: _Run) -> Section:
       'decoder. What is lost here no prior can bring back.'
     ],
     figures=[
-      Figure(
-        'reconstructions',
-        'Originals, reconstructions with their PSNR, and the difference, '
-        f'{_ERROR_GAIN} times enlarged.',
-        png=figures.labelled_sheet(
-          images.sheet([originals, decoded, shown]),
-          ('original', 'reconstruction', 'difference'),
-          [f'{-10 * np.log10(max(e, 1e-10)):.1f} dB' for e in mse],
-        ),
-      ),
-      Figure(
-        'code_map',
-        'One image, its codes, the vectors they stand for, and the image '
-        'decoded from them.',
-        png=figures.code_map(
-          originals[0],
-          codes[0],
-          run.model.embed(codes[:1])[0],
-          decoded[0],
-          run.model.codebook_size,
-        ),
-      ),
+      reconstructions_figure(originals, decoded),
+      code_map_figure(run.model, originals[0]),
       Figure(
         'usage',
         f'How often each of the {len(counts)} codes occurs in '
@@ -616,21 +657,36 @@ def _how(run: _Run) -> Section:
   )
 
 
-def _render(run: _Run, sections: Sequence[Section]) -> str:
+def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+  """The page as HTML that refers to nothing outside of it."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('dermvq_jax'),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
   )
-  h, w = run.model.grid
   return environment.get_template('report.html').render(
-    title=f'Skin-lesion images: {run.facts["dataset"]}',
-    subtitle=(
-      f'dermvq_jax, run {run.workdir.name}: {run.model.image_size} px images '
-      f'as {h}x{w} codes of {run.model.codebook_size}'
-    ),
-    sections=sections,
+    title=title, subtitle=subtitle, sections=sections
   )
+
+
+def write(
+  folder: epath.PathLike,
+  title: str,
+  subtitle: str,
+  sections: Sequence[Section],
+) -> list[epath.Path]:
+  """Writes `folder/index.html` and its figures beside it.
+
+  Returns:
+    The files written, the page first.
+  """
+  folder = epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  page = folder / 'index.html'
+  page.write_text(render(title, subtitle, sections))
+  written = [f.write(folder) for section in sections for f in section.figures]
+  logging.info('Wrote %s and %d figures beside it', page, len(written))
+  return [page, *written]
 
 
 def run(workdir: epath.PathLike, seed: int = 0) -> list[epath.Path]:
@@ -657,10 +713,11 @@ def run(workdir: epath.PathLike, seed: int = 0) -> list[epath.Path]:
   if evaluation:
     sections.append(evaluation)
   sections += [_data_card(source), _how(source)]
-  folder = workdir / 'report'
-  folder.mkdir(parents=True, exist_ok=True)
-  page = folder / 'index.html'
-  page.write_text(_render(source, sections))
-  written = [f.write(folder) for section in sections for f in section.figures]
-  logging.info('Wrote %s and %d figures beside it', page, len(written))
-  return [page, *written]
+  h, w = source.model.grid
+  return write(
+    workdir / 'report',
+    f'Skin-lesion images: {source.facts["dataset"]}',
+    f'dermvq_jax, run {workdir.name}: {source.model.image_size} px images as '
+    f'{h}x{w} codes of {source.model.codebook_size}',
+    sections,
+  )

@@ -1,0 +1,313 @@
+"""The source report's claims and the rules by which they are decided.
+
+A rule reads logs alone: rows of metrics.jsonl. It was written down before the
+runs it decides on. Where logs do not suffice, the verdict is 'not decided'.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+Rows = Sequence[dict[str, Any]]
+
+CONFIRMED, REFUTED, OPEN = 'confirmed', 'not confirmed', 'not decided'
+_NEAR_ZERO = 0.05  # NMSE
+_SIGNIFICANCE = 0.05
+_FEW_EPOCHS = 1 / 4  # of all
+# A prior is worse, and clearly so, from these shares of the best value on.
+_WORSE, _CLEARLY_WORSE = 0.01, 0.02
+_MOST = 0.95  # of the improvement
+_FACTOR = 1.1  # between times, beyond which one is longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Logs:
+  """The logs of one recipe; what was not run is empty.
+
+  Attributes:
+    plain: of the VQ-VAE without augmentation, of each seed.
+    augmented: with cut-out and RGB shift, of the same seeds.
+    prior: on the codes of the augmented one of the first seed.
+  """
+
+  plain: Sequence[Rows] = ()
+  augmented: Sequence[Rows] = ()
+  prior: Rows = ()
+
+  @property
+  def vqvae(self) -> Rows:
+    """Of the VQ-VAE whose codes the prior learns."""
+    return self.augmented[0] if self.augmented else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """Whether a claim holds, and the number that says so."""
+
+  status: str
+  number: str
+
+  def __str__(self) -> str:
+    """Both, as text."""
+    return f'{self.status}: {self.number}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """What the report says (where), the rule, and the rule as a function."""
+
+  text: str
+  rule: str
+  decide: Callable[[Logs], Verdict]
+
+
+def _not_run(what: str) -> Verdict:
+  return Verdict(OPEN, f'{what} was not run long enough')
+
+
+def _verdict(holds: bool, number: str) -> Verdict:
+  return Verdict(CONFIRMED if holds else REFUTED, number)
+
+
+def series(rows: Rows, metric: str) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and values of a metric, `[N]` each."""
+  found = [(row['step'], row[metric]) for row in rows if metric in row]
+  steps, values = zip(*found) if found else ((), ())
+  return np.array(steps, np.float64), np.array(values, np.float64)
+
+
+def _loss_falls(logs: Logs) -> Verdict:
+  values = series(logs.vqvae, 'train/mse')[1]
+  if len(values) < 3:
+    return _not_run('the VQ-VAE')
+  rises = int(np.sum(np.diff(values) >= 0))
+  return _verdict(
+    not rises,
+    f'MSE {values[0]:.4f} to {values[-1]:.4f}, no fall in {rises} of '
+    f'{len(values) - 1} epochs',
+  )
+
+
+def _loss_near_zero(logs: Logs) -> Verdict:
+  values = series(logs.vqvae, 'val/nmse')[1]
+  if len(values) < 3:
+    return _not_run('the VQ-VAE')
+  mse = [series(logs.vqvae, m)[1] for m in ('step/mse', 'val/mse')]
+  span = (
+    f'MSE {mse[0][0]:.3f} to {mse[1][-1]:.4f}, ' if all(map(len, mse)) else ''
+  )
+  return _verdict(values[-1] < _NEAR_ZERO, f'{span}NMSE {values[-1]:.4f}')
+
+
+def _perplexity_rises(logs: Logs) -> Verdict:
+  values = series(logs.vqvae, 'train/perplexity')[1]
+  if len(values) < 5:
+    return _not_run('the VQ-VAE')
+  span = f'{values[0]:.1f} to {values[-1]:.1f}'
+  if np.ptp(values) == 0:
+    return Verdict(REFUTED, f'{span}, always the same')
+  tau, p = scipy.stats.kendalltau(np.arange(len(values)), values)
+  number = f"{span}, Kendall's tau {tau:.2f} (p = {p:.2g})"
+  if p >= _SIGNIFICANCE:
+    return Verdict(OPEN, number)
+  return _verdict(tau > 0 and values[-1] > values[0], number)
+
+
+def seed_interval(differences: Sequence[float]) -> tuple[float, float]:
+  """95% t interval of the mean; infinitely wide for fewer than two values."""
+  n = len(differences)
+  if n < 2:
+    return -math.inf, math.inf
+  mean, error = np.mean(differences), np.std(differences, ddof=1) / n**0.5
+  half = scipy.stats.t.ppf(0.975, n - 1) * error
+  return float(mean - half), float(mean + half)
+
+
+def _by_interval(differences: Sequence[float], unit: str) -> Verdict:
+  """Above 0: confirmed; below: not; neither: not decided."""
+  if not differences:
+    return _not_run('the pair of VQ-VAEs')
+  low, high = seed_interval(differences)
+  number = f'{np.mean(differences):+.3g} {unit}, '
+  if len(differences) < 2:
+    return Verdict(OPEN, number + 'one seed')
+  number += f'95% [{low:.3g}, {high:.3g}], {len(differences)} seeds'
+  if low <= 0 <= high:
+    return Verdict(OPEN, number)
+  return _verdict(low > 0, number)
+
+
+def _augmentation_better(logs: Logs) -> Verdict:
+  differences = []
+  for plain, augmented in zip(logs.plain, logs.augmented):
+    values = [series(rows, 'val/psnr')[1] for rows in (plain, augmented)]
+    if all(map(len, values)):
+      differences.append(values[1].max() - values[0].max())
+  return _by_interval(differences, 'dB of val PSNR')
+
+
+def steps_to(rows: Rows, metric: str, target: float) -> float:
+  """The step at which a falling metric first reaches `target`.
+
+  Interpolated between validations; nan if it never does.
+  """
+  steps, values = series(rows, metric)
+  reached = np.flatnonzero(values <= target)
+  if not len(reached):
+    return math.nan
+  i = reached[0]
+  if not i:
+    return float(steps[0])
+  share = (values[i - 1] - target) / (values[i - 1] - values[i])
+  return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+
+
+def _augmentation_slower(logs: Logs) -> Verdict:
+  differences = []
+  for pair in zip(logs.plain, logs.augmented):
+    values = [series(rows, 'val/mse')[1] for rows in pair]
+    if not all(map(len, values)):
+      continue
+    target = max(v.min() for v in values)  # both reach it
+    plain, augmented = (steps_to(rows, 'val/mse', target) for rows in pair)
+    differences.append(100 * (augmented / plain - 1))
+  return _by_interval(differences, '% more steps')
+
+
+def seconds_a_step(rows: Rows) -> np.ndarray:
+  """Quartiles over the log windows, `[3]`; empty if none was timed."""
+  speeds = series(rows, 'step/steps_per_second')[1]
+  speeds = speeds[speeds > 0]
+  return np.quantile(1 / speeds, (0.25, 0.5, 0.75)) if len(speeds) else speeds
+
+
+def seconds_an_epoch(rows: Rows) -> np.ndarray:
+  """As `seconds_a_step`; an epoch ends with the first validation."""
+  ends = [row['step'] for row in rows if any(k[:4] == 'val/' for k in row)]
+  seconds = seconds_a_step(rows)
+  return seconds * min(ends) if ends else seconds[:0]
+
+
+def _vqvae_faster(logs: Logs) -> Verdict:
+  vqvae, prior = (seconds_an_epoch(rows) for rows in (logs.vqvae, logs.prior))
+  if not len(vqvae) or not len(prior):
+    return _not_run('the VQ-VAE or the prior')
+  number = (
+    f'{vqvae[1]:.0f} s an epoch [{vqvae[0]:.0f}, {vqvae[2]:.0f}], the prior '
+    f'{prior[1]:.0f} s [{prior[0]:.0f}, {prior[2]:.0f}]'
+  )
+  if vqvae[2] < prior[0] or prior[2] < vqvae[0]:
+    return _verdict(vqvae[1] < prior[1], number)
+  return Verdict(OPEN, number)
+
+
+def _few_epochs(logs: Logs) -> Verdict:
+  values = series(logs.prior, 'val/bits_per_code')[1]
+  if len(values) < 4:
+    return _not_run('the prior')
+  few = int(len(values) * _FEW_EPOCHS)
+  early, best = values[:few].min(), values.min()
+  number = (
+    f'{early:.3f} bits per code within {few} epochs, {best:.3f} within '
+    f'{len(values)}'
+  )
+  if _WORSE <= early / best - 1 <= _CLEARLY_WORSE:
+    return Verdict(OPEN, number)
+  return _verdict(early / best - 1 > _CLEARLY_WORSE, number)
+
+
+def _seconds_to_most(rows: Rows, metric: str) -> float:
+  """Until `_MOST` of the improvement from the first to the best validation."""
+  values = series(rows, metric)[1]
+  target = values[0] - _MOST * (values[0] - values.min())
+  return steps_to(rows, metric, target) * seconds_a_step(rows)[1]
+
+
+def _slow_prior(logs: Logs) -> Verdict:
+  for rows, metric, what in (
+    (logs.vqvae, 'val/mse', 'the VQ-VAE'),
+    (logs.prior, 'val/nll', 'the prior'),
+  ):
+    if len(series(rows, metric)[1]) < 3 or not len(seconds_a_step(rows)):
+      return _not_run(what)
+  vqvae = _seconds_to_most(logs.vqvae, 'val/mse')
+  prior = _seconds_to_most(logs.prior, 'val/nll')
+  number = f'{prior:.0f} s, the VQ-VAE {vqvae:.0f} s'
+  if 1 / _FACTOR <= prior / vqvae <= _FACTOR:
+    return Verdict(OPEN, number)
+  return _verdict(prior > vqvae, number)
+
+
+def _sharp_then_gradual(logs: Logs) -> Verdict:
+  values = series(logs.prior, 'step/loss')[1]
+  if len(values) < 8:
+    return _not_run('the prior')
+  fall = values[0] - values.min()
+  if fall <= 0:
+    return Verdict(REFUTED, 'the loss does not fall')
+  share = (values[0] - values[: len(values) // 4].min()) / fall
+  return _verdict(share > 0.5, f'{share:.0%} of the fall')
+
+
+CLAIMS = (
+  Claim(
+    'The reconstruction loss decreases in each of 10 epochs (2.1, Fig 3).',
+    "The training MSE of every epoch is below the one before's.",
+    _loss_falls,
+  ),
+  Claim(
+    'It starts around 0.15 and comes close to 0 (2.1, Fig 3).',
+    f'The last validation has an NMSE below {_NEAR_ZERO}: at least '
+    f'{1 - _NEAR_ZERO:.0%} of the variance of the pixels is explained.',
+    _loss_near_zero,
+  ),
+  Claim(
+    'Perplexity increases over the epochs (2.1, Fig 4 and 5).',
+    "Kendall's tau of the training perplexity with the epoch differs from 0 "
+    f'(p < {_SIGNIFICANCE}): confirmed if it is above 0 and the last epoch is '
+    'above the first.',
+    _perplexity_rises,
+  ),
+  Claim(
+    'With coarse cut-out and RGB shift it learns better images (2.4).',
+    'Best validation PSNR with them minus without, paired by seed: the sign '
+    'of the 95% t interval over the seeds; not decided if it contains 0.',
+    _augmentation_better,
+  ),
+  Claim(
+    'With them it takes more time to reconstruct (2.4).',
+    'Steps until the validation MSE that both of a pair reach, in percent '
+    'more than without them: the 95% t interval over the seeds, likewise.',
+    _augmentation_slower,
+  ),
+  Claim(
+    'The VQ-VAE trains faster than the Gated PixelCNN (2.4).',
+    'Seconds an epoch: decided if the ranges between the quartiles over the '
+    'log windows do not overlap.',
+    _vqvae_faster,
+  ),
+  Claim(
+    "The prior's loss falls sharply, then gradually (2.2, Fig 8).",
+    'More than half of the fall of the training loss, from the first log line '
+    'to the lowest one, happens in the first quarter of the training.',
+    _sharp_then_gradual,
+  ),
+  Claim(
+    'With few epochs the prior does not perform well (2.4).',
+    'Best validation bits per code within the first quarter of the epochs: '
+    f'more than {_CLEARLY_WORSE:.0%} above the best of all is confirmed, less '
+    f'than {_WORSE:.0%} not confirmed, between not decided.',
+    _few_epochs,
+  ),
+  Claim(
+    'The prior converges slowly (2.4).',
+    f'Seconds of training until {_MOST:.0%} of the improvement from the first '
+    "validation to the best, the prior's nll against the VQ-VAE's MSE: decided "
+    f'if one is more than {_FACTOR} times the other.',
+    _slow_prior,
+  ),
+)

@@ -1,0 +1,107 @@
+"""Recall and its bootstrap intervals, and what they allow to say."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+_LEVEL = 0.95
+_DRAWS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A number with its interval."""
+
+  value: float
+  low: float
+  high: float
+
+  def __str__(self) -> str:
+    """As text, with three digits."""
+    return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
+
+
+def estimate(value: float, draws: np.ndarray) -> Estimate:
+  """The percentile interval of bootstrap draws `[R]`."""
+  tail = (1 - _LEVEL) / 2
+  low, high = np.quantile(draws, (tail, 1 - tail))
+  return Estimate(float(value), float(low), float(high))
+
+
+def recalls(
+  correct: np.ndarray, labels: np.ndarray, num_classes: int
+) -> np.ndarray:
+  """Recall of each class, means over the seeds: `[A, C]`; nan if it has none.
+
+  Args:
+    correct: bool `[A, S, N]`: by way of training, seed and image.
+    labels: int `[N]`.
+    num_classes: C.
+  """
+  return np.stack(
+    [
+      correct[..., labels == c].mean((1, 2))
+      if np.any(labels == c)
+      else np.full(len(correct), np.nan)
+      for c in range(num_classes)
+    ],
+    axis=1,
+  )
+
+
+def bootstrap_recalls(
+  correct: np.ndarray,
+  labels: np.ndarray,
+  groups: Sequence[str],
+  num_classes: int,
+  seed: int = 0,
+  num_draws: int = _DRAWS,
+) -> np.ndarray:
+  """Recalls of lesions and seeds drawn anew with replacement: `[R, A, C]`.
+
+  Lesions are drawn within their class, all images of one together (Davison and
+  Hinkley 1997, sections 3.2 and 3.8), and the same ones for every way of
+  training, so that differences are paired.
+
+  Args:
+    correct: bool `[A, S, N]`.
+    labels: int `[N]`.
+    groups: the lesion of each image, `[N]`.
+    num_classes: C.
+    seed: of the draws.
+    num_draws: R.
+  """
+  rng = np.random.default_rng(seed)
+  num_ways, num_seeds, _ = correct.shape
+  by_seed = rng.multinomial(
+    num_seeds, np.ones(num_seeds) / num_seeds, num_draws
+  )
+  by_seed = by_seed / num_seeds  # [R, S]
+  out = np.full((num_draws, num_ways, num_classes), np.nan)
+  for c in range(num_classes):
+    members = np.flatnonzero(labels == c)
+    if not len(members):
+      continue
+    _, lesion = np.unique(np.asarray(groups)[members], return_inverse=True)
+    g = lesion.max() + 1
+    sizes = np.bincount(lesion)
+    hits = np.zeros((num_ways, num_seeds, g))
+    np.add.at(hits, (..., lesion), correct[..., members])
+    counts = rng.multinomial(g, np.ones(g) / g, num_draws)  # [R, G]
+    drawn = np.einsum('rg,asg,rs->ra', counts, hits, by_seed, optimize=True)
+    out[:, :, c] = drawn / (counts @ sizes)[:, None]
+  return out
+
+
+def conclude(name: str, against: str, difference: Estimate) -> str:
+  """What the interval of a difference in balanced accuracy allows to say."""
+  told = (
+    f'{difference.value:+.3f}, 95% [{difference.low:+.3f}, '
+    f'{difference.high:+.3f}]'
+  )
+  if difference.low <= 0 <= difference.high:
+    verdict = 'no difference shown'
+  else:
+    verdict = 'better' if difference.low > 0 else 'worse'
+  return f'{name} against {against}: {verdict} ({told}).'
