@@ -277,12 +277,14 @@ def _training_table(results: harness.Results, peak: float) -> str:
       row.append(100 * work_done / harness.median(results, case) / peak)
     for case in (ours, better):
       row.append(harness.median(results, case, 'peak_bytes') / 1e6)
+    row.append(harness.of_first_round(results, ours, 'first_seconds'))
     row.append(harness.median(results, ours, 'first_seconds'))
     rows.append(row)
   header = ['step', 'size', 'GFLOP', *(f'{how}, ms' for how in _HOW)]
   header += ['images/s to the better PyTorch', 'bar (least)', '']
   header += ['% of GEMM peak', 'PyTorch %', 'memory peak, MB', 'PyTorch MB']
-  return harness.table([*header, 'first call, s'], rows)
+  header += ['first call, s', 'from the cache, s']
+  return harness.table(header, rows)
 
 
 def _codebook_table(results: harness.Results, peak: float) -> str:
