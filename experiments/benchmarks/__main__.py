@@ -63,7 +63,7 @@ _GROWTH = {
     lambda case: case[2],
   ),
 }
-_MEMORY = [('codebook', how, 8192, n) for how in _HOW[:2] for n in (8, 32, 128)]
+_MEMORY = [('codebook', how, 512, n) for how in _HOW[:2] for n in (8, 32, 128)]
 
 
 def _cases() -> list[harness.Case]:
