@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: install demo test test-all soak lint format clean
+.PHONY: install demo test test-all soak bench lint format clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,15 @@ test-all: install
 # Kills runs and flips bits, for a quarter of an hour or more.
 soak: install
 	JAX_PLATFORMS=cpu $(BIN)/python tests/soak.py
+
+# Hours, on a machine that does nothing else: make bench BENCH='--rounds=1'
+bench: install
+	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]'
+	mkdir -p runs
+	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.benchmarks \
+	  --out=runs/bench.md --plot=runs/bench.png $(BENCH)
+	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.benchmarks.sampling \
+	  --out=runs/bench_sampling.md $(BENCH)
 
 lint: install
 	$(BIN)/ruff check .

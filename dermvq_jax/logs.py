@@ -100,7 +100,11 @@ class Trace:
     """
     if self._folder is not None and step == self._first:
       jax.block_until_ready(tree)
-      jax.profiler.start_trace(os.fspath(self._folder))
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0  # Every Python call, else.
+      jax.profiler.start_trace(
+        os.fspath(self._folder), profiler_options=options
+      )
       self._running = True
     elif self._running and step == self._first + _TRACED_STEPS:
       jax.block_until_ready(tree)

@@ -12,18 +12,12 @@ is scaled to the grid. `forward` is one teacher-forced pass of the same batch:
 the work that no exact sampler can do without.
 """
 
-import argparse
 import functools
-import json
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+
+from experiments.benchmarks import harness
 
 _CODEBOOK_SIZE, _NUM_CLASSES = 512, 7
 _RECOMPUTED = 32  # codes drawn by a recomputing sampler
-_CALLS = 3  # timed calls of a fast contender, of which the median counts
 _PRIORS = {
   'gated_pixelcnn': {'num_layers': 15, 'features': 64},
   'pixelcnn': {'num_layers': 15, 'features': 128},
@@ -31,18 +25,6 @@ _PRIORS = {
   'transformer': {'num_layers': 6, 'features': 128},
 }
 _HOW = ('torch', 'recompute', 'incremental', 'forward')
-
-
-def _timed(
-  call: Callable[[], object], calls: int = _CALLS
-) -> tuple[float, float]:
-  """Seconds of the first call and the median of the next ones."""
-  seconds = []
-  for _ in range(1 + calls):
-    start = time.perf_counter()
-    call()
-    seconds.append(time.perf_counter() - start)
-  return seconds[0], statistics.median(seconds[1:])
 
 
 def _torch(prior: str, grid: int, batch: int) -> tuple[float, float]:
@@ -57,13 +39,15 @@ def _torch(prior: str, grid: int, batch: int) -> tuple[float, float]:
     _CODEBOOK_SIZE, _NUM_CLASSES, **_PRIORS[prior]
   ).eval()
   labels = torch.zeros(batch, dtype=torch.int64)
-  first, seconds = _timed(
+  first, seconds = harness.timed(
     lambda: model.sample(labels, (grid, grid), _RECOMPUTED), calls=1
   )
   return first, seconds * grid**2 / _RECOMPUTED
 
 
-def _jax(how: str, prior: str, grid: int, batch: int) -> tuple[float, float]:
+def _jax(
+  how: str, prior: str, grid: int, batch: int, calls: int
+) -> tuple[float, float]:
   import importlib
 
   import jax
@@ -82,14 +66,17 @@ def _jax(how: str, prior: str, grid: int, batch: int) -> tuple[float, float]:
 
   if how == 'incremental':
     keys = sample.image_keys(0, labels)
-    return _timed(
+    return harness.timed(
       lambda: sample.sample_codes(
         model, variables, labels, keys, (grid, grid)
-      ).block_until_ready()
+      ).block_until_ready(),
+      calls,
     )
   if how == 'forward':
     forward = jax.jit(apply)
-    return _timed(lambda: forward(variables, codes, labels).block_until_ready())
+    return harness.timed(
+      lambda: forward(variables, codes, labels).block_until_ready(), calls
+    )
 
   @jax.jit
   def draw(variables, codes, labels, n):
@@ -104,30 +91,21 @@ def _jax(how: str, prior: str, grid: int, batch: int) -> tuple[float, float]:
       drawn = draw(variables, drawn, labels, n)
     drawn.block_until_ready()
 
-  first, seconds = _timed(run, calls=1)
+  first, seconds = harness.timed(run, calls=1)
   return first, seconds * grid**2 / _RECOMPUTED
 
 
-def _measure(how: str, prior: str, grid: int, batch: int) -> dict[str, float]:
+def _measure(case: harness.Case, calls: int) -> dict[str, float]:
   """Seconds for a batch of whole grids; run in a process of its own."""
+  how, prior, grid, batch = case
   if how == 'torch':
     first, seconds = _torch(prior, grid, batch)
   else:
-    first, seconds = _jax(how, prior, grid, batch)
+    first, seconds = _jax(how, prior, grid, batch, calls)
   return {'first_seconds': first, 'seconds': seconds}
 
 
-def _in_process(case: tuple[str, str, int, int]) -> dict[str, float]:
-  done = subprocess.run(
-    [sys.executable, '-m', __spec__.name, '--measure', *map(str, case)],
-    check=True,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  return json.loads(done.stdout.splitlines()[-1])
-
-
-def _cases() -> list[tuple[str, str, int, int]]:
+def _cases() -> list[harness.Case]:
   """What is measured: how, prior, side of the grid, batch size."""
   cases = [
     (how, 'gated_pixelcnn', grid, batch)
@@ -146,71 +124,51 @@ def _cases() -> list[tuple[str, str, int, int]]:
   return cases
 
 
-def _table(results: dict[tuple, dict[str, list[float]]]) -> str:
-  lines = [
-    '| prior | grid | batch | how | s a batch | images/s | ms a code | of the '
-    'forward pass | first call, s |',
-    '|' + '---|' * 9,
-  ]
-  for (how, prior, grid, batch), rows in results.items():
-    seconds = statistics.median(rows['seconds'])
-    forward = results.get(('forward', prior, grid, batch))
-    share = (
-      f'{statistics.median(forward["seconds"]) / seconds:.4f}'
-      if forward
-      else ''
+def _report(results: harness.Results) -> str:
+  rows = []
+  for case in results:
+    how, prior, grid, batch = case
+    seconds = harness.median(results, case)
+    forward = ('forward', prior, grid, batch)
+    rows.append(
+      [
+        prior,
+        f'{grid}x{grid}',
+        batch,
+        how,
+        seconds,
+        batch / seconds,
+        1e3 * seconds / grid**2,
+        harness.ratio(results, forward, case),
+        harness.of_first_round(results, case, 'first_seconds'),
+      ]
     )
-    lines.append(
-      f'| {prior} | {grid}x{grid} | {batch} | {how} | {seconds:.4g} | '
-      f'{batch / seconds:.4g} | {1e3 * seconds / grid**2:.3f} | {share} | '
-      f'{statistics.median(rows["first_seconds"]):.2f} |'
-    )
-  lines.append('')
+  header = ['prior', 'grid', 'batch', 'how', 's a batch', 'images/s']
+  header += ['ms a code', 'of the forward pass', 'first call, s']
+  lines = [harness.table(header, rows), '']
   for grid, batch in ((32, 16), (16, 1)):
     for prior in ('gated_pixelcnn', 'transformer'):
-      fast = results.get(('incremental', prior, grid, batch))
+      fast = ('incremental', prior, grid, batch)
       for how in ('torch', 'recompute'):
-        slow = results.get((how, prior, grid, batch))
-        if fast and slow:
-          # Pairs of one round share the machine's speed of that time.
-          ratios = [a / b for a, b in zip(slow['seconds'], fast['seconds'])]
+        slow = (how, prior, grid, batch)
+        if fast in results and slow in results:
           lines.append(
             f'{prior} {grid}x{grid}, batch {batch}: incremental is '
-            f'{statistics.median(ratios):.0f} times as fast as {how}'
+            f'{harness.ratio(results, slow, fast):.0f} times as fast as {how}'
           )
   return '\n'.join(lines)
 
 
 def main():
   """Measures all cases and prints a table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  args = harness.parser(__doc__).parse_args()
+  harness.run(
+    'experiments.benchmarks.sampling',
+    args,
+    _cases(),
+    lambda case: _measure(case, args.calls),
+    _report,
   )
-  parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument(
-    '--only',
-    default='',
-    help='measure cases with this text, e.g. "pixelcnn 16"',
-  )
-  parser.add_argument('--measure', nargs=4, help=argparse.SUPPRESS)
-  args = parser.parse_args()
-  if args.measure:
-    how, prior, grid, batch = args.measure
-    print(json.dumps(_measure(how, prior, int(grid), int(batch))))
-    return
-  cases = [c for c in _cases() if args.only in ' '.join(map(str, c))]
-  results = {case: {'first_seconds': [], 'seconds': []} for case in cases}
-  for n in range(args.rounds):
-    for case in cases:
-      for name, value in _in_process(case).items():
-        results[case][name].append(value)
-      print(
-        f'round {n + 1}/{args.rounds}: {" ".join(map(str, case))}: '
-        f'{results[case]["seconds"][-1]:.3f} s',
-        file=sys.stderr,
-        flush=True,
-      )
-  print(_table(results))
 
 
 if __name__ == '__main__':

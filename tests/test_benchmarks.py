@@ -1,0 +1,120 @@
+"""What the benchmarks compute; that they run, on one small case."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from experiments.benchmarks import flops, harness
+
+A, B = ('work', 'jax', 1), ('work', 'torch', 1)
+
+
+def test_rounds_are_interleaved():
+  order, seconds = [], iter([1.0, 2.0, 3.0, 8.0, 2.0, 2.0])
+
+  def measure(case):
+    order.append(case)
+    return {'seconds': next(seconds)}
+
+  results = harness.interleave([A, B], 3, measure)
+  assert order == [A, B] * 3
+  assert results == {
+    A: {'seconds': [1.0, 3.0, 2.0]},
+    B: {'seconds': [2.0, 8.0, 2.0]},
+  }
+  assert harness.median(results, A) == 2
+  assert harness.of_first_round(results, B, 'seconds') == 2
+  # The median of 2, 8/3 and 1, not the quotient of the medians.
+  assert harness.ratio(results, B, A) == 2
+  assert math.isnan(harness.median(results, ('other',)))
+  assert math.isnan(harness.ratio(results, A, ('other',)))
+
+
+def test_the_first_call_is_apart(monkeypatch):
+  clock = iter([0, 10, 10, 11, 11, 14, 14, 16])
+  monkeypatch.setattr(harness.time, 'perf_counter', lambda: next(clock))
+  calls = []
+  assert harness.timed(lambda: calls.append(0), 3) == (10, 2)
+  assert len(calls) == 4
+
+
+def test_slope_and_table():
+  assert harness.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+  assert harness.table(['a', 'b'], [[1.23456, 'x'], [math.nan, 2]]) == (
+    '| a | b |\n| --- | --- |\n| 1.23 | x |\n|  | 2 |'
+  )
+
+
+def test_extra_memory_is_that_of_the_call():
+  size = 64 * 2**20
+  extra = harness.extra_bytes(lambda: bytearray(b'1') * size)
+  assert 0.9 * size < extra < 1.5 * size
+  assert harness.extra_bytes(lambda: None) < 0.1 * size
+
+
+def test_operations_of_a_vqvae_by_hand():
+  """8 px: 4x4 positions, then 2x2; widths 2 and 4, residual 3, K=5, D=6."""
+  operators = flops.vqvae(8, 4, 3, 1, 5, 6)
+  block = 4 * (9 * 4 * 3 + 3 * 4)
+  stem = 16 * 9 * 12 * 2
+  distances = 4 * 6 * 5
+  rest = 4 * 9 * 8 * 4 + 4 * 9 * 4 * 4 + block + 4 * 4 * 6
+  rest += 4 * 9 * 6 * 4 + block + 4 * 9 * 4 * 8 + 16 * 9 * 2 * 12
+  assert flops.of_forward(operators) == 2 * (stem + distances + rest)
+  step = flops.of_step(operators, 7)
+  assert step == 7 * 2 * (2 * stem + distances + 3 * rest)
+
+
+def test_operations_of_a_gated_pixelcnn_by_hand():
+  """3x3 codes, 1 layer of 2, kernels 3 and 5, head 4, K=6."""
+  operators = flops.gated_pixelcnn(3, 1, 2, 3, 5, 4, 6)
+  stems = 2 * 5 * 2 * 2 + 2 * 2 * 2
+  layer = 2 * 3 * 2 * 4 + 2 * 2 * 4 + 2 * 4 + 2 * 4
+  assert flops.of_forward(operators) == 2 * 9 * (stems + layer + 8 + 24)
+  assert flops.of_step(operators, 5) == 15 * flops.of_forward(operators)
+
+
+def test_operations_as_pytorch_counts_them():
+  torch = pytest.importorskip('torch')
+  from torch.utils import flop_counter
+
+  from experiments.benchmarks import torch_gated_pixelcnn, torch_vqvae_twin
+
+  def count(model, *inputs):
+    with flop_counter.FlopCounterMode(display=False) as counter:
+      model.eval()(*inputs)
+    return counter.get_total_flops()
+
+  # The recipe of the twin has two residual blocks.
+  twin = torch_vqvae_twin.VQVAE(32, 8, 16, 4)
+  counted = count(twin, torch.zeros(1, 3, 16, 12))
+  assert counted == flops.of_forward(flops.vqvae(16, 16, 4, 2, 32, 8)) * 3 / 4
+  prior = torch_gated_pixelcnn.GatedPixelCNN(11, 3, 2, 8, 3, 7, 16)
+  zeros = torch.zeros(1, 5, 5, dtype=torch.int64), torch.zeros(1).long()
+  places = 2 * 5 * 5 * 16 * 8  # what both stems are told of the place
+  assert count(prior, *zeros) == places + flops.of_forward(
+    flops.gated_pixelcnn(5, 2, 8, 3, 7, 16, 11)
+  )
+
+
+def test_the_command_measures_in_processes_of_their_own(tmp_path):
+  out = tmp_path / 'table.md'
+  command = [sys.executable, '-m', 'experiments.benchmarks', '--rounds=2']
+  command += ['--calls=1', '--only=codebook jax 512 32', f'--out={out}']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.count('codebook jax 512 32: seconds') == 2
+  (row,) = [x for x in done.stdout.splitlines() if x.startswith('| 32,768 | 5')]
+  assert float(row.split(' | ')[2]) > 0
+  assert out.read_text() == done.stdout
+
+
+def test_one_measurement_is_one_line(capsys):
+  args = harness.parser('').parse_args(['--measure', json.dumps(A)])
+  harness.run('unused', args, [], lambda case: {'n': case[2]}, str)
+  found = json.loads(capsys.readouterr().out)
+  assert found.pop('peak_bytes') > 1e6
+  assert found == {'n': 1}
