@@ -507,7 +507,7 @@ def run(
     logging.info('Wrote %s', path)
   _tell(result, workdir)
   path = folder / f'evaluate_{split}.json'
-  path.write_text(json.dumps(result, indent=2) + '\n')
+  workdirs.write_text(path, json.dumps(result, indent=2) + '\n')
   logging.info('Wrote %s', path)
   return result
 

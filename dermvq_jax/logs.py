@@ -79,6 +79,47 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
   return rows
 
 
+# Steps that a trace holds, and those before it, which compile and settle.
+_TRACED_STEPS, _STEPS_BEFORE = 5, 10
+
+
+class Trace:
+  """Where the time of a few steps goes, for TensorBoard and xprof."""
+
+  def __init__(self, folder: epath.PathLike | None, start: int, end: int):
+    """Traces to `folder`, unless None, a run from step `start` to `end`."""
+    self._folder, self._running = folder, False
+    self._first = start + 1 + min(_STEPS_BEFORE, (end - start) // 2)
+
+  def step(self, step: int, tree: Any) -> jax.profiler.StepTraceAnnotation:
+    """Names a step in the trace; to be entered before it is dispatched.
+
+    Args:
+      step: its number.
+      tree: arrays of the step before, waited for at both ends of the trace.
+    """
+    if self._folder is not None and step == self._first:
+      jax.block_until_ready(tree)
+      jax.profiler.start_trace(os.fspath(self._folder))
+      self._running = True
+    elif self._running and step == self._first + _TRACED_STEPS:
+      jax.block_until_ready(tree)
+      self.close()
+    return jax.profiler.StepTraceAnnotation('train', step_num=step)
+
+  def close(self):
+    """Writes what there is."""
+    if self._running:
+      self._running = False
+      jax.profiler.stop_trace()
+      absl_logging.info(
+        'The trace of up to %d steps from %d on is in %s.',
+        _TRACED_STEPS,
+        self._first,
+        self._folder,
+      )
+
+
 def open_log(folder: epath.PathLike, step: int) -> 'Log | NoLog':
   """The log of a run at `step`, of which one process writes for all."""
   return Log(folder, step) if jax.process_index() == 0 else NoLog()

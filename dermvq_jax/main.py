@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from dermvq_jax import __version__, errors
+from dermvq_jax import __version__, compile_cache, errors
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -58,7 +58,7 @@ def _train(args: argparse.Namespace):
 
   config = config_files.load(args.config, args.overrides)
   parallel.initialize(args.coordinator, args.num_processes, args.process_id)
-  train.run(config, args.workdir)
+  train.run(config, args.workdir, profile=args.profile)
 
 
 def _encode(args: argparse.Namespace):
@@ -383,6 +383,12 @@ def _parser() -> argparse.ArgumentParser:
     '--config.FIELD=VALUE changes a field; configs/*.py lists them',
   )
   workdir(sub, required=True)
+  sub.add_argument(
+    '--profile',
+    action='store_true',
+    help="write a trace of a few steps to the phase's folder, for TensorBoard "
+    'and xprof',
+  )
   _add_hosts(sub)
 
   sub = command(
@@ -511,6 +517,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit code."""
   args = _parse(sys.argv[1:] if argv is None else argv)
+  compile_cache.enable()
   from dermvq_jax import logs
 
   logs.setup_console()

@@ -682,9 +682,9 @@ def write(
   """
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  page = folder / 'index.html'
-  page.write_text(render(title, subtitle, sections))
   written = [f.write(folder) for section in sections for f in section.figures]
+  page = folder / 'index.html'
+  workdirs.write_text(page, render(title, subtitle, sections))
   logging.info('Wrote %s and %d figures beside it', page, len(written))
   return [page, *written]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import einops
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -145,6 +146,16 @@ def _make_component(
   return component(**given)
 
 
+def _init(
+  model: nn.Module, rng: jax.Array, *inputs: jax.Array, **options: Any
+) -> tuple[PyTree, PyTree]:
+  """Parameters and other collections of a new model."""
+  # As one program: op by op, a start compiles a hundred.
+  init = jax.jit(functools.partial(model.init, **options))
+  state, params = flax.core.pop(init(rng, *inputs), 'params')
+  return params, state
+
+
 def vqvae_model(config: ml_collections.ConfigDict) -> vqvae.VQVAE:
   """Builds the VQ-VAE from `config.model` and `config.quantizer`."""
   found = _component(
@@ -273,8 +284,8 @@ def vqvae_task(
   def init(rng, batches):
     init_rng, start_rng = jax.random.split(rng)
     images = to_unit(next(batches)['image'])
-    variables = model.init(init_rng, images[:1])
-    state, params = flax.core.pop(variables, 'params')
+    params, state = _init(model, init_rng, images[:1])
+    variables = {'params': params, **state}
     encode = jax.jit(functools.partial(model.apply, method='latents'))
     if not start_rows:
       return params, state
@@ -383,11 +394,8 @@ def prior_task(
 
   def init(rng, batches):
     batch = next(batches)
-    variables = model.init(
-      rng, batch['codes'][:1], batch['label'][:1], train=False
-    )
-    state, params = flax.core.pop(variables, 'params')
-    return params, state
+    inputs = batch['codes'][:1], batch['label'][:1]
+    return _init(model, rng, *inputs, train=False)
 
   def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
     codes, labels = batch['codes'], batch['label']
@@ -480,7 +488,7 @@ def classifier_task(
       counts += np.bincount(batch['label'], minlength=num_classes)
       if counts.sum() >= facts['num_train'] + num_classes:
         break
-    params = model.init(rng, to_unit(batch['image'][:1]))['params']
+    params, _ = _init(model, rng, to_unit(batch['image'][:1]))
     log_shares = jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
     return params, {'class_balance': {'log_shares': log_shares}}
 

@@ -245,6 +245,20 @@ class _Trainer:
       process_count=jax.process_count(),
     )
 
+  def compile_train_step(self) -> Callable[..., PyTree]:
+    """One update, which reuses the tree that it is given."""
+    return self.parallel.compile(
+      make_train_step(
+        self.task,
+        self.tx,
+        self.step_rng,
+        self.config.params_ema_decay,
+        self.config.optim.skip_nonfinite,
+        self.config.num_microbatches,
+      ),
+      donate=True,
+    )
+
   def start(self) -> PyTree:
     """The tree before the first step."""
     # Every host sees the whole stream here, so all start alike.
@@ -302,6 +316,7 @@ def _loop(
   saved: checkpoints.Checkpoints,
   requests: stopping.Requests,
   stack: contextlib.ExitStack,
+  profile: bool,
 ):
   """Trains from step `start`, whose state is `restored`, to the end."""
   config, par = trainer.config, trainer.parallel
@@ -311,21 +326,15 @@ def _loop(
   log = stack.enter_context(
     contextlib.closing(logs.open_log(trainer.folder, start))
   )
+  trace = logs.Trace(
+    trainer.folder / 'profile' if profile else None, start, end
+  )
+  stack.callback(trace.close)
   if start:
     logging.info('Resuming %s at step %d.', config.task, start)
   else:
     log.parameters(restored['tree']['state'].params)
-  step_fn = par.compile(
-    make_train_step(
-      trainer.task,
-      trainer.tx,
-      trainer.step_rng,
-      config.params_ema_decay,
-      config.optim.skip_nonfinite,
-      config.num_microbatches,
-    ),
-    donate=True,
-  )
+  step_fn = trainer.compile_train_step()
   batches = trainer.train_batches(start)
   example = next(trainer.val_batches())
   bar = stack.enter_context(
@@ -341,7 +350,10 @@ def _loop(
     raise errors.StoppedError(signal)
   logged, since = start, time.time()
   for step in range(start + 1, end + 1):
-    tree = step_fn(tree, par.put_batch(next(batches)))
+    # Dispatch does not wait: the next batch is made and put on the devices
+    # while this step runs.
+    with trace.step(step, tree):
+      tree = step_fn(tree, par.put_batch(next(batches)))
     bar.update()
     signal = requests.agreed(step)
     logs_now = _is_due(step, config.log_every_steps, end)
@@ -441,12 +453,18 @@ def _what_to_do(saved: checkpoints.Checkpoints, folder: epath.Path) -> str:
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
+def run(
+  config: ml_collections.ConfigDict,
+  workdir: epath.PathLike,
+  *,
+  profile: bool = False,
+):
   """Trains one phase in `workdir`, or goes on where it stopped.
 
   Args:
     config: of configs/vqvae.py, configs/prior.py or configs/classifier.py.
     workdir: the run's folder; this phase's part is `workdir/<config.task>`.
+    profile: whether to write a trace of a few steps to the phase's folder.
 
   Raises:
     UserError: a mistake in the config, the data or the workdir.
@@ -477,4 +495,4 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike):
     if start >= config.num_train_steps:
       logging.info('%s is already trained.', folder)
       return
-    _loop(trainer, start, restored, saved, requests, stack)
+    _loop(trainer, start, restored, saved, requests, stack, profile)

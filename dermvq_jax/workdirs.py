@@ -71,6 +71,13 @@ def locked(workdir: epath.PathLike) -> Iterator[None]:
     os.close(descriptor)
 
 
+def write_text(path: epath.Path, text: str):
+  """Writes a file that is complete or, after a kill, still the old one."""
+  partial = path.with_name(f'{path.name}.incomplete')
+  partial.write_text(text)
+  partial.replace(path)
+
+
 def exists(folder: epath.PathLike) -> bool:
   """Whether a phase was started in `folder`."""
   return (epath.Path(folder) / _FILE).exists()
@@ -142,10 +149,7 @@ def save_config(
   made_by = load_provenance(folder) if exists(folder) else _provenance()
   folder.mkdir(parents=True, exist_ok=True)
   stored = {'config': config.to_dict(), 'facts': facts, 'made_by': made_by}
-  # Renamed when complete: a run that is killed here still has the old one.
-  partial = folder / f'{_FILE}.incomplete'
-  partial.write_text(json.dumps(stored, indent=2) + '\n')
-  partial.replace(folder / _FILE)
+  write_text(folder / _FILE, json.dumps(stored, indent=2) + '\n')
 
 
 def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

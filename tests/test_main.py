@@ -1,5 +1,7 @@
 """Tests of the command line: exit codes, messages, help."""
 
+import gzip
+import json
 import os
 import shutil
 import signal
@@ -471,3 +473,18 @@ def test_prepare(tmp_path, capsys):
   for _ in range(2):
     assert main.main(argv) == 0
     assert 'train: 114 images' in capsys.readouterr().out
+
+
+def test_profile_writes_a_trace(run_copy):
+  """Of the last steps here: the run goes on from step 8 of 10."""
+  shutil.rmtree(run_copy / 'prior' / 'checkpoints' / '10')
+  argv = ['train', '--config=prior:smoke', f'--workdir={run_copy}', '--profile']
+  assert main.main(argv) == 0
+  folder = run_copy / 'prior' / 'profile' / 'plugins' / 'profile'
+  (whole,) = folder.glob('*/*.xplane.pb')  # what TensorBoard and xprof open
+  assert whole.stat().st_size > 1000
+  (events,) = folder.glob('*/*.trace.json.gz')
+  events = json.loads(gzip.decompress(events.read_bytes()))['traceEvents']
+  steps = {e['args']['step_num'] for e in events if e.get('name') == 'train'}
+  assert steps == {'10'}
+  assert any('train_step' in e.get('name', '') for e in events)

@@ -184,7 +184,7 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
   )
   section = report._evaluation(report._Run(run_copy, seed=0))
   assert [f.name for f in section.figures] == ['closest_pixels_val']
-  page = report._render(report._Run(run_copy, seed=0), [section])
+  page = report.render('A run', 'of images', [section])
   assert '&lt;b&gt;mel&lt;/b&gt;' in page and '<b>mel' not in page
   cells = set(re.findall('<td.*?>(.*?)</td>', page))
   assert {'4.500', '0.2500', '0.0123 ± 0.0045', '1.500'} <= cells

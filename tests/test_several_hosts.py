@@ -78,7 +78,9 @@ def _values(folder):
   ]
 
 
-@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+@pytest.mark.parametrize(
+  'kind', ['jit', pytest.param('pmap', marks=pytest.mark.slow)]
+)
 def test_two_hosts_train_as_one(kind, smoke_run, tmp_path):
   """The same numbers, written once; one host goes on from their checkpoint."""
   two = _start_two(tmp_path / 'two', smoke_run, 2, f'--config.parallel={kind}')

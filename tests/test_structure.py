@@ -15,7 +15,7 @@ _ROOT = pathlib.Path(dermvq_jax.__file__).parent
 # From the lowest up: a module imports only what is in a line before its own.
 # 'models' and 'data' stand for all their modules.
 _ORDER = [
-  {'errors', 'progress'},
+  {'errors', 'progress', 'compile_cache'},
   {
     'losses',
     'images',

@@ -42,12 +42,7 @@ def run(dataset: str, data_dir: str, batch_size: int, every: int, blocks: int):
     folder = pathlib.Path(name) / 'vqvae'
     trainer = train._Trainer(config, folder, facts, sources)
     par = trainer.parallel
-    step_fn = par.compile(
-      train.make_train_step(
-        trainer.task, trainer.tx, trainer.step_rng, config.params_ema_decay
-      ),
-      donate=True,
-    )
+    step_fn = trainer.compile_train_step()
     tree = par.put_tree(trainer.start())
     batches = trainer.train_batches(0)
     saved = checkpoints.Checkpoints(folder)

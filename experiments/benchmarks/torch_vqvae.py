@@ -37,12 +37,12 @@ STARTS = ('normal', 'uniform')
 
 
 class ResidualLayer(nn.Module):
-  """x + conv1x1(relu(conv3x3(relu(x)))), without biases."""
+  """x + conv1x1(relu(conv3x3(relu(x)))); the recipe has no biases there."""
 
-  def __init__(self, features: int, hidden: int):
+  def __init__(self, features: int, hidden: int, bias: bool = False):
     super().__init__()
-    self.conv1 = nn.Conv2d(features, hidden, 3, padding=1, bias=False)
-    self.conv2 = nn.Conv2d(hidden, features, 1, bias=False)
+    self.conv1 = nn.Conv2d(features, hidden, 3, padding=1, bias=bias)
+    self.conv2 = nn.Conv2d(hidden, features, 1, bias=bias)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     """[B, C, h, w] -> the same shape."""

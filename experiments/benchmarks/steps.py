@@ -1,0 +1,135 @@
+"""One training step of each model, of the package and in plain PyTorch.
+
+Same architecture, parameters, loss and optimizer (AdamW with the config's
+values, gradient clipping where the config has it). The package's step is the
+one of `dermvq train`: it also sums metrics, looks for what is not finite and,
+for the VQ-VAE, restarts unused codes. Dropout and averaged weights, which the
+prior's twin lacks, are off.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+NUM_LAYERS, NUM_CLASSES, CODEBOOK_SIZE = 15, 7, 512
+_PRIOR_OVERRIDES = (
+  f'--config.prior.num_layers={NUM_LAYERS}',
+  '--config.prior.dropout_rate=0.0',
+  '--config.label_dropout_rate=0.0',
+  '--config.params_ema_decay=0.0',
+)
+_VARIANCE = 0.04  # of training pixels; about that of real images
+_RECORDS = 128
+
+
+def config(work: str, batch: int) -> Any:
+  """The package's config of 'vqvae' or 'prior' as it is measured."""
+  from dermvq_jax import config_files
+
+  overrides = _PRIOR_OVERRIDES if work == 'prior' else ()
+  sizes = (f'--config.batch_size={batch}', '--config.num_train_steps=1000')
+  return config_files.load(work, [*overrides, *sizes])
+
+
+def _data(work: str, size: int, count: int) -> dict[str, np.ndarray]:
+  """Random examples; `size` is the image's or the grid's side."""
+  rng = np.random.default_rng(0)
+  if work == 'vqvae':
+    return {'image': rng.integers(0, 256, (count, size, size, 3), np.uint8)}
+  return {
+    'codes': rng.integers(0, CODEBOOK_SIZE, (count, size, size), np.int32),
+    'label': rng.integers(0, NUM_CLASSES, count, np.int32),
+  }
+
+
+def trainer(work: str, size: int, batch: int, sources: Any = None) -> Any:
+  """The package's trainer, by default of random examples."""
+  from dermvq_jax import train
+
+  facts = {
+    'image_size': size,
+    'train_variance': _VARIANCE,
+    'codebook_size': CODEBOOK_SIZE,
+    'class_names': tuple(map(str, range(NUM_CLASSES))),
+  }
+  if sources is None:
+    data = _data(work, size, _RECORDS)
+    records = [
+      {key: values[i] for key, values in data.items()} for i in range(_RECORDS)
+    ]
+    sources = {'train': records, 'val': records}
+  made = config(work, batch)
+  return train._Trainer(made, pathlib.Path('unused'), facts, sources)
+
+
+def jax_step(work: str, size: int, batch: int) -> Callable[[], None]:
+  """A function that makes one step of the package, on a constant batch."""
+  import jax
+
+  made = trainer(work, size, batch)
+  step_fn = made.compile_train_step()
+  tree = made.parallel.put_tree(made.start())
+  constant = made.parallel.put_batch(next(made.train_batches(0)))
+
+  def step():
+    nonlocal tree
+    tree = jax.block_until_ready(step_fn(tree, constant))
+
+  return step
+
+
+def torch_step(
+  work: str, size: int, batch: int, *, channels_last: bool
+) -> Callable[[], None]:
+  """A function that makes one step of the PyTorch twin."""
+  import torch
+  import torch.nn.functional as F  # noqa: N812
+
+  from experiments.benchmarks import (
+    torch_gated_pixelcnn,
+    torch_vqvae,
+    torch_vqvae_twin,
+  )
+
+  layout = torch.channels_last if channels_last else torch.contiguous_format
+  made, data = config(work, batch), _data(work, size, batch)
+  torch.manual_seed(0)
+  if work == 'vqvae':
+    model = torch_vqvae_twin.VQVAE()
+    weight = made.quantizer.commitment_weight
+
+    def loss() -> torch.Tensor:
+      x = torch_vqvae.to_tensor(data['image']).contiguous(memory_format=layout)
+      reconstruction, _, commitment = model(x)
+      return F.mse_loss(reconstruction, x) / _VARIANCE + weight * commitment
+
+  else:
+    model = torch_gated_pixelcnn.GatedPixelCNN(
+      CODEBOOK_SIZE, NUM_CLASSES, NUM_LAYERS
+    )
+    codes = torch.from_numpy(data['codes']).long()
+    labels = torch.from_numpy(data['label']).long()
+
+    def loss() -> torch.Tensor:
+      return F.cross_entropy(model(codes, labels), codes)
+
+  model.train().to(memory_format=layout)
+  optimizer = torch.optim.AdamW(
+    model.parameters(),
+    lr=made.optim.learning_rate,
+    betas=(0.9, made.optim.b2),
+    weight_decay=made.optim.weight_decay,
+  )
+
+  def step():
+    optimizer.zero_grad()
+    loss().backward()
+    if made.optim.max_grad_norm:
+      torch.nn.utils.clip_grad_norm_(
+        model.parameters(), made.optim.max_grad_norm
+      )
+    optimizer.step()
+
+  return step

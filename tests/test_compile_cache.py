@@ -1,0 +1,100 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_COUNT = """
+import json, os, sys
+from dermvq_jax import compile_cache
+compile_cache.enable()
+import jax
+counts = {'hits': 0, 'misses': 0}
+def count(event, **_):
+  for name in counts:
+    counts[name] += event == f'/jax/compilation_cache/cache_{name}'
+jax.monitoring.register_event_listener(count)
+"""
+_SMALL = """
+jax.jit(lambda x: x * 3 + 1)(1.0).block_until_ready()
+print(json.dumps(counts))
+"""
+_TRAIN = """
+from dermvq_jax import config_files, logs, train
+logs.open_log = lambda *_: logs.NoLog()  # TensorFlow takes its time
+config = config_files.load('vqvae:smoke', sys.argv[2:])
+train.run(config, sys.argv[1])
+print(json.dumps(counts))
+"""
+_SETTINGS = (
+  'JAX_COMPILATION_CACHE_DIR',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
+)
+
+
+def run(script, *args, env):
+  done = subprocess.run(
+    [sys.executable, '-c', script, *map(str, args)],
+    capture_output=True,
+    text=True,
+    env=env,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.fixture
+def env(tmp_path):
+  """Of a user who has set nothing."""
+  kept = {k: v for k, v in os.environ.items() if k not in _SETTINGS}
+  return kept | {'XDG_CACHE_HOME': str(tmp_path / 'caches')}
+
+
+def test_a_second_process_compiles_nothing(env, tmp_path):
+  first, _ = run(_COUNT + _SMALL, env=env)
+  assert first['misses'] > 0
+  folder = tmp_path / 'caches' / 'dermvq_jax' / 'xla'
+  kept = sorted(folder.iterdir())
+  assert kept
+  second, warnings = run(_COUNT + _SMALL, env=env)
+  # The same number of programs, all found; misses count what is written.
+  assert second == {'hits': first['hits'] + first['misses'], 'misses': 0}
+  assert sorted(folder.iterdir()) == kept
+  assert not warnings
+
+
+def test_a_second_training_compiles_no_step(smoke_run, tmp_path):
+  """The tests' own cache has what the shared run compiled."""
+  folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
+
+  def steps():
+    return sorted(p.name for p in folder.iterdir() if '_step-' in p.name)
+
+  before = steps()
+  assert {name.partition('-')[0] for name in before} >= {
+    'jit_train_step',
+    'jit_eval_step',
+  }
+  data = f'--config.data_dir={smoke_run}/data'
+  counts, _ = run(_COUNT + _TRAIN, tmp_path / 'run', data, env=os.environ)
+  assert counts['hits'] >= 2
+  assert steps() == before
+
+
+def test_no_place_to_write_is_no_mistake(env, tmp_path):
+  (tmp_path / 'caches').write_text('a file, not a folder')
+  counts, _ = run(_COUNT + _SMALL, env=env)
+  assert counts == {'hits': 0, 'misses': 0}
+  # Nor is a home that is not known.
+  del env['XDG_CACHE_HOME']
+  run(_COUNT + _SMALL, env=env | {'HOME': '/proc/nowhere'})
+
+
+@pytest.mark.parametrize('named', ['mine', ''])
+def test_the_users_own_setting_stands(env, tmp_path, named):
+  value = str(tmp_path / named) if named else ''
+  run(_COUNT + _SMALL, env=env | {'JAX_COMPILATION_CACHE_DIR': value})
+  assert not (tmp_path / 'caches').exists()
+  assert (tmp_path / 'mine').exists() == bool(named)
