@@ -48,6 +48,24 @@ def test_charts_share_no_ids():
   assert first and second and not first & second
 
 
+def test_the_same_chart_twice_on_a_page():
+  first, second = (
+    set(re.findall(r'\bid="(.*?)"', figures.smoothed(_ROWS, name)))
+    for name in 'ab'
+  )
+  assert first and second and not first & second
+
+
+def test_compare_names_the_runs_that_have_the_metric():
+  runs = {'this': _ROWS, 'that': _ROWS[:1], 'none': []}
+  texts = _texts(figures.compare(runs, 'step/nmse', 'NMSE', name='x'))
+  assert {'this', 'that', 'NMSE', 'step'} <= texts and 'none' not in texts
+  texts = _texts(
+    figures.compare(runs, 'val/nmse', 'y', name='x', log_scale=True)
+  )
+  assert 'this' in texts and 'that' not in texts
+
+
 def test_curves_show_what_is_logged():
   with_val, without = (
     figures.curves(rows, 'vqvae') for rows in (_ROWS, _ROWS[:1])

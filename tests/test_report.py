@@ -192,6 +192,18 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
   assert 'seed 7' in page
 
 
+def test_words_in_tables_are_not_set_as_numbers():
+  tables = [
+    report.Table(('x', 'y'), [('a', 'b')], words=words)
+    for words in (False, True)
+  ]
+  texts = [
+    report.render('title', 'sub', [report.Section('s', 'S', tables=[table])])
+    for table in tables
+  ]
+  assert [text.count('class="number"') for text in texts] == [2, 0]
+
+
 def test_another_seed_gives_other_samples(smoke_run):
   first, second = (
     report._samples(report._Run(smoke_run, seed)).figures[0].png

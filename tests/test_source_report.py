@@ -213,7 +213,7 @@ class _Figures(html.parser.HTMLParser):
     attrs = dict(attrs)
     self.ids += [attrs['id']] if 'id' in attrs else []
     if tag == 'section':
-      self.sections.append(attrs['id'])
+      self.sections.append(attrs['id'].removeprefix('about-'))
     if tag == 'figure':
       self.figures.append(attrs['id'])
 

@@ -74,7 +74,8 @@ def test_bootstrap_draws_seeds_too():
   draws = statistics.bootstrap_recalls(
     correct, np.zeros(10, int), list('abcdefghij'), 1, num_draws=8000
   )
-  assert draws.std() == pytest.approx(0.5 / 4**0.5, rel=0.05)
+  # s^2 / S of 1, 1, 0, 0.
+  assert draws.std() == pytest.approx((1 / 3 / 4) ** 0.5, rel=0.05)
 
 
 def test_differences_are_paired():
@@ -96,8 +97,10 @@ def test_differences_are_paired():
   ],
 )
 def test_conclusions(low, high, said):
-  told = statistics.conclude('a', 'b', statistics.Estimate(0.02, low, high))
+  told = statistics.conclude('a', 'b', statistics.Estimate(0.02, low, high), 3)
   assert told.startswith(f'a against b: {said} (+0.020, 95% [')
+  told = statistics.conclude('a', 'b', statistics.Estimate(0.02, low, high), 1)
+  assert told.startswith('a against b: not decided by one seed (')
 
 
 def test_folds_hold_out_every_lesion_once():
@@ -184,8 +187,14 @@ def test_one_command(smoke_run, tmp_path, capsys, monkeypatch):
   assert set(result['predicted']) <= set(range(7))
   for way in command.WAYS:
     assert f'| {way.replace("_", " ")} | 0.' in printed
-  assert printed.count(' against ') == 4
+  assert printed.count('not decided by one seed') == 4
   assert (tmp_path / 'usefulness.md').read_text().strip() in printed
+
+  with pytest.raises(SystemExit):
+    command.main([*arguments, '--guidance_scale=2'])
+  assert 'was started with guidance_scale 1.0, not 2.0' in (
+    capsys.readouterr().err
+  )
 
   def fail(*unused_args):
     raise AssertionError('it was done')
@@ -218,7 +227,7 @@ def test_numbers_of_the_table(tmp_path):
   assert '| real | 0.750 [' in text
   assert '| oversampled | 1.000 [1.000, 1.000] |' in text
   assert '8 lesions and 1 seed(s), of 2' in text
-  assert 'synthetic against real: worse (-0.750' in text
+  assert 'synthetic against real: not decided by one seed (-0.750' in text
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,10 @@ _PAIRS = (
   ('real_and_synthetic', 'oversampled'),
   ('synthetic', 'real'),
 )
-_STEPS = {'full': 1500, 'smoke': 4}
+_STEPS = {'full': 1250, 'smoke': 4}
 _SEEDS = {'full': 3, 'smoke': 1}
 _DATASETS = {'full': 'ham10000/64', 'smoke': 'synthetic_dermoscopy/smoke'}
-_TABLE, _RESULTS = 'usefulness.md', 'results'
+_TABLE, _RESULTS, _SETTINGS = 'usefulness.md', 'results', 'settings.json'
 Images = dict[str, np.ndarray]
 
 
@@ -173,7 +173,13 @@ def missing(folder: epath.Path, num_seeds: int) -> list[tuple[str, int]]:
   ]
 
 
-def run_fold(fold: folds.Fold, workdir: epath.Path, size: str, num_seeds: int):
+def run_fold(
+  fold: folds.Fold,
+  workdir: epath.Path,
+  size: str,
+  num_seeds: int,
+  guidance_scale: float,
+):
   """Trains and tests what is missing of a fold; a file each in `results`.
 
   Raises:
@@ -187,7 +193,9 @@ def run_fold(fold: folds.Fold, workdir: epath.Path, size: str, num_seeds: int):
       '--run'
     )
   per_class = int(np.bincount(real['label']).max())
-  new = folds.samples(fold, per_class, workdir / 'samples' / f'{fold.name}.npz')
+  new = folds.samples(
+    fold, per_class, workdir / 'samples' / f'{fold.name}.npz', guidance_scale
+  )
   config = config_files.load(
     'classifier' + (':smoke' if size == 'smoke' else '')
   )
@@ -276,7 +284,9 @@ def table(
   lines += [
     '',
     f'Recall, with 95% bootstrap intervals over {len(set(groups))} lesions and '
-    f'{correct.shape[1]} seed(s), of {num_folds} fold(s). Balanced accuracy:',
+    f'{correct.shape[1]} seed(s), of {num_folds} fold(s). Where all '
+    'or none are right the interval has no width, however few they are. '
+    'Balanced accuracy:',
     '',
   ]
   for name, against in _PAIRS:
@@ -285,7 +295,8 @@ def table(
       balanced[a] - balanced[b], balanced_draws[:, a] - balanced_draws[:, b]
     )
     told = (w.replace('_', ' ') for w in (name, against))
-    lines.append(f'- {statistics.conclude(*told, difference)}')
+    told = statistics.conclude(*told, difference, correct.shape[1])
+    lines.append(f'- {told}')
   return '\n'.join(lines)
 
 
@@ -309,28 +320,57 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--dataset', default='', help='default: ham10000/64; of smoke, a drawn one'
   )
+  parser.add_argument(
+    '--guidance_scale', type=float, default=1.0, help='of samples (default: 1)'
+  )
   parser.add_argument('--folds', type=int, default=5, help='default: 5')
   parser.add_argument('--seeds', type=int, help='default: 3; of smoke, 1')
   parser.add_argument('--table', action='store_true', help='train nothing')
   return parser
 
 
+def _check_settings(args: argparse.Namespace):
+  """Keeps results of different settings apart.
+
+  Raises:
+    UserError: the workdir was started with others.
+  """
+  settings = {
+    'run': str(args.run.resolve()) if args.run else None,
+    'dataset': None if args.run else args.dataset or _DATASETS[args.size],
+    'folds': None if args.run else args.folds,
+    'size': args.size,
+    'guidance_scale': args.guidance_scale,
+  }
+  path = args.workdir / _SETTINGS
+  before = json.loads(path.read_text()) if path.exists() else settings
+  for name, value in settings.items():
+    if before[name] != value:
+      raise errors.UserError(
+        f'{args.workdir} was started with {name} {before[name]!r}, not '
+        f'{value!r}; use another --workdir, or the old value'
+      )
+  _write_json(path, settings)
+
+
 def _train(args: argparse.Namespace, num_seeds: int):
   if args.run:
     fold = folds.of_run(args.run, args.data_dir)
+    _check_settings(args)
     if missing(args.workdir / _RESULTS / fold.name, num_seeds):
-      run_fold(fold, args.workdir, args.size, num_seeds)
+      run_fold(fold, args.workdir, args.size, num_seeds, args.guidance_scale)
     return
   dataset = args.dataset or _DATASETS[args.size]
   data_dir = workdirs.data_dir(args.workdir, args.data_dir)
   prepare.run(dataset, data_dir, args.manual_dir)
+  _check_settings(args)
   for i in range(args.folds):
     name = folds.folder_name(i, args.folds)
     if missing(args.workdir / _RESULTS / name, num_seeds):
       fold = folds.make_fold(
         args.workdir / name, dataset, data_dir, i, args.folds, args.size
       )
-      run_fold(fold, args.workdir, args.size, num_seeds)
+      run_fold(fold, args.workdir, args.size, num_seeds, args.guidance_scale)
 
 
 def main(argv: list[str] | None = None):

@@ -173,7 +173,9 @@ def of_run(run: epath.Path, data_dir: str = '') -> Fold:
   return Fold('run', run, facts['dataset'], data_dir, ('val', 'test'))
 
 
-def samples(fold: Fold, per_class: int, path: epath.Path) -> np.ndarray:
+def samples(
+  fold: Fold, per_class: int, path: epath.Path, guidance_scale: float
+) -> np.ndarray:
   """Samples of the generator, uint8 `[C, per_class, H, W, 3]`.
 
   Their codes are kept in the file `path`, and drawn only if it is not there.
@@ -182,7 +184,10 @@ def samples(fold: Fold, per_class: int, path: epath.Path) -> np.ndarray:
   shape = (len(model.class_names), per_class)
   if not path.exists():
     codes = model.sample_codes(
-      np.repeat(np.arange(shape[0]), per_class), seed=0, show_progress=True
+      np.repeat(np.arange(shape[0]), per_class),
+      seed=0,
+      guidance_scale=guidance_scale,
+      show_progress=True,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.incomplete')
