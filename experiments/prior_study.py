@@ -76,9 +76,7 @@ class _Contender:
     params, model_state = task.init(jax.random.key(0), batches)
 
     def step(tree, batch, *, axis_name):
-      (_, (_, model_state)), grads = jax.value_and_grad(
-        task.loss_fn, has_aux=True
-      )(
+      grads, _ = jax.grad(task.loss_fn, has_aux=True)(
         tree.params,
         tree.model_state,
         batch,
@@ -86,7 +84,7 @@ class _Contender:
         train=True,
         axis_name=axis_name,
       )
-      return tree.update(grads, model_state, tx, config.params_ema_decay)
+      return tree.update(grads, tree.model_state, tx, config.params_ema_decay)
 
     par = parallel.Parallel()
     self._step = par.compile(step, donate=True)
