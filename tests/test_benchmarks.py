@@ -118,3 +118,25 @@ def test_one_measurement_is_one_line(capsys):
   found = json.loads(capsys.readouterr().out)
   assert found.pop('peak_bytes') > 1e6
   assert found == {'n': 1}
+
+
+def test_the_report_of_all_cases(tmp_path):
+  """The package as fast as PyTorch, except for the prior: 0.5 times."""
+  from experiments.benchmarks import __main__ as suite
+
+  keys = ('seconds', 'first_seconds', 'peak_bytes', 'extra_bytes')
+  results = {}
+  for case in suite._cases():
+    seconds = float(case[3] * (1 + (case[:2] == ('prior', 'jax'))))
+    results[case] = dict.fromkeys(keys, [seconds] * 2)
+    results[case]['images_per_second'] = [999.0, 999.0]
+  text = suite._report(results, 2)
+  assert 'nan' not in text
+  verdicts = {
+    line.split(' | ')[0].strip('| '): 'missed' in line
+    for line in text.splitlines()
+  }
+  assert verdicts['prior'] and verdicts['64']  # 999 images/s
+  assert not (verdicts['vqvae'] or verdicts['32,768'])
+  suite._plot(results, tmp_path / 'plot.png')
+  assert (tmp_path / 'plot.png').stat().st_size > 1000
