@@ -157,13 +157,14 @@ def test_classifier_is_told_the_class_shares():
 
   model = tasks.classifier_model(config, facts)
   logits = model.apply({'params': params}, tasks.to_unit(batch['image']))
-  loss, (parts, new_state) = task.loss_fn(
+  loss, (parts, observed) = task.loss_fn(
     params, state, batch, jax.random.key(1), train=True
   )
   joint = np.exp(logits) * shares
   likely = (joint / joint.sum(1, keepdims=True))[np.arange(4), labels]
   assert loss == pytest.approx(-np.log(likely).mean(), rel=1e-5)
-  assert new_state is state
+  kept = task.update_state(params, state, observed, jax.random.key(1))
+  assert kept is state
   # Without the masked one, each class counts as one.
   p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
   nll = -np.log(p[np.arange(4), labels])
