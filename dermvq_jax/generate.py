@@ -213,7 +213,7 @@ def sample(
     kept = np.flatnonzero(~reject(new))
     names = [model.class_names[labels[i]] for i in kept]
     ids = sampler.count_within_labels(labels)[kept]
-    settings['seed'] = seed
+    settings = {'seed': seed} | settings
     sheet += _write_samples(folder, new[kept], names, ids, settings)
     images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
 

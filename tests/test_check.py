@@ -42,6 +42,12 @@ def spoil(path):
   path.write_bytes(data)
 
 
+def spoil_data(folder):
+  """In every file of array data; not all of them are read."""
+  for path in folder.rglob('d/*'):
+    spoil(path)
+
+
 def cut(path):
   path.write_bytes(path.read_bytes()[:-1000])
 
@@ -63,11 +69,11 @@ def largest(folder):
       ['vqvae/metrics.jsonl: DAMAGED: line 2 of '],
     ),
     (
-      lambda run: spoil(largest(run / 'vqvae/checkpoints/8/default')),
+      lambda run: spoil_data(run / 'vqvae/checkpoints/8/default'),
       ['vqvae/checkpoints/8: DAMAGED'],
     ),
     (
-      lambda run: spoil(largest(run / 'prior/best/10/default')),
+      lambda run: spoil_data(run / 'prior/best/10/default'),
       ['prior/best/10: DAMAGED'],
     ),
     (

@@ -127,6 +127,7 @@ def test_mistakes(tmp_path, arguments, message, capsys):
   assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_row_from_training_to_result(smoke_run, tmp_path):
   config = config_files.load(
     'vqvae:smoke',

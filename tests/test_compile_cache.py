@@ -65,6 +65,7 @@ def test_a_second_process_compiles_nothing(env, tmp_path):
   assert not warnings
 
 
+@pytest.mark.slow
 def test_a_second_training_compiles_no_step(smoke_run, tmp_path):
   """The tests' own cache has what the shared run compiled."""
   folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])

@@ -105,7 +105,7 @@ def test_whole_path(run, tmp_path):
     workdir, tmp_path / 'out', split='val', num_images=2, through_prior=True
   )
   result = evaluate.run(workdir)
-  assert 0 < result['bits_per_code'] < 20
+  assert 0 < result['prior']['bits_per_code'] < 20
   written = report.run(workdir)
   assert 'index.html' in {path.name for path in written}
 

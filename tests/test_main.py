@@ -111,7 +111,10 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     (['train', '--config=vqvea', '--workdir={new}'], "no config 'vqvea'"),
     (['train', '--config=vqvae:tiny', '--workdir={new}'], 'demo or smoke'),
     ([*VQVAE, '--config.sed=1'], 'config.sed'),
-    ([*VQVAE, '--config.model.feature=1'], 'there are downsampling, features'),
+    (
+      [*VQVAE, '--config.model.feature=1'],
+      'there are attention_heads, downsampling',
+    ),
     ([*VQVAE, '--config.seed=x'], '--config.seed=x'),
     ([*VQVAE, '--config.optim.learning_rate=x'], 'learning_rate=x'),
     ([*VQVAE, '--config.seed'], '--config.seed=VALUE'),
@@ -126,7 +129,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
         '--workdir={file}',
         '--config.data_dir={data}',
       ],
-      'Not a directory',
+      'File exists',
     ),
     (
       [

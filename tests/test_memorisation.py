@@ -258,9 +258,9 @@ def test_sample_drops_copies(smoke_run, tmp_path, caplog, monkeypatch):
   generate.sample(smoke_run, out, counts=counts, reject_memorised=0.05)
   assert 'Dropped 2 of 4' in caplog.text
   # The others keep their numbers, from which they can be made again.
-  names = sorted(path.name for path in out.glob('*_0*.png'))
-  assert names == ['mel_00000.png', 'nv_00001.png']
-  rows = (out / 'samples.csv').read_text().splitlines()
+  names = sorted(path.name for path in out.rglob('*_0*.png'))
+  assert names == ['synthetic_mel_00000.png', 'synthetic_nv_00001.png']
+  rows = (out / 'metadata.csv').read_text().splitlines()
   assert len(rows) == 3 and rows[0].endswith('reject_memorised')
   with pytest.raises(errors.UserError, match='every image.*lower'):
     generate.sample(

@@ -414,9 +414,9 @@ def test_run_hands_every_word_on(ready):
   printed = ready.ok('run', '--', 'dermvq', 'train', '--a=b', *_AWKWARD)
   assert printed == 'worker0: started\nworker1: started\n'
   for number in (0, 1):
+    _wait_for(lambda n=number: 'ended with exit code 0' in ready.log(n))
     _wait_for(lambda n=number: not ready.is_on(n))
     assert ready.runs(number)[-1] == ['train', '--a=b', *_AWKWARD]
-    assert 'ended with exit code 0' in ready.log(number)
     assert not (ready.workers[number] / 'dermvq/run.sh').exists()
 
 

@@ -643,7 +643,8 @@ def shrink(config):
 @pytest.mark.parametrize(
   'name',
   [
-    *('vqvae', 'vqvae:128', 'vqvae:256', 'vqvae:demo', 'vqvae:smoke'),
+    *('vqvae', 'vqvae:128', 'vqvae:demo', 'vqvae:smoke'),
+    pytest.param('vqvae:256', marks=pytest.mark.slow),
     *('prior', 'prior:demo', 'prior:smoke'),
     *('prior:pixelcnn', 'prior:rnn', 'prior:transformer'),
     *('classifier', 'classifier:demo', 'classifier:smoke'),
@@ -696,7 +697,9 @@ def test_bfloat16_computes_nearly_the_same(phase, smoke_run):
 # Microbatches.
 
 
-@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+@pytest.mark.parametrize(
+  'kind', ['jit', pytest.param('pmap', marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('phase', PHASES)
 def test_microbatches_do_what_the_batch_does(phase, kind, smoke_run):
   """Parameters, codebook with its restarts, and metrics."""
