@@ -17,10 +17,10 @@ demo: install
 	$(BIN)/dermvq demo --workdir=$(WORKDIR)
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
 test-all: install
-	$(BIN)/python -m pytest -n 2 -m ''
+	$(BIN)/python -m pytest -n 2 --dist=worksteal -m ''
 
 # Kills runs and flips bits, for a quarter of an hour or more.
 soak: install

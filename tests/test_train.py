@@ -29,6 +29,10 @@ from dermvq_jax import (
 from dermvq_jax.data import pipeline, prepared
 
 PHASES = ('vqvae', 'prior')
+# `test_jit_and_pmap_agree` tells that the fast one stands for both.
+every_kind = pytest.mark.parametrize(
+  'kind', ['jit', pytest.param('pmap', marks=pytest.mark.slow)]
+)
 IMAGES = 'synthetic_dermoscopy/smoke'
 
 
@@ -199,7 +203,7 @@ def test_constant_schedule_goes_on_longer(smoke_run, tmp_path):
 # Mistakes and failures.
 
 
-@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+@every_kind
 def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
   kind, smoke_run, tmp_path, monkeypatch
 ):
@@ -225,7 +229,7 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
   assert all(np.isfinite(x).all() for x in read_tree(folder / 'best').values())
 
 
-@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+@every_kind
 def test_skipped_steps_are_counted(kind, smoke_run, tmp_path, monkeypatch):
   workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
   numbers = itertools.count(7)  # of the step that a batch is for
@@ -265,7 +269,10 @@ def test_skipping_everything_ends(smoke_run, tmp_path, monkeypatch):
 # Stopping, damage, and a second training.
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  'number',
+  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_stops(number, smoke_run, tmp_path, monkeypatch):
   workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
   folder = workdir / 'prior'
@@ -643,11 +650,17 @@ def shrink(config):
 @pytest.mark.parametrize(
   'name',
   [
-    *('vqvae', 'vqvae:128', 'vqvae:demo', 'vqvae:smoke'),
-    pytest.param('vqvae:256', marks=pytest.mark.slow),
-    *('prior', 'prior:demo', 'prior:smoke'),
-    *('prior:pixelcnn', 'prior:rnn', 'prior:transformer'),
-    *('classifier', 'classifier:demo', 'classifier:smoke'),
+    *('vqvae', 'vqvae:smoke', 'prior', 'prior:smoke'),
+    *('prior:pixelcnn', 'prior:rnn', 'prior:transformer', 'classifier:smoke'),
+    # Their models are those of the others, wider or on larger images.
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ('vqvae:128', 'vqvae:256', 'vqvae:demo', 'prior:demo')
+    ),
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ('classifier', 'classifier:demo')
+    ),
   ],
 )
 def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
@@ -697,9 +710,7 @@ def test_bfloat16_computes_nearly_the_same(phase, smoke_run):
 # Microbatches.
 
 
-@pytest.mark.parametrize(
-  'kind', ['jit', pytest.param('pmap', marks=pytest.mark.slow)]
-)
+@every_kind
 @pytest.mark.parametrize('phase', PHASES)
 def test_microbatches_do_what_the_batch_does(phase, kind, smoke_run):
   """Parameters, codebook with its restarts, and metrics."""
