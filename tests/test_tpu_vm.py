@@ -1,5 +1,6 @@
 """experiments/tpu_vm.sh against a stand-in for gcloud and its machines."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -742,16 +743,25 @@ def test_max_failures_0_runs_once(cloud, program):
   assert len(_words(cloud.folder / 'starts')) == 1
 
 
+@contextlib.contextmanager
 def _start(cloud, *args):
   """Starts the loop as a terminal does, the only one in its group."""
-  return subprocess.Popen(
+  loop = subprocess.Popen(
     [_KEEP_RUNNING, *args],
     env=cloud.env,
     cwd=cloud.folder,
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
+    # bash can't catch what is ignored where it starts, as under nohup.
+    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
   )
+  try:
+    yield loop
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(loop.pid, signal.SIGKILL)
+    loop.communicate()
 
 
 _SAVES = """
