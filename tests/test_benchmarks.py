@@ -107,8 +107,8 @@ def test_the_command_measures_in_processes_of_their_own(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert done.stderr.count('codebook jax 512 32: seconds') == 2
-  (row,) = [x for x in done.stdout.splitlines() if x.startswith('| 32,768 | 5')]
-  assert float(row.split(' | ')[2]) > 0
+  rows = [x for x in done.stdout.splitlines() if x.startswith('| 32,768 |')]
+  assert float(rows[0].split(' | ')[2]) > 0
   assert out.read_text() == done.stdout
 
 
