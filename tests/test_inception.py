@@ -144,6 +144,7 @@ def weights_file(tmp_path_factory):
   return path
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_standard_fid(weights_file):
   made = features.Inception(weights_file)(some_images())
   assert made.shape == (2, 2048)

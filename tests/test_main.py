@@ -260,6 +260,7 @@ def test_mistakes(places, capsys, argv, message):
   assert places['file'].read_text() == ''
 
 
+@pytest.mark.slow
 def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
   """The VQ-VAE was trained anew, with another seed."""
   shutil.rmtree(run_copy / 'vqvae')

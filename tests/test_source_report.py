@@ -218,6 +218,7 @@ class _Figures(html.parser.HTMLParser):
       self.figures.append(attrs['id'])
 
 
+@pytest.mark.slow
 def test_one_command(tmp_path, smoke_run, monkeypatch, capsys):
   """Of one run, whose steps the smoke run has compiled."""
   only = protocol.Run('package', True, 0)

@@ -409,7 +409,10 @@ def test_data_dir_is_stored_so_that_any_folder_finds_it(
 
 @pytest.mark.parametrize(
   ('phase', 'first', 'second'),
-  [('vqvae', 'pmap', 'jit'), ('prior', 'jit', 'pmap')],
+  [
+    ('vqvae', 'pmap', 'jit'),
+    pytest.param('prior', 'jit', 'pmap', marks=pytest.mark.slow),
+  ],
 )
 def test_checkpoints_interchange(
   phase, first, second, smoke_run, tmp_path, monkeypatch
@@ -650,7 +653,7 @@ def shrink(config):
 @pytest.mark.parametrize(
   'name',
   [
-    *('vqvae', 'vqvae:smoke', 'prior', 'prior:smoke'),
+    *('vqvae:smoke', 'prior:smoke'),
     *('prior:pixelcnn', 'prior:rnn', 'prior:transformer', 'classifier:smoke'),
     # Their models are those of the others, wider or on larger images.
     *(
@@ -659,7 +662,7 @@ def shrink(config):
     ),
     *(
       pytest.param(name, marks=pytest.mark.slow)
-      for name in ('classifier', 'classifier:demo')
+      for name in ('vqvae', 'prior', 'classifier', 'classifier:demo')
     ),
   ],
 )

@@ -175,6 +175,7 @@ def test_a_generator_sees_its_fold_only(tmp_path, monkeypatch):
   assert (fold.dataset, fold.held_out) == ('folds/x_1of5', ('test',))
 
 
+@pytest.mark.slow
 def test_one_command(smoke_run, tmp_path, capsys, monkeypatch):
   arguments = [f'--workdir={tmp_path}', '--size=smoke', f'--run={smoke_run}']
   command.main(arguments)
