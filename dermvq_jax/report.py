@@ -161,11 +161,11 @@ def _samples(run: _Run) -> Section:
   real = [run.images[run.labels == i] for i in range(len(names))]
   return Section(
     'samples',
-    'New images, beside real ones',
+    'New images, beside those of the data',
     [
-      'Drawn by the prior for each class and decoded; on the right, real '
-      'images of the validation split, which no training saw. No image is '
-      'chosen by hand. Not for diagnosis.'
+      'Drawn by the prior for each class and decoded; on the right, images of '
+      'the validation split, which no training saw. No image is chosen by '
+      'hand. Not for diagnosis.'
     ],
     figures=[samples_figure(new, real, names)],
   )
@@ -190,10 +190,10 @@ def samples_figure(
     np.concatenate([drawn, blank, taken[:_NUM_REAL]])
     for drawn, taken in zip(new, real)
   ]
-  columns = ['new'] * new.shape[1] + [''] + ['real'] * _NUM_REAL
+  columns = ['new'] * new.shape[1] + [''] + ['validation'] * _NUM_REAL
   return Figure(
     name,
-    'New and real images of each class.',
+    'New images of each class, and images of the validation split.',
     png=figures.labelled_sheet(images.sheet(rows), names, columns),
   )
 
@@ -234,7 +234,7 @@ def _controls(run: _Run) -> Section:
 def _completions(run: _Run) -> Section:
   rows, masks = [], []
   size = run.model.image_size
-  # The darkest lesion of a few: on plain skin there is nothing to complete.
+  # The most contrast of a few: on plain skin there is nothing to complete.
   contrast = run.images[:64].std(axis=(1, 2, 3))
   chosen = int(contrast.argmax())
   original = run.images[chosen]
