@@ -18,9 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
-from dermvq_jax import errors
+from dermvq_jax import errors, hosts
 
 PyTree = Any
 _KEEP = 2
@@ -56,14 +55,8 @@ def _steps(folder: epath.Path) -> list[int]:
 
 def _empty(folder: epath.Path):
   """Removes a folder of this module's own."""
-  if jax.process_index() == 0 and folder.exists():
+  if hosts.is_primary() and folder.exists():
     folder.rmtree()
-
-
-def _wait_for_all(reason: str):
-  """Lets no host look at files before another has moved them."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(reason)
 
 
 def _checksums(step: int, tree: PyTree) -> dict[str, Any]:
@@ -202,7 +195,7 @@ class Checkpoints:
   def _put_aside(self, damaged: dict[int, str]):
     """Makes room for these steps; nothing of theirs is deleted."""
     if damaged:
-      _wait_for_all('all have seen the damage')
+      hosts.wait_for_all('all have seen the damage')
     for step, reason in damaged.items():
       folder = self._states.directory / str(step)
       aside = folder.with_name(f'{step}.damaged')
@@ -213,11 +206,11 @@ class Checkpoints:
         reason,
         aside,
       )
-      if jax.process_index() == 0:
+      if hosts.is_primary():
         _empty(aside)
         folder.rename(aside)
     if damaged:
-      _wait_for_all('the damaged are put aside')
+      hosts.wait_for_all('the damaged are put aside')
       self._states.reload()
 
   def best_is_whole(self) -> bool:

@@ -184,7 +184,8 @@ def measure_labels(
   return result | {'samples_over_real': share}
 
 
-_SETS = {
+# What a result's `generation` and `labels` are of.
+SETS = {
   'real': 'other real images (floor)',
   'reconstructions': 'reconstructions (rFID)',
   'real_codes': 'other real images, decoded',
@@ -196,14 +197,14 @@ _SETS = {
 def _generation_table(result: Result) -> str:
   """The generation's result as lines of text."""
   columns = ('Frechet', 'KID', '+-', 'precision', 'recall', 'density')
-  width = max(map(len, _SETS.values()))
+  width = max(map(len, SETS.values()))
   lines = [
     ' ' * width + ''.join(f'{c:>11}' for c in (*columns, 'coverage')),
   ]
   for key, row in result['sets'].items():
     numbers = [v for k, v in row.items() if k != 'num_images']
     lines.append(
-      f'{_SETS[key]:<{width}}' + ''.join(f'{n:11.4g}' for n in numbers)
+      f'{SETS[key]:<{width}}' + ''.join(f'{n:11.4g}' for n in numbers)
     )
   return '\n'.join(lines)
 

@@ -18,7 +18,7 @@ import tqdm
 from absl import logging as absl_logging
 from etils import epath
 
-from dermvq_jax import errors
+from dermvq_jax import errors, hosts
 
 _FILE = 'metrics.jsonl'
 
@@ -126,7 +126,7 @@ class Trace:
 
 def open_log(folder: epath.PathLike, step: int) -> 'Log | NoLog':
   """The log of a run at `step`, of which one process writes for all."""
-  return Log(folder, step) if jax.process_index() == 0 else NoLog()
+  return Log(folder, step) if hosts.is_primary() else NoLog()
 
 
 class NoLog:

@@ -54,10 +54,10 @@ def _prepare(args: argparse.Namespace):
 
 
 def _train(args: argparse.Namespace):
-  from dermvq_jax import config_files, parallel, train
+  from dermvq_jax import config_files, hosts, train
 
   config = config_files.load(args.config, args.overrides)
-  parallel.initialize(args.coordinator, args.num_processes, args.process_id)
+  hosts.initialize(args.coordinator, args.num_processes, args.process_id)
   train.run(config, args.workdir, profile=args.profile)
 
 

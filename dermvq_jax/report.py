@@ -17,6 +17,7 @@ from etils import epath
 from dermvq_jax import (
   checkpoints,
   errors,
+  evaluate,
   figures,
   images,
   inference,
@@ -435,15 +436,6 @@ def _number(value: float | None, form: str = '.3f') -> str:
   return '' if value is None else f'{value:{form}}'
 
 
-_SETS = {
-  'real': 'real, of another split (the floor)',
-  'reconstructions': 'reconstructions',
-  'real_codes': 'decoded from real codes',
-  'samples': 'samples',
-  'independent_codes': 'independent codes (the baseline)',
-}
-
-
 def _prior_tables(result: dict[str, Any]) -> list[Table]:
   prior = result['prior']
   rows = [*prior['classes'].items()]
@@ -475,7 +467,7 @@ def _generation_tables(result: dict[str, Any]) -> list[Table]:
       ('images', 'number', 'Frechet distance', 'KID', *metrics),
       [
         (
-          _SETS.get(name, name),
+          evaluate.SETS.get(name, name),
           row['num_images'],
           _number(row['frechet_distance']),
           f'{row["kid"]:.4f} ± {row["kid_standard_error"]:.4f}',
@@ -509,7 +501,7 @@ def _label_tables(result: dict[str, Any]) -> list[Table]:
   )
   return [
     Table(
-      ('class', *(_SETS.get(s, s) if s != 'real' else 'real' for s in sets)),
+      ('class', *sets),
       rows,
       'Share that a classifier of real images sees as the class they are of',
     )

@@ -21,6 +21,7 @@ from dermvq_jax import (
   checkpoints,
   encode,
   errors,
+  hosts,
   logs,
   metrics,
   optim,
@@ -343,7 +344,7 @@ def _loop(
       total=end,
       desc=config.task,
       unit='step',
-      disable=not parallel.is_primary(),
+      disable=not hosts.is_primary(),
     )
   )
   if signal := requests.agreed(start):
@@ -485,10 +486,10 @@ def run(
     workdirs.check_config(folder, config, facts)
     # Also on resume: it gives the structure that the checkpoint fills.
     tree = trainer.start()
-    if parallel.is_primary():
+    if hosts.is_primary():
       stack.enter_context(workdirs.locked(workdir))
       workdirs.save_config(folder, config, facts)
-    parallel.wait_for_all('the config is written')
+    hosts.wait_for_all('the config is written')
     saved = checkpoints.Checkpoints(folder)
     stack.enter_context(contextlib.closing(saved))
     start, restored = saved.restore({'tree': tree, 'best': np.float32(np.inf)})

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from dermvq_jax import config_files, errors, logs, parallel, train
+from dermvq_jax import config_files, errors, hosts, logs, train
 
-_DEVICES = '--xla_force_host_platform_device_count='
+_TWO_DEVICES = '--xla_force_host_platform_device_count=2'
 _FIELDS = (
   '--config.optim.schedule=constant',
   '--config.eval_every_steps=2',
@@ -26,9 +26,9 @@ def _free_port():
     return s.getsockname()[1]
 
 
-def _start(workdir, smoke_run, num_steps, *flags, devices):
-  """Starts `dermvq train` in a process of its own."""
-  env = {**os.environ, 'XLA_FLAGS': f'{_DEVICES}{devices}'}
+def _start(workdir, smoke_run, num_steps, *flags):
+  """Starts `dermvq train` in a process of its own, with two devices."""
+  env = {**os.environ, 'XLA_FLAGS': _TWO_DEVICES}
   return subprocess.Popen(
     [
       sys.executable,
@@ -57,7 +57,6 @@ def _start_two(workdir, smoke_run, num_steps, *flags):
       '--num_processes=2',
       f'--process_id={i}',
       *flags,
-      devices=2,
     )
     for i in range(2)
   ]
@@ -83,24 +82,28 @@ def _values(folder):
 )
 def test_two_hosts_train_as_one(kind, smoke_run, tmp_path):
   """The same numbers, written once; one host goes on from their checkpoint."""
+
+  def train_here(name, num_steps):
+    config = config_files.load(
+      'vqvae:smoke',
+      [
+        f'--config.data_dir={smoke_run}/data',
+        f'--config.num_train_steps={num_steps}',
+        *_FIELDS,
+      ],
+    )
+    train.run(config, tmp_path / name)
+
   two = _start_two(tmp_path / 'two', smoke_run, 2, f'--config.parallel={kind}')
   first, second = _finish(two)
   assert 'Parameters:' in first and 'Parameters:' not in second
-  _finish([_start(tmp_path / 'one', smoke_run, 2, devices=4)])
+  train_here('one', 2)
   rows, expected = (_values(tmp_path / n / 'vqvae') for n in ('two', 'one'))
   assert len(rows) == len(expected) == 2
   for row, right in zip(rows, expected):
     assert row == pytest.approx(right, rel=1e-4)
   assert rows[-1]['val/psnr'] > 0
-  config = config_files.load(
-    'vqvae:smoke',
-    [
-      f'--config.data_dir={smoke_run}/data',
-      '--config.num_train_steps=4',
-      *_FIELDS,
-    ],
-  )
-  train.run(config, tmp_path / 'two')
+  train_here('two', 4)
   rows = _values(tmp_path / 'two' / 'vqvae')
   assert [row['step'] for row in rows] == [2, 2, 4, 4]
 
@@ -147,13 +150,13 @@ def test_sigterm_to_one_host_stops_both(smoke_run, tmp_path):
 )
 def test_flags_that_do_not_fit(arguments, text):
   with pytest.raises(errors.UserError, match=text):
-    parallel.initialize(*arguments)
+    hosts.initialize(*arguments)
 
 
 def test_alone_without_flags():
-  parallel.initialize()
-  assert parallel.is_primary()
-  parallel.wait_for_all('nothing to wait for')
+  hosts.initialize()
+  assert hosts.is_primary()
+  hosts.wait_for_all('nothing to wait for')
 
 
 def test_provenance_counts_all_devices(smoke_run):

@@ -16,6 +16,7 @@ _ROOT = pathlib.Path(dermvq_jax.__file__).parent
 # 'models' and 'data' stand for all their modules.
 _ORDER = [
   {'errors', 'progress', 'compile_cache'},
+  {'hosts'},
   {
     'losses',
     'images',

@@ -1,0 +1,56 @@
+"""The processes of several hosts: how they meet, wait and who writes."""
+
+import importlib.util
+
+import jax
+from jax.experimental import multihost_utils
+
+from dermvq_jax import errors
+
+
+def initialize(
+  coordinator: str = '',
+  num_processes: int | None = None,
+  process_id: int | None = None,
+):
+  """Joins the processes of several hosts, before any of them uses a device.
+
+  Cloud TPU VMs know of each other: nothing is to be given there. Without
+  arguments anywhere else, this process stays alone.
+
+  Args:
+    coordinator: 'host:port' of process 0, which all must be able to reach.
+    num_processes: how many there are.
+    process_id: of this one, from 0.
+
+  Raises:
+    UserError: only some of the arguments are given.
+  """
+  given = [bool(coordinator), num_processes is not None, process_id is not None]
+  if any(given) and not all(given):
+    raise errors.UserError(
+      'give --coordinator, --num_processes and --process_id, or none of them'
+    )
+  if coordinator:
+    if not 0 <= process_id < num_processes:
+      raise errors.UserError(
+        f'--process_id is {process_id}; it must be from 0 to '
+        f'{num_processes - 1}, one less than --num_processes'
+      )
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+  elif importlib.util.find_spec('libtpu'):
+    try:
+      jax.distributed.initialize()
+    except ValueError:  # There is no TPU, nor another cluster that JAX knows.
+      return
+
+
+def is_primary() -> bool:
+  """Whether this process writes for all: logs, configs, pictures."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(reason: str):
+  """Returns when all processes are here; `reason` names the place."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(reason)
