@@ -8,6 +8,7 @@ os.environ['XLA_FLAGS'] = (
 )
 
 import contextlib  # noqa: E402
+import fcntl  # noqa: E402
 import functools  # noqa: E402
 import pathlib  # noqa: E402
 import shutil  # noqa: E402
@@ -16,9 +17,11 @@ import tempfile  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags, logging  # noqa: E402
 
-# Many tests train the same small models: each is compiled once.
-_cache = tempfile.TemporaryDirectory(prefix='dermvq_test_cache_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
+# Many tests train the same small models: each is compiled once. The processes
+# of pytest-xdist inherit the folder.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  _cache = tempfile.TemporaryDirectory(prefix='dermvq_test_cache_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 # grain's worker processes read absl flags, which pytest never parses.
@@ -46,12 +49,21 @@ def restore_logging():
 
 @pytest.fixture(scope='session')
 def smoke_run(tmp_path_factory) -> pathlib.Path:
-  """Workdir of `dermvq demo --size=smoke`, to be read only."""
+  """Workdir of `dermvq demo --size=smoke`, to be read only.
+
+  The first process of pytest-xdist that needs it makes it for all.
+  """
   from dermvq_jax import main
 
-  workdir = tmp_path_factory.mktemp('smoke') / 'run'
-  with _logging_restored():
-    assert main.main(['demo', '--size=smoke', f'--workdir={workdir}']) == 0
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent  # that of all processes
+  workdir, complete = folder / 'smoke', folder / 'smoke.complete'
+  with (folder / 'smoke.lock').open('w') as lock, _logging_restored():
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not complete.exists():
+      assert main.main(['demo', '--size=smoke', f'--workdir={workdir}']) == 0
+      complete.touch()
   return workdir
 
 
