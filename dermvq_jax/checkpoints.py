@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from dermvq_jax import errors, hosts
+from dermvq_jax import errors, hosts, workdirs
 
 PyTree = Any
 _KEEP = 2
@@ -39,6 +39,12 @@ _SYSTEM_FAILURES = (
 
 class DamagedError(Exception):
   """A checkpoint is not what was saved; its text says in what."""
+
+
+def _absolute(folder: epath.PathLike) -> epath.Path:
+  """As orbax wants it; etils takes gs:// for a folder of the current one."""
+  folder = epath.Path(folder)
+  return folder if workdirs.is_remote(folder) else folder.resolve()
 
 
 def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
@@ -131,7 +137,7 @@ class Checkpoints:
   """Saves and restores one phase. A step counts only when committed."""
 
   def __init__(self, folder: epath.Path):
-    self._folder = epath.Path(folder).resolve()
+    self._folder = _absolute(folder)
     with _saving(self._folder):
       self._states = _manager(self._folder / 'checkpoints', _KEEP)
       self._best = _manager(self._folder / 'best', 1)
@@ -252,7 +258,7 @@ class Checkpoints:
 
 def has_best(folder: epath.Path) -> bool:
   """Whether there are weights in `folder/best`."""
-  return bool(_steps(epath.Path(folder).resolve() / 'best'))
+  return bool(_steps(_absolute(folder) / 'best'))
 
 
 def load_best(folder: epath.Path) -> PyTree:
@@ -261,7 +267,7 @@ def load_best(folder: epath.Path) -> PyTree:
   Raises:
     UserError: there are none, or they are damaged.
   """
-  best = epath.Path(folder).resolve() / 'best'
+  best = _absolute(folder) / 'best'
   folder = best.parent
   while steps := _steps(best):
     try:
@@ -287,7 +293,7 @@ def verify(folder: epath.PathLike) -> Iterator[tuple[str, int, str]]:
     'checkpoints' or 'best', the step, and what is wrong with it, '' if whole.
   """
   for kind in ('checkpoints', 'best'):
-    parent = epath.Path(folder).resolve() / kind
+    parent = _absolute(folder) / kind
     for step in _steps(parent):
       try:
         _read(parent / str(step))

@@ -43,9 +43,12 @@ def _new_folder(out: epath.PathLike) -> Iterator[epath.Path]:
     UserError: `out` exists already.
   """
   out = epath.Path(out).expanduser()
+  partial = out.with_name(f'{out.name}.incomplete')
+  if workdirs.is_remote(out) and out.exists() and partial.exists():
+    # A bucket renames file by file; that was interrupted.
+    out.rmtree()
   if out.exists():
     raise errors.UserError(f'{out} exists already; give another --out')
-  partial = out.with_name(f'{out.name}.incomplete')
   if partial.exists():  # of an earlier, interrupted run
     partial.rmtree()
   partial.mkdir(parents=True)

@@ -9,6 +9,8 @@ import contextlib
 import json
 import logging
 import os
+import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +20,7 @@ import tqdm
 from absl import logging as absl_logging
 from etils import epath
 
-from dermvq_jax import errors, hosts
+from dermvq_jax import errors, hosts, workdirs
 
 _FILE = 'metrics.jsonl'
 
@@ -79,6 +81,39 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
   return rows
 
 
+class _Files:
+  """Files that grow, or that libraries write: local ones, copied to a bucket.
+
+  A bucket takes whole files only, and each library would bring its own client.
+  """
+
+  def __init__(self, folder: epath.PathLike):
+    """Opens the folder where the files shall be in the end."""
+    self._bucket, self._sizes = None, {}
+    self.path = pathlib.Path(folder)
+    if workdirs.is_remote(folder):
+      self._bucket = epath.Path(folder)
+      self._temporary = tempfile.TemporaryDirectory(prefix='dermvq_')
+      self.path = pathlib.Path(self._temporary.name)
+
+  def upload(self):
+    """Copies what grew since the last time."""
+    if self._bucket is None:
+      return
+    for file in sorted(p for p in self.path.rglob('*') if p.is_file()):
+      size = file.stat().st_size
+      if size != self._sizes.get(file):
+        target = self._bucket / file.relative_to(self.path).as_posix()
+        target.write_bytes(file.read_bytes())
+        self._sizes[file] = size
+
+  def close(self):
+    """Uploads, and removes the local files of a bucket."""
+    self.upload()
+    if self._bucket is not None:
+      self._temporary.cleanup()
+
+
 # Steps that a trace holds, and those before it, which compile and settle.
 _TRACED_STEPS, _STEPS_BEFORE = 5, 10
 
@@ -88,7 +123,7 @@ class Trace:
 
   def __init__(self, folder: epath.PathLike | None, start: int, end: int):
     """Traces to `folder`, unless None, a run from step `start` to `end`."""
-    self._folder, self._running = folder, False
+    self._folder, self._files = folder, None
     self._first = start + 1 + min(_STEPS_BEFORE, (end - start) // 2)
 
   def step(self, step: int, tree: Any) -> jax.profiler.StepTraceAnnotation:
@@ -102,20 +137,19 @@ class Trace:
       jax.block_until_ready(tree)
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # Every Python call, else.
-      jax.profiler.start_trace(
-        os.fspath(self._folder), profiler_options=options
-      )
-      self._running = True
-    elif self._running and step == self._first + _TRACED_STEPS:
+      self._files = _Files(self._folder)
+      jax.profiler.start_trace(self._files.path, profiler_options=options)
+    elif self._files and step == self._first + _TRACED_STEPS:
       jax.block_until_ready(tree)
       self.close()
     return jax.profiler.StepTraceAnnotation('train', step_num=step)
 
   def close(self):
     """Writes what there is."""
-    if self._running:
-      self._running = False
+    if self._files:
       jax.profiler.stop_trace()
+      self._files.close()
+      self._files = None
       absl_logging.info(
         'The trace of up to %d steps from %d on is in %s.',
         _TRACED_STEPS,
@@ -155,18 +189,15 @@ class Log:
     """Opens the log of a run at `step`; later rows, if any, are cut off."""
     from clu import metric_writers  # needs TensorFlow
 
-    folder = epath.Path(folder)
     rows = [row for row in read(folder) if row['step'] <= step]
-    path = folder / _FILE
-    partial = folder / f'{_FILE}.incomplete'
-    partial.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    partial.replace(path)
+    self._folder, self._files = folder, _Files(folder)
+    path = epath.Path(self._files.path) / _FILE
+    workdirs.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+    self._files.upload()
     self._file = path.open('a')
-    self._remote = '://' in str(path)
-    self._folder = folder
     with self._events():
       self._writer = metric_writers.create_default_writer(
-        os.fspath(folder), asynchronous=False
+        os.fspath(self._files.path), asynchronous=False
       )
 
   @contextlib.contextmanager
@@ -204,12 +235,12 @@ class Log:
     )
 
   def flush(self):
-    """Makes sure that all is on disk."""
+    """Makes sure that all is on disk, or in the bucket."""
     self._file.flush()
-    if not self._remote:  # A bucket has no such call.
-      os.fsync(self._file.fileno())
+    os.fsync(self._file.fileno())
     with self._events():
       self._writer.flush()
+    self._files.upload()
 
   def close(self):
     """Flushes and closes."""
@@ -217,3 +248,4 @@ class Log:
     self._file.close()
     with self._events():
       self._writer.close()
+    self._files.close()

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib.util
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -135,6 +136,20 @@ def _demo(args: argparse.Namespace):
   from dermvq_jax import demo
 
   demo.run(args.workdir, args.size)
+
+
+def _folder(text: str) -> str:
+  """A path that this installation can open."""
+  scheme, remote, _ = text.partition('://')
+  if remote and scheme != 'gs':
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is neither a local folder nor gs://BUCKET/...'
+    )
+  if remote and not importlib.util.find_spec('gcsfs'):
+    raise argparse.ArgumentTypeError(
+      f'{text!r} needs a client for buckets: pip install gcsfs'
+    )
+  return text
 
 
 def _counts(text: str) -> dict[str, int]:
@@ -335,7 +350,11 @@ def _parser() -> argparse.ArgumentParser:
 
   def workdir(sub, **kwargs):
     sub.add_argument(
-      '--workdir', metavar='DIR', help='folder of the run', **kwargs
+      '--workdir',
+      type=_folder,
+      metavar='DIR',
+      help='folder of the run, local or gs://BUCKET/...',
+      **kwargs,
     )
 
   def data_dir(sub, **kwargs):
@@ -423,7 +442,11 @@ def _parser() -> argparse.ArgumentParser:
   )
   workdir(sub, required=True)
   sub.add_argument(
-    '--out', required=True, metavar='DIR', help='new folder for the images'
+    '--out',
+    required=True,
+    type=_folder,
+    metavar='DIR',
+    help='new folder for the images',
   )
   _add_sampling(sub)
   data_dir(sub, default='')
@@ -440,7 +463,11 @@ def _parser() -> argparse.ArgumentParser:
   )
   workdir(sub, required=True)
   sub.add_argument(
-    '--out', required=True, metavar='DIR', help='new folder for the images'
+    '--out',
+    required=True,
+    type=_folder,
+    metavar='DIR',
+    help='new folder for the images',
   )
   _add_reconstructing(sub)
   data_dir(sub, default='')

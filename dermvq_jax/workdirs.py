@@ -23,6 +23,11 @@ _FREE = {'parallel', 'num_workers', 'data_dir'}
 _FREE_SUFFIX = '_every_steps'
 
 
+def is_remote(path: epath.PathLike) -> bool:
+  """Whether a path is in a bucket: no locks, no appending, no renaming."""
+  return '://' in str(path)
+
+
 def phase_dir(workdir: epath.PathLike, phase: str) -> epath.Path:
   """The folder of 'vqvae', 'prior' or 'classifier'."""
   return epath.Path(workdir).expanduser() / phase
@@ -35,7 +40,7 @@ def data_dir(workdir: epath.PathLike, chosen: str = '') -> epath.Path:
     UserError: that is not a local folder.
   """
   path = epath.Path(chosen) if chosen else epath.Path(workdir) / 'data'
-  if '://' in str(path):
+  if is_remote(path):
     raise errors.UserError(
       f'datasets can not be read from {path}; give a local folder as '
       '--config.data_dir (of dermvq train) or --data_dir'
@@ -51,7 +56,7 @@ def locked(workdir: epath.PathLike) -> Iterator[None]:
     UserError: one is running there.
   """
   workdir = epath.Path(workdir).expanduser()
-  if '://' in str(workdir):  # A bucket has no locks.
+  if is_remote(workdir):
     yield
     return
   workdir.mkdir(parents=True, exist_ok=True)
@@ -73,6 +78,9 @@ def locked(workdir: epath.PathLike) -> Iterator[None]:
 
 def write_text(path: epath.Path, text: str):
   """Writes a file that is complete or, after a kill, still the old one."""
+  if is_remote(path):  # An object appears when all of it is there.
+    path.write_text(text)
+    return
   partial = path.with_name(f'{path.name}.incomplete')
   partial.write_text(text)
   partial.replace(path)

@@ -43,8 +43,14 @@ def run(
     The prepared builder.
 
   Raises:
-    UserError: the source is missing or bad, or `data_dir` can't be written.
+    UserError: the source is missing or bad, or `data_dir` is not local or
+      can't be written.
   """
+  if '://' in str(data_dir):
+    raise errors.UserError(
+      f'datasets can not be read from {data_dir}; give a local folder as '
+      '--data_dir'
+    )
   return write(
     lambda: builder_lib.make(dataset, data_dir), manual_dir, overwrite
   )
@@ -63,11 +69,6 @@ def write(
     overwrite: see `run`.
   """
   builder = make_builder()
-  if '://' in str(builder.data_path):
-    raise errors.UserError(
-      f'datasets can not be read from {builder.data_path.parents[2]}; give a '
-      'local folder as --data_dir'
-    )
   name, path = _full_name(builder), pathlib.Path(builder.data_path)
   if _is_prepared(builder) and not overwrite:
     _say(f'{name} is already prepared in {path}')
