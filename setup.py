@@ -65,6 +65,9 @@ setuptools.setup(
   ],
   extras_require={
     'test': [
+      # A bucket's client, and a stand-in of the service.
+      'gcp-storage-emulator',
+      'gcsfs',
       # They run the notebook.
       'ipykernel',
       'nbclient',
