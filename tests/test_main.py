@@ -1,6 +1,7 @@
 """Tests of the command line: exit codes, messages, help."""
 
 import gzip
+import importlib.util
 import json
 import os
 import shutil
@@ -492,3 +493,26 @@ def test_profile_writes_a_trace(run_copy):
   steps = {e['args']['step_num'] for e in events if e.get('name') == 'train'}
   assert steps == {'10'}
   assert any('train_step' in e.get('name', '') for e in events)
+
+
+@pytest.mark.parametrize(
+  ('workdir', 'client', 'message'),
+  [
+    ('s3://bucket/run', True, 'neither a local folder nor gs://BUCKET'),
+    ('gs://bucket/run', None, 'pip install gcsfs'),
+  ],
+)
+def test_buckets_that_can_not_be_opened(
+  workdir, client, message, monkeypatch, capsys
+):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: client)
+  with pytest.raises(SystemExit) as e:
+    main.main(['check', f'--workdir={workdir}'])
+  assert e.value.code == 2
+  assert message in capsys.readouterr().err
+
+
+def test_datasets_are_not_prepared_in_a_bucket(capsys):
+  argv = ['prepare', '--dataset=synthetic_dermoscopy/smoke']
+  assert main.main([*argv, '--data_dir=gs://bucket/data']) == 2
+  assert 'give a local folder as --data_dir' in capsys.readouterr().err
