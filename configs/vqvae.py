@@ -16,8 +16,8 @@ import ml_collections
 # Of every quantizer with a trained codebook.
 _CODEBOOK = {
   'codebook_size': 512,
-  'code_dim': 64,
-  'commitment_weight': 0.25,
+  'code_dim': 16,
+  'commitment_weight': 2.0,
   'gradient': 'straight_through',  # or 'rotation'
   'codebook_start': 'latents',  # of the first batches; or 'k_means', 'random'
   'restart_after': 50,  # steps without use; 0: never
@@ -65,6 +65,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'num_residual_blocks': 2,
     'residual_features': 32,
     'downsampling': 4,
+    'activation': 'gelu',  # or 'relu', 'silu'
     'norm_groups': 0,  # of a group norm in the residual blocks; 0: none
     'attention_heads': 0,  # at the lowest resolution; 0: none
   }
@@ -83,7 +84,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'learning_rate': 1e-3,
     'schedule': 'cosine',
     'warmup_steps': 100,
-    'b2': 0.999,
+    'b2': 0.95,  # 0.999 is 1.7 dB behind after 1,500 steps
     'weight_decay': 0.0,
     'max_grad_norm': 0.0,
     'skip_nonfinite': False,  # True: leave out steps that go to infinity

@@ -254,6 +254,11 @@ def _check_sizes(config: ml_collections.ConfigDict, size: int):
   ):
     if value < 1:
       raise errors.UserError(f'config.{name} is {value}; give 1 or more')
+  if config.model.activation not in vqvae.ACTIVATIONS:
+    raise errors.UserError(
+      f'config.model.activation is {config.model.activation!r}; it must be one '
+      'of ' + ', '.join(map(repr, vqvae.ACTIVATIONS))
+    )
   _check_divisors(config.model)
   if size < losses.SSIM_WINDOW:
     raise errors.UserError(

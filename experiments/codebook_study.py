@@ -48,13 +48,16 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
   'random_start_no_restart': ('', _PLAIN),
   'k_means': ('', ('quantizer.codebook_start=k_means',)),
   'k_means_no_restart': ('', ('quantizer.codebook_start=k_means', _PLAIN[1])),
-  # The gradient, the entropy loss, averaged weights.
+  # The gradient and the weights of the losses.
   'rotation': ('', ('quantizer.gradient=rotation',)),
+  'commitment_0.25': ('', ('quantizer.commitment_weight=0.25',)),
   'entropy': ('', ('quantizer.entropy_weight=0.1',)),
-  'averaged_weights': ('', ('params_ema_decay=0.999',)),
+  # The optimizer, the activation, the size of a code.
+  'b2_0.999': ('', ('optim.b2=0.999',)),
+  'relu': ('', ('model.activation=relu',)),
+  'code_dim_64': ('', ('quantizer.code_dim=64',)),
   # Quantizers; 9 bits a position unless said.
   'vq': ('vq', ()),
-  'vq_rotation': ('vq', ('quantizer.gradient=rotation',)),
   'vq_plain': ('vq', _PLAIN),
   'l2_norm': ('l2_norm', ()),
   'l2_norm_rotation': ('l2_norm', ('quantizer.gradient=rotation',)),
@@ -105,9 +108,10 @@ def _cost(model, size: int) -> dict[str, float]:
   """Parameters, and floating point operations of one image's forward pass."""
   image = jnp.zeros((1, size, size, 3))
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
-  forward = jax.jit(model.apply)
   leaves = jax.tree.leaves(variables['params'])
-  cost = forward.lower(variables, image).cost_analysis()
+  # A GPU's compiler does not count them.
+  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    cost = jax.jit(model.apply).lower(variables, image).cost_analysis()
   return {'num_params': sum(x.size for x in leaves), 'flops': cost['flops']}
 
 

@@ -114,7 +114,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ([*VQVAE, '--config.sed=1'], 'config.sed'),
     (
       [*VQVAE, '--config.model.feature=1'],
-      'there are attention_heads, downsampling',
+      'there are activation, attention_heads',
     ),
     ([*VQVAE, '--config.seed=x'], '--config.seed=x'),
     ([*VQVAE, '--config.optim.learning_rate=x'], 'learning_rate=x'),

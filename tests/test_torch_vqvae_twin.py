@@ -17,7 +17,11 @@ from experiments.benchmarks import (  # noqa: E402
 
 def test_the_same_parameters_outputs_and_codebook():
   config = config_files.load(
-    'vqvae:smoke', ['--config.quantizer.codebook_start=random']
+    'vqvae:smoke',
+    [
+      '--config.model.activation=relu',
+      '--config.quantizer.codebook_start=random',
+    ],
   )
   model = tasks.vqvae_model(config)
   rng = np.random.default_rng(0)

@@ -527,7 +527,8 @@ def test_vqvae_loss_is_the_formula(smoke_run):
   _, facts = workdirs.load_config(smoke_run / 'vqvae')
   mse = np.mean((reconstruction - images) ** 2)
   commitment = np.mean((z - codebook[codes]) ** 2)
-  expected = mse / facts['train_variance'] + 0.25 * commitment
+  weight = config.quantizer.commitment_weight
+  expected = mse / facts['train_variance'] + weight * commitment
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   values = metrics.compute(parts)
   clipped = np.mean((np.clip(reconstruction, 0, 1) - images) ** 2)

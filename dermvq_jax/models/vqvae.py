@@ -17,6 +17,8 @@ import numpy as np
 
 from dermvq_jax.models import layers, quantizers
 
+ACTIVATIONS = {'relu': nn.relu, 'gelu': nn.gelu, 'silu': nn.silu}
+
 
 @flax.struct.dataclass
 class VQVAEOutput:
@@ -32,15 +34,17 @@ class VQVAEOutput:
 
 
 class ResidualBlock(nn.Module):
-  """x + conv1x1(relu(conv3x3(relu(x)))); with norm_groups, norms before ReLUs.
+  """x + conv1x1(f(conv3x3(f(x)))), f being an optional norm and an activation.
 
   Attributes:
     hidden_features: width between the convolutions.
+    activation: one of `ACTIVATIONS`.
     norm_groups: groups of channels of a group norm (Wu and He 2018); 0: none.
     dtype: of the computation; parameters are float32.
   """
 
   hidden_features: int
+  activation: str = 'relu'
   norm_groups: int = 0
   dtype: jnp.dtype = jnp.float32
 
@@ -48,10 +52,11 @@ class ResidualBlock(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """`[B, h, w, C]` to the same shape."""
     y = x
+    activate = ACTIVATIONS[self.activation]
     for features, size in ((self.hidden_features, 3), (x.shape[-1], 1)):
       if self.norm_groups:
         y = nn.GroupNorm(self.norm_groups, dtype=self.dtype)(y)
-      y = layers.Conv(features, (size, size), dtype=self.dtype)(nn.relu(y))
+      y = layers.Conv(features, (size, size), dtype=self.dtype)(activate(y))
     return x + y
 
 
@@ -74,7 +79,10 @@ def _lowest_resolution(module: nn.Module, x: jax.Array) -> jax.Array:
   """The residual blocks and the attention of an encoder or a decoder."""
   for _ in range(module.num_residual_blocks):
     x = ResidualBlock(
-      module.residual_features, module.norm_groups, dtype=module.dtype
+      module.residual_features,
+      module.activation,
+      module.norm_groups,
+      dtype=module.dtype,
     )(x)
   if module.attention_heads:
     x = Attention(module.attention_heads, dtype=module.dtype)(x)
@@ -98,6 +106,7 @@ class Encoder(nn.Module):
     residual_features: width inside the blocks.
     downsampling: a power of 2, from 2 up.
     code_dim: of the latents, D.
+    activation: one of `ACTIVATIONS`.
     norm_groups: of the blocks' group norms; 0: none.
     attention_heads: of the attention behind the blocks; 0: none.
     dtype: of the computation; parameters are float32.
@@ -108,6 +117,7 @@ class Encoder(nn.Module):
   residual_features: int
   downsampling: int
   code_dim: int
+  activation: str = 'relu'
   norm_groups: int = 0
   attention_heads: int = 0
   dtype: jnp.dtype = jnp.float32
@@ -115,13 +125,14 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """`[B, H, W, 3]` in [0, 1] to latents `[B, h, w, D]`."""
+    activate = ACTIVATIONS[self.activation]
     x = (images - 0.5).astype(self.dtype)
     for features in _stage_features(self.features, _log2(self.downsampling)):
       x = layers.space_to_depth(x, 2)
-      x = nn.relu(layers.Conv(features, (3, 3), dtype=self.dtype)(x))
+      x = activate(layers.Conv(features, (3, 3), dtype=self.dtype)(x))
     x = layers.Conv(self.features, (3, 3), dtype=self.dtype)(x)
     x = _lowest_resolution(self, x)
-    x = layers.Conv(self.code_dim, (1, 1), dtype=self.dtype)(nn.relu(x))
+    x = layers.Conv(self.code_dim, (1, 1), dtype=self.dtype)(activate(x))
     return x.astype(jnp.float32)
 
   def reached_by(self, pixels: np.ndarray) -> np.ndarray:
@@ -163,6 +174,7 @@ class Decoder(nn.Module):
   num_residual_blocks: int
   residual_features: int
   downsampling: int
+  activation: str = 'relu'
   norm_groups: int = 0
   attention_heads: int = 0
   dtype: jnp.dtype = jnp.float32
@@ -170,14 +182,15 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, quantized: jax.Array) -> jax.Array:
     """`[B, h, w, D]` to images `[B, H, W, 3]`, around [0, 1]."""
+    activate = ACTIVATIONS[self.activation]
     x = quantized.astype(self.dtype)
     x = layers.Conv(self.features, (3, 3), dtype=self.dtype)(x)
     x = _lowest_resolution(self, x)
     stages = _stage_features(self.features, _log2(self.downsampling))
     for features in reversed(stages[:-1]):
-      x = layers.Conv(4 * features, (3, 3), dtype=self.dtype)(nn.relu(x))
+      x = layers.Conv(4 * features, (3, 3), dtype=self.dtype)(activate(x))
       x = layers.depth_to_space(x, 2)
-    x = layers.Conv(4 * 3, (3, 3), dtype=self.dtype)(nn.relu(x))
+    x = layers.Conv(4 * 3, (3, 3), dtype=self.dtype)(activate(x))
     x = layers.depth_to_space(x, 2)
     return x.astype(jnp.float32) + 0.5
 

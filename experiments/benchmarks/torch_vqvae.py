@@ -133,9 +133,9 @@ class VQVAE(nn.Module):
     return self.decoder(quantized), codes, loss
 
 
-def to_tensor(images: np.ndarray) -> torch.Tensor:
+def to_tensor(images: np.ndarray, device: str = 'cpu') -> torch.Tensor:
   """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-0.5, 0.5]."""
-  x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+  x = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2)
   return x.float() / 255 - 0.5
 
 
@@ -146,14 +146,16 @@ def train(
   optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
   seconds = []
   model.train()
+  device = model.codebook.codes.device
   for images in batches:
     began = time.perf_counter()
-    x = to_tensor(images)
+    x = to_tensor(images, device)
     reconstruction, _, commitment = model(x)
     loss = F.mse_loss(reconstruction, x) / variance + _COMMITMENT * commitment
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    loss.item()  # waits for the device
     seconds.append(time.perf_counter() - began)
   return seconds
 
@@ -165,11 +167,11 @@ def evaluate(model: VQVAE, batches: Iterable[np.ndarray]) -> dict[str, float]:
   total, values = 0.0, 0
   counts = np.zeros(len(model.codebook.codes), np.int64)
   for images in batches:
-    x = to_tensor(images)
+    x = to_tensor(images, model.codebook.codes.device)
     reconstruction, codes, _ = model(x)
     error = (reconstruction.clamp(-0.5, 0.5) - x).double().square()
     total, values = total + error.sum().item(), values + error.numel()
-    counts += np.bincount(codes.numpy().ravel(), minlength=len(counts))
+    counts += np.bincount(codes.cpu().numpy().ravel(), minlength=len(counts))
   p = counts[counts > 0] / counts.sum()
   return {
     'psnr': float(-10 * np.log10(total / values)),
@@ -205,7 +207,8 @@ def main():
     for split in ('train', 'val')
   )
   torch.manual_seed(args.seed)
-  model = VQVAE(args.start)
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  model = VQVAE(args.start).to(device)
   stream = pipeline.train_batches(
     training,
     batch_size=args.batch_size,
@@ -219,7 +222,8 @@ def main():
   result = vars(args) | evaluate(model, whole)
   result |= {
     'num_params': sum(p.numel() for p in model.parameters()),
-    'flops': forward_flops(model, facts['image_size']),
+    'flops': forward_flops(model.cpu(), facts['image_size']),
+    'device': device,
     'seconds_per_step': statistics.median(seconds),
     'threads': torch.get_num_threads(),
   }

@@ -1,9 +1,10 @@
 """What is trained: the report's protocol, and this package's own recipe.
 
-- `plain`: the VQ-VAE as papers and tutorials first had it: codes start small
-  and at random, and unused ones are not restarted. Augmentation changes the
-  target too, as it does where images are augmented before the model sees them.
-  The prior learns by binary cross-entropy, the report's equation 3.
+- `plain`: the VQ-VAE as papers and tutorials first had it: ReLU, Adam's usual
+  b2, codes of 64 dimensions that start small and at random, unused ones not
+  restarted, commitment 0.25. Augmentation changes the target too, as it does
+  where images are augmented before the model sees them. The prior learns by
+  binary cross-entropy, the report's equation 3.
 - `package`: the shipped configs, with their flips; targets stay clean.
 
 Each with coarse cut-out and RGB shift (p = 0.5 each) and without, and a prior
@@ -26,6 +27,10 @@ _AUGMENTED = (
 )
 RECIPES: dict[str, tuple[str, ...]] = {
   'plain': (
+    'model.activation=relu',
+    'optim.b2=0.999',
+    'quantizer.code_dim=64',
+    'quantizer.commitment_weight=0.25',
     'quantizer.codebook_start=random',
     'quantizer.restart_after=0',
     'augment.flips=False',
