@@ -65,7 +65,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'num_residual_blocks': 2,
     'residual_features': 32,
     'downsampling': 4,
-    'activation': 'gelu',  # or 'relu', 'silu'
+    'activation': 'gelu',  # by tanh; or 'relu', 'silu'
     'norm_groups': 0,  # of a group norm in the residual blocks; 0: none
     'attention_heads': 0,  # at the lowest resolution; 0: none
   }

@@ -3,7 +3,14 @@
 from absl import logging
 from etils import epath
 
-from dermvq_jax import config_files, encode, report, train, workdirs
+from dermvq_jax import (
+  config_files,
+  encode,
+  errors,
+  report,
+  train,
+  workdirs,
+)
 from dermvq_jax.data import prepare
 
 
@@ -15,6 +22,8 @@ def run(workdir: epath.PathLike, size: str = 'demo'):
     size: argument of both configs, 'demo' or 'smoke'.
   """
   workdir = epath.Path(workdir).expanduser()
+  if workdirs.is_remote(workdir):
+    raise errors.UserError(f'the demo can not run in {workdir}; give a folder')
   steps = 5
 
   def tell(number: int, text: str):

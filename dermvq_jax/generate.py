@@ -55,7 +55,8 @@ def _new_folder(out: epath.PathLike) -> Iterator[epath.Path]:
   try:
     yield partial
   except BaseException:
-    partial.rmtree()
+    if partial.exists():  # A bucket has no empty folders.
+      partial.rmtree()
     raise
   partial.rename(out)
   logging.info('Wrote %s', out)

@@ -137,8 +137,9 @@ class Trace:
       jax.block_until_ready(tree)
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # Every Python call, else.
-      self._files = _Files(self._folder)
-      jax.profiler.start_trace(self._files.path, profiler_options=options)
+      files = _Files(self._folder)
+      jax.profiler.start_trace(files.path, profiler_options=options)
+      self._files = files
     elif self._files and step == self._first + _TRACED_STEPS:
       jax.block_until_ready(tree)
       self.close()
@@ -147,9 +148,9 @@ class Trace:
   def close(self):
     """Writes what there is."""
     if self._files:
+      files, self._files = self._files, None
       jax.profiler.stop_trace()
-      self._files.close()
-      self._files = None
+      files.close()
       absl_logging.info(
         'The trace of up to %d steps from %d on is in %s.',
         _TRACED_STEPS,

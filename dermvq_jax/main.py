@@ -140,12 +140,12 @@ def _demo(args: argparse.Namespace):
 
 def _folder(text: str) -> str:
   """A path that this installation can open."""
-  scheme, remote, _ = text.partition('://')
-  if remote and scheme != 'gs':
+  scheme, separator, _ = text.partition('://')
+  if separator and scheme != 'gs':
     raise argparse.ArgumentTypeError(
       f'{text!r} is neither a local folder nor gs://BUCKET/...'
     )
-  if remote and not importlib.util.find_spec('gcsfs'):
+  if separator and not importlib.util.find_spec('gcsfs'):
     raise argparse.ArgumentTypeError(
       f'{text!r} needs a client for buckets: pip install gcsfs'
     )
@@ -446,7 +446,7 @@ def _parser() -> argparse.ArgumentParser:
     required=True,
     type=_folder,
     metavar='DIR',
-    help='new folder for the images',
+    help='new folder for the images, local or gs://BUCKET/...',
   )
   _add_sampling(sub)
   data_dir(sub, default='')
@@ -467,7 +467,7 @@ def _parser() -> argparse.ArgumentParser:
     required=True,
     type=_folder,
     metavar='DIR',
-    help='new folder for the images',
+    help='new folder for the images, local or gs://BUCKET/...',
   )
   _add_reconstructing(sub)
   data_dir(sub, default='')
@@ -511,7 +511,12 @@ def _parser() -> argparse.ArgumentParser:
     'Runs everything on generated images, in minutes on a laptop.',
     '--workdir=runs/demo',
   )
-  workdir(sub, default='runs/demo')
+  sub.add_argument(
+    '--workdir',
+    default='runs/demo',
+    metavar='DIR',
+    help='folder for all of it, local (default: runs/demo)',
+  )
   sub.add_argument(
     '--size',
     choices=('demo', 'smoke'),

@@ -5,7 +5,7 @@ dermvq prepare --dataset=ham10000/64 --manual_dir=DIR --data_dir=DATA
 python -m experiments.codebook_study --workdir=STUDY --data_dir=DATA
 python -m experiments.codebook_study --workdir=STUDY --data_dir=DATA --only=vq
 python -m experiments.codebook_study --workdir=STUDY --data_dir=DATA \
-  --finalists=default,rotation
+  --finalists=default,vq,l2_norm
 python -m experiments.codebook_study --workdir=STUDY --table
 ```
 

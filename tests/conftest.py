@@ -39,9 +39,11 @@ def _logging_restored():
   logger = logging.get_absl_logger()
   before = logger.handlers[:], logger.filters[:], logger.propagate
   verbosity = logging.get_verbosity()
-  yield
-  logger.handlers, logger.filters, logger.propagate = before
-  logging.set_verbosity(verbosity)
+  try:
+    yield
+  finally:
+    logger.handlers, logger.filters, logger.propagate = before
+    logging.set_verbosity(verbosity)
 
 
 @pytest.fixture(autouse=True)

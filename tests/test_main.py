@@ -120,6 +120,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ([*VQVAE, '--config.optim.learning_rate=x'], 'learning_rate=x'),
     ([*VQVAE, '--config.seed'], '--config.seed=VALUE'),
     ([*VQVAE, '--config.model.downsampling=32'], 'not divisible'),
+    ([*VQVAE, '--config.model.activation=tanh'], "'relu', 'gelu', 'silu'"),
     ([*VQVAE, '--config.batch_size=9'], 'not divisible'),
     ([*VQVAE, '--config.quantizer.name=x'], "no quantizer named 'x'"),
     ([*VQVAE, '--config.dataset=ham10000/64'], 'dermvq prepare'),

@@ -22,6 +22,7 @@ from dermvq_jax import (
   config_files,
   encode,
   errors,
+  generate,
   logs,
   main,
   train,
@@ -270,6 +271,16 @@ def test_what_others_write_is_seen(bucket):
     other.pipe_file(f'bucket/shared/{name}', b'x')
     assert (folder / name).exists()
   assert _names(folder) == ['a', 'b']
+
+
+def test_an_interrupted_folder_leaves_nothing(bucket):
+  out = bucket / 'new'
+  for write in (False, True):
+    with pytest.raises(KeyboardInterrupt), generate._new_folder(out) as partial:
+      if write:
+        (partial / 'a.png').write_bytes(b'x')
+      raise KeyboardInterrupt
+    assert not partial.exists() and not out.exists()
 
 
 def test_files_are_uploaded_as_they_grow(bucket):

@@ -8,6 +8,14 @@ import pytest
 from dermvq_jax.models import layers, quantizers, vqvae
 
 _K, _D = 12, 4
+# Formulas, GELU's by tanh (Hendrycks and Gimpel 2016, section 2).
+_ACTIVATIONS = {
+  'relu': lambda x: np.maximum(x, 0),
+  'gelu': lambda x: (
+    x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+  ),
+  'silu': lambda x: x / (1 + np.exp(-x)),
+}
 
 
 def _model(downsampling=4, dtype=jnp.float32, features=8):
@@ -173,9 +181,12 @@ def test_bfloat16_is_only_computed_with():
   )
 
 
-def test_encoder_against_plain_convolutions():
-  """Space to depth and 3x3: a strided 6x6 convolution; ReLUs where due."""
+@pytest.mark.parametrize('activation', vqvae.ACTIVATIONS)
+def test_encoder_against_plain_convolutions(activation):
+  """Space to depth and 3x3: a strided 6x6 convolution; where activations are."""
+  activate = _ACTIVATIONS[activation]
   model = vqvae.Encoder(
+    activation=activation,
     features=4,
     num_residual_blocks=0,
     residual_features=4,
@@ -193,9 +204,9 @@ def test_encoder_against_plain_convolutions():
     ((2, 2), (2, 2)),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
-  x = jax.nn.relu(x + params['Conv_0']['bias'])
+  x = activate(x + params['Conv_0']['bias'])
   conv = layers.Conv(4, (3, 3))
-  x = jax.nn.relu(conv.apply({'params': params['Conv_1']}, x))
+  x = activate(conv.apply({'params': params['Conv_1']}, x))
   expected = x @ params['Conv_2']['kernel'][0, 0] + params['Conv_2']['bias']
   actual = model.apply({'params': params}, images)
   np.testing.assert_allclose(actual, expected, atol=1e-5)
@@ -255,15 +266,15 @@ def test_attention_against_its_formula():
   np.testing.assert_allclose(actual.reshape(12, 6), expected, atol=1e-4)
 
 
-def test_residual_block_against_its_formula():
-  block = vqvae.ResidualBlock(4)
+@pytest.mark.parametrize('activation', vqvae.ACTIVATIONS)
+def test_residual_block_against_its_formula(activation):
+  activate = _ACTIVATIONS[activation]
+  block = vqvae.ResidualBlock(4, activation)
   x = jnp.float32(np.random.default_rng(0).normal(size=(1, 4, 5, 6)))
   params = _random(block, x)['params']
-  y = layers.Conv(4, (3, 3)).apply(
-    {'params': params['Conv_0']}, jnp.maximum(x, 0)
-  )
+  y = layers.Conv(4, (3, 3)).apply({'params': params['Conv_0']}, activate(x))
   kernel, bias = params['Conv_1']['kernel'][0, 0], params['Conv_1']['bias']
-  expected = x + np.maximum(y, 0) @ kernel + bias
+  expected = x + activate(y) @ kernel + bias
   actual = block.apply({'params': params}, x)
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 

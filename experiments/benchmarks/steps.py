@@ -15,7 +15,7 @@ import numpy as np
 
 NUM_LAYERS, NUM_CLASSES, CODEBOOK_SIZE = 15, 7, 512
 _OVERRIDES = {
-  # The well-known recipe, whose speed all compare.
+  # As the PyTorch twin and flops.vqvae are.
   'vqvae': (
     '--config.model.activation=relu',
     '--config.quantizer.code_dim=64',
