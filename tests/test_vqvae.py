@@ -183,7 +183,7 @@ def test_bfloat16_is_only_computed_with():
 
 @pytest.mark.parametrize('activation', vqvae.ACTIVATIONS)
 def test_encoder_against_plain_convolutions(activation):
-  """Space to depth and 3x3: a strided 6x6 convolution; where activations are."""
+  """Space to depth and 3x3: strided 6x6 convolution; activations where due."""
   activate = _ACTIVATIONS[activation]
   model = vqvae.Encoder(
     activation=activation,
