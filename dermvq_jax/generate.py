@@ -43,7 +43,7 @@ def _new_folder(out: epath.PathLike) -> Iterator[epath.Path]:
     UserError: `out` exists already.
   """
   out = epath.Path(out).expanduser()
-  partial = out.with_name(f'{out.name}.incomplete')
+  partial = out.parent / f'{out.name}.incomplete'
   if workdirs.is_remote(out) and out.exists() and partial.exists():
     # A bucket renames file by file; that was interrupted.
     out.rmtree()
