@@ -21,6 +21,7 @@ from dermvq_jax import (
   tasks,
   workdirs,
 )
+from dermvq_jax.models import layers
 
 PyTree = Any
 Labels = Sequence[str | int]
@@ -514,5 +515,5 @@ def _make_decoder(
 def _teacher_forced(prior, variables, loss, codes, labels):
   logits = prior.apply(variables, codes, labels, train=False)
   nll = losses.nll(logits, codes, loss)  # [B, h, w]
-  predicted = jnp.argmax(logits, -1).astype(jnp.int32)
+  predicted = layers.argmax(logits)
   return predicted, -nll.sum((1, 2))

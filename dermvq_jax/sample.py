@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 
 from dermvq_jax import errors, losses, progress
+from dermvq_jax.models import layers
 
 Array = jax.Array
 
@@ -196,7 +197,7 @@ def choose(
   """
   noisy = scores + temperature * noise
   if top_k is None and top_p is None:
-    return _first_of_largest(noisy)
+    return layers.argmax(noisy)
   numbers = jnp.arange(scores.shape[-1])
   if top_p is not None:
     # At temperature 0 the most likely codes share everything.
@@ -212,7 +213,7 @@ def choose(
     outside, and each takes all that are less likely out with it.
     """
     noisy, _, _ = carry
-    code = _first_of_largest(noisy)[:, None]
+    code = layers.argmax(noisy)[:, None]
     score = jnp.take_along_axis(scores, code, axis=-1)
     before = (scores > score) | ((scores == score) & (numbers < code))
     inside = jnp.ones(code.shape, bool)
@@ -227,15 +228,6 @@ def choose(
   start = noisy, jnp.zeros((len(scores), 1), jnp.int32), False
   _, code, _ = lax.while_loop(lambda carry: ~carry[2].all(), draw, draw(start))
   return code[:, 0]
-
-
-def _first_of_largest(scores: Array) -> Array:
-  """[B, K] -> the argmax, int32 [B]."""
-  # XLA:CPU's argmax is a slow loop; a maximum and a minimum are not.
-  most = scores.max(axis=-1, keepdims=True)
-  last = scores.shape[-1] - 1  # Also where the scores are not numbers.
-  indices = jnp.arange(last + 1, dtype=jnp.int32)
-  return jnp.where(scores == most, indices, last).min(axis=-1)
 
 
 def check_known(

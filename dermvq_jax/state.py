@@ -6,6 +6,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 PyTree = Any
 # What can stop being finite, in the order in which it is looked at.
@@ -92,6 +93,9 @@ class TrainState:
       The next state, and whether it is `new`, bool scalar.
     """
     finite = jnp.stack([_all_finite(tree) for tree in (loss, grads, new)])
+    # Else XLA fuses the flags of all arrays into the update of each array, and
+    # compiling takes the square of their number.
+    finite = lax.optimization_barrier(finite)
     good = finite.all()
     if skip:
       old = self.replace(step=new.step)

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from dermvq_jax import errors, losses, metrics
-from dermvq_jax.models import classifier, levels, quantizers, vqvae
+from dermvq_jax.models import classifier, layers, levels, quantizers, vqvae
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -423,7 +423,7 @@ def prior_task(
       logits, codes, config.loss, config.label_smoothing
     )  # [B, h, w]
     nll = losses.nll(logits, codes, config.loss)
-    correct = jnp.argmax(logits, -1) == codes
+    correct = layers.argmax(logits) == codes
     parts = {
       'nll': metrics.Mean.of(nll, mask),
       'bits_per_code': metrics.Mean.of(nll / np.log(2), mask),
@@ -503,7 +503,7 @@ def classifier_task(
     logits = model.apply({'params': params}, to_unit(batch['image']))
     adjusted = logits + model_state['class_balance']['log_shares']
     loss = losses.nll(adjusted, labels)  # [B]
-    correct = jnp.argmax(logits, -1) == labels
+    correct = layers.argmax(logits) == labels
     by_class = (labels, num_classes, mask)
     parts = {
       'accuracy': metrics.Mean.of(correct, mask),

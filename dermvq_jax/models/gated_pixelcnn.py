@@ -182,7 +182,7 @@ class GatedPixelCNN(nn.Module):
       float32 [B, h, w, K].
     """
     x = self.embedding(codes)
-    positions = self._positions(codes.shape[1:])  # [h, w, F]
+    positions = self._positions(codes.shape)
     vertical = self.vertical_stem(x) + positions
     horizontal = self.horizontal_stem(x) + positions
     skips = 0.0
@@ -194,11 +194,12 @@ class GatedPixelCNN(nn.Module):
       skips = skips + skip
     return self._head(skips)
 
-  def _positions(self, grid: tuple[int, int]) -> Array:
-    """What is added to both stems, [h, w, F]."""
-    height, width = grid
-    rows = einops.repeat(_waves(height), 'h f -> h w f', w=width)
-    columns = einops.repeat(_waves(width), 'w f -> h w f', h=height)
+  def _positions(self, shape: tuple[int, int, int]) -> Array:
+    """What is added to both stems: (B, h, w) -> [B, h, w, F]."""
+    # Repeated before the matmul: XLA:CPU is slow at sums over the batch.
+    batch, height, width = shape
+    rows = einops.repeat(_waves(height), 'h f -> b h w f', b=batch, w=width)
+    columns = einops.repeat(_waves(width), 'w f -> b h w f', b=batch, h=height)
     return self.position(jnp.concatenate([rows, columns], axis=-1))
 
   def _head(self, skips: Array) -> Array:
@@ -227,7 +228,7 @@ class GatedPixelCNN(nn.Module):
     doubled = (labels.shape[0], 2 * self.features)
     return {
       'labels': labels,
-      'positions': self._positions(grid),
+      'positions': self._positions((1, *grid))[0],
       # Of the last rows, oldest first: codes and inputs of the vertical stack.
       'code_rows': jnp.zeros((stem_reach, *rows), dtype),
       'vertical_rows': jnp.zeros((reach, self.num_layers, *rows), dtype),

@@ -6,12 +6,14 @@ are the other way round. Which form runs is chosen here and nowhere else, by
 `jax.default_backend()`; every function gives the same values in each form.
 """
 
+import functools
 from collections.abc import Callable
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dermvq_jax import errors
@@ -26,13 +28,22 @@ _NO_PADDING = ((0, 0), (0, 0))
 default_kernel_init = nn.initializers.lecun_normal()
 
 
+def _on_cpu() -> bool:
+  return jax.default_backend() == 'cpu'
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def space_to_depth(x: Array, factor: int) -> Array:
   """[B, H, W, C] -> [B, H/f, W/f, f*f*C]: each f x f block becomes channels."""
+  if _on_cpu():  # Unlike a transposition, XLA:CPU makes this once.
+    places = [(i, j) for i in range(factor) for j in range(factor)]
+    return jnp.concatenate([x[:, i::factor, j::factor] for i, j in places], -1)
   return einops.rearrange(
     x, 'b (h i) (w j) c -> b h w (i j c)', i=factor, j=factor
   )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def depth_to_space(x: Array, factor: int) -> Array:
   """[B, h, w, f*f*C] -> [B, h*f, w*f, C]: the inverse of `space_to_depth`."""
   return einops.rearrange(
@@ -40,8 +51,14 @@ def depth_to_space(x: Array, factor: int) -> Array:
   )
 
 
-def _on_cpu() -> bool:
-  return jax.default_backend() == 'cpu'
+space_to_depth.defvjp(
+  lambda x, factor: (space_to_depth(x, factor), None),
+  lambda factor, _, grad: (depth_to_space(grad, factor),),
+)
+depth_to_space.defvjp(
+  lambda x, factor: (depth_to_space(x, factor), None),
+  lambda factor, _, grad: (space_to_depth(grad, factor),),
+)
 
 
 def _pad(x: Array, padding: Padding) -> Array:
@@ -53,9 +70,6 @@ def _pad(x: Array, padding: Padding) -> Array:
 
 
 def _xla_conv(x: Array, kernel: Array, padding: Padding) -> Array:
-  if any(amount < 0 for pair in padding for amount in pair):
-    # XLA:CPU has no fast convolution with negative padding.
-    x, padding = _pad(x, padding), _NO_PADDING
   return lax.conv_general_dilated(
     x, kernel, (1, 1), padding, dimension_numbers=_DIMENSION_NUMBERS
   )
@@ -69,54 +83,195 @@ def _transposed_padding(kernel: Array, padding: Padding) -> Padding:
   )
 
 
-def _shifted_rows(x: Array, kernel: Array, padding: Padding) -> list[Array]:
-  """What each row of the kernel sees: a list of kh arrays [B*H*W, kw*C]."""
+def _shifts(x: Array, size: tuple[int, int], padding: Padding) -> Array:
+  """What each position of a kernel sees: [B*H*W, kh*kw*C]."""
   x = _pad(x, padding)
-  kh, kw = kernel.shape[:2]
+  kh, kw = size
   height, width = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-  rows = []
-  for i in range(kh):
-    shifts = [x[:, i : i + height, j : j + width] for j in range(kw)]
-    rows.append(jnp.concatenate(shifts, -1).reshape(-1, kw * x.shape[3]))
-  return rows
+  shifts = [
+    x[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)
+  ]
+  return jnp.concatenate(shifts, -1).reshape(-1, kh * kw * x.shape[3])
 
 
 def _kernel_gradient(
   x: Array, kernel: Array, grad: Array, padding: Padding
 ) -> Array:
-  """The gradient for the kernel: a matmul over shifted copies a kernel row.
+  """The gradient for the kernel: one matmul over shifted copies.
 
   The operand with fewer channels is the one that is copied.
   """
-  kh, kw, inputs, features = kernel.shape
+  kh, kw, inputs, features = size = kernel.shape
   flat_x, flat_grad = x.reshape(-1, inputs), grad.reshape(-1, features)
   if inputs <= features:
-    rows = [
-      (row.T @ flat_grad).reshape(kw, inputs, features)
-      for row in _shifted_rows(x, kernel, padding)
-    ]
-    return jnp.stack(rows)
+    return (_shifts(x, (kh, kw), padding).T @ flat_grad).reshape(size)
   back = _transposed_padding(kernel, padding)
-  rows = [
-    (flat_x.T @ row).reshape(inputs, kw, features)
-    for row in _shifted_rows(grad, kernel, back)
+  flipped = flat_x.T @ _shifts(grad, (kh, kw), back)
+  flipped = flipped.reshape(inputs, kh, kw, features)
+  return einops.rearrange(flipped, 'i h w o -> h w i o')[::-1, ::-1]
+
+
+# Of F(2, r), two outputs of a kernel of r at once: the matrices that transform
+# the input, the kernel and back. Lavin and Gray 2016, section 4.
+_WINOGRAD = {
+  2: (
+    np.array([[1, -1, 0], [0, 1, 0], [0, -1, 1]]),
+    np.array([[1, 0], [1, 1], [0, 1]]),
+    np.array([[1, 1, 0], [0, 1, 1]]),
+  ),
+  3: (
+    np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
+    np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+    np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
+  ),
+}
+_Tiles = list[list[Array]]
+
+
+def _combine(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
+  """The product of a small matrix of many zeros with a vector of arrays."""
+  found = []
+  for row in matrix.tolist():
+    terms = [factor * part for factor, part in zip(row, parts) if factor]
+    found.append(functools.reduce(jnp.add, terms))
+  return found
+
+
+def _transform(rows: np.ndarray, columns: np.ndarray, tiles: _Tiles) -> _Tiles:
+  """Rows @ tiles @ columns.T, the tiles being a matrix of arrays."""
+  by_column = [_combine(rows, list(column)) for column in zip(*tiles)]
+  return [_combine(columns, list(row)) for row in zip(*by_column)]
+
+
+def _tiles(x: Array, size: tuple[int, int]) -> _Tiles:
+  """Places of tiles that begin at each other row and column: [B, h, w, C]."""
+  height, width = (n - k + 1 for n, k in zip(x.shape[1:], size))
+  return [
+    [x[:, i : i + height : 2, j : j + width : 2] for j in range(size[1])]
+    for i in range(size[0])
   ]
-  return einops.rearrange(jnp.stack(rows), 'h i w o -> h w i o')[::-1, ::-1]
 
 
-_cpu_conv = jax.custom_vjp(_xla_conv, nondiff_argnums=(2,))
+def _winograd_pad(
+  x: Array, kernel: Array, padding: Padding, least: tuple[int, int] = (0, 0)
+) -> Array:
+  """Pads so that whole tiles cover every output; `least` below and right."""
+  padded = []
+  for n, k, (before, after), extra in zip(
+    x.shape[1:], kernel.shape, padding, least
+  ):
+    outputs = n + before + after - k + 1
+    padded.append((before, max(after + outputs % 2, extra)))
+  return _pad(x, tuple(padded))
+
+
+def _winograd_conv(padded: Array, kernel: Array) -> Array:
+  """Convolution with 2.25 times less products for 3x3, twice less for 2x3.
+
+  Args:
+    padded: from `_winograd_pad`.
+    kernel: [kh, kw, C, features].
+
+  Returns:
+    [B, h, w, features], both even: what was to be computed and, where that is
+    odd, one more.
+  """
+  kh, kw, inputs, features = kernel.shape
+  above, left, by_row = _WINOGRAD[kh]
+  over, right, by_column = _WINOGRAD[kw]
+  tiles = _transform(above, over, _tiles(padded, (kh + 1, kw + 1)))
+  kernels = _transform(left, right, [list(row) for row in kernel])
+  grid = (*tiles[0][0].shape[:3], features)
+  products = [
+    [(a.reshape(-1, inputs) @ b).reshape(grid) for a, b in zip(*pair)]
+    for pair in zip(tiles, kernels)
+  ]
+  outputs = _transform(by_row, by_column, products)
+  y = jnp.concatenate([part for row in outputs for part in row], -1)
+  return depth_to_space(y, 2)
+
+
+def _winograd_gradients(
+  x: Array, kernel: Array, grad: Array, padding: Padding
+) -> tuple[Array, Array]:
+  """The gradients for `x` and for the kernel."""
+  kh, kw, inputs, features = kernel.shape
+  height, width = x.shape[1:3]
+  back = _transposed_padding(kernel, padding)
+  odd = tuple(n % 2 for n in grad.shape[1:3])
+  # Both read this one array: XLA:CPU would compute a gradient that is not
+  # padded anew in each tile that has a part of it.
+  padded = _winograd_pad(grad, kernel, back, odd)
+  x_grad = _winograd_conv(padded, _flipped(kernel))[:, :height, :width]
+
+  tiles = _tiles(_winograd_pad(x, kernel, padding), (kh + 1, kw + 1))
+  top, left = back[0][0], back[1][0]
+  bottom, right = (n + n % 2 for n in grad.shape[1:3])
+  padded = padded[:, top : top + bottom, left : left + right]
+  above, left, by_row = _WINOGRAD[kh]
+  over, right, by_column = _WINOGRAD[kw]
+  products = [
+    [a.reshape(-1, inputs).T @ b.reshape(-1, features) for a, b in zip(*pair)]
+    for pair in zip(
+      _transform(above, over, tiles),
+      _transform(by_row.T, by_column.T, _tiles(padded, (2, 2))),
+    )
+  ]
+  kernel_grad = _transform(left.T, right.T, products)
+  return x_grad, jnp.stack([jnp.stack(row) for row in kernel_grad])
+
+
+def _winograd_pays(x: Array, kernel: Array, padding: Padding) -> bool:
+  """Whether fewer products save more than the transforms cost; measured."""
+  return (
+    all(k in _WINOGRAD for k in kernel.shape[:2])
+    and kernel.shape[:2] != (2, 2)
+    and min(kernel.shape[2:]) >= 64
+    and min(x.shape[1:3]) >= 8
+    and all(0 <= n < k for k, p in zip(kernel.shape, padding) for n in p)
+    and x.dtype != jnp.bfloat16  # sums of tiles need more digits
+  )
+
+
+def _flipped(kernel: Array) -> Array:
+  """The kernel of the gradient for the input."""
+  return einops.rearrange(kernel[::-1, ::-1], 'h w i o -> h w o i')
+
+
+def _cpu_forward(x: Array, kernel: Array, padding: Padding) -> Array:
+  """The fastest of three forms; which one is measured."""
+  kh, kw, inputs, features = kernel.shape
+  height = x.shape[1] + sum(padding[0]) - kh + 1
+  width = x.shape[2] + sum(padding[1]) - kw + 1
+  if _winograd_pays(x, kernel, padding):
+    y = _winograd_conv(_winograd_pad(x, kernel, padding), kernel)
+    return y[:, :height, :width]
+  if kh * kw * inputs <= 4 * features:  # Copies little larger than the output.
+    y = _shifts(x, (kh, kw), padding) @ kernel.reshape(-1, features)
+    return y.reshape(-1, height, width, features)
+  # XLA:CPU is slow where padding is negative: what is too much is cut off.
+  # (It stays slow with an input cropped before.)
+  (top, bottom), (left, right) = padding
+  outside = tuple((max(a, 0), max(b, 0)) for a, b in padding)
+  y = _xla_conv(x, kernel, outside)
+  top, left = max(-top, 0), max(-left, 0)
+  return y[:, top : top + height, left : left + width]
+
+
+_cpu_conv = jax.custom_vjp(_cpu_forward, nondiff_argnums=(2,))
 
 
 def _cpu_conv_forward(x, kernel, padding):
-  return _xla_conv(x, kernel, padding), (x, kernel)
+  return _cpu_forward(x, kernel, padding), (x, kernel)
 
 
 def _cpu_conv_backward(padding, residuals, grad):
   x, kernel = residuals
-  flipped = einops.rearrange(kernel[::-1, ::-1], 'h w i o -> h w o i')
+  if _winograd_pays(x, kernel, padding):
+    return _winograd_gradients(x, kernel, grad, padding)
   back = _transposed_padding(kernel, padding)
   return (
-    _xla_conv(grad, flipped, back),
+    _cpu_forward(grad, _flipped(kernel), back),
     _kernel_gradient(x, kernel, grad, padding),
   )
 
@@ -418,14 +573,18 @@ def squared_distances(latents: Array, codebook: Array) -> Array:
   return jnp.sum(codebook**2, axis=-1) - 2 * products
 
 
+def argmax(x: Array) -> Array:
+  """Index of the first of the largest: [..., K] -> int32 [...]."""
+  # XLA:CPU's argmax is a slow loop; a maximum and a minimum are not.
+  most = x.max(axis=-1, keepdims=True)
+  last = x.shape[-1] - 1  # Also where there is what is not a number.
+  indices = jnp.arange(last + 1, dtype=jnp.int32)
+  return jnp.where(x == most, indices, last).min(axis=-1)
+
+
 def _least(distances: Array) -> tuple[Array, Array]:
   """[..., K] -> the least, and the index of the first such: [...] each."""
-  least = distances.min(axis=-1, keepdims=True)
-  # XLA:CPU's argmin costs more than the matmul; two minima do not.
-  indices = jnp.arange(distances.shape[-1], dtype=jnp.int32)
-  last = distances.shape[-1] - 1  # Also where a latent is not a number.
-  first = jnp.where(distances == least, indices, last).min(axis=-1)
-  return least[..., 0], first
+  return distances.min(axis=-1), argmax(-distances)
 
 
 def nearest_codes(latents: Array, codebook: Array) -> Array:
