@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from dermvq_jax import __version__, compile_cache, errors
+from dermvq_jax import __version__, compile_cache, errors, host_memory
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -549,6 +549,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit code."""
   args = _parse(sys.argv[1:] if argv is None else argv)
+  host_memory.keep()
   compile_cache.enable()
   from dermvq_jax import logs
 

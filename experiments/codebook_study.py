@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
-from dermvq_jax import config_files, logs, tasks, train
+from dermvq_jax import config_files, host_memory, logs, tasks, train
 from dermvq_jax.data import prepared
 
 _STEPS, _FINAL_STEPS, _SEEDS = 1500, 3000, (0, 1, 2)
@@ -269,6 +269,7 @@ def main(argv: list[str] | None = None):
   if not args.table:
     if not args.data_dir:
       parser.error(f'give --data_dir=DATA, where {_DATASET} is prepared')
+    host_memory.keep()
     logs.setup_console()
     for name in finalists:
       for seed in _SEEDS:

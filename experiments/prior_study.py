@@ -30,6 +30,7 @@ from etils import epath
 from dermvq_jax import (
   config_files,
   encode,
+  host_memory,
   logs,
   optim,
   parallel,
@@ -198,6 +199,7 @@ def main():
   if not args.table:
     if args.vqvae is None:
       parser.error('give --vqvae=RUN, a run with a VQ-VAE and its codes')
+    host_memory.keep()
     logs.setup_console()
     args.workdir.mkdir(parents=True, exist_ok=True)
     speeds = _measure(args.vqvae, args.workdir / _SPEEDS)

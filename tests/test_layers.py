@@ -23,6 +23,12 @@ _SHAPES = {
   'row_left_and_self': (5, 6, 4, 8, (1, 2), ((0, 0), (1, 0))),
   'row_left': (5, 6, 8, 4, (1, 3), ((0, 0), (3, -1))),
   'padded_beyond_kernel': (3, 4, 5, 4, (2, 2), ((3, 0), (0, 4))),
+  # Wide enough for Winograd's form.
+  'winograd': (8, 10, 64, 64, (3, 3), _SAME),
+  'winograd_odd': (9, 11, 64, 72, (3, 3), _SAME),
+  'winograd_no_padding': (11, 12, 72, 64, (3, 3), ((0, 0), (0, 0))),
+  'winograd_rows_above': (9, 8, 64, 64, (2, 3), ((1, 0), (1, 1))),
+  'winograd_columns': (8, 9, 64, 64, (3, 2), ((2, 2), (0, 1))),
   'one_row': (1, 6, 4, 8, (2, 3), ((1, 0), (1, 1))),
   'one_column': (6, 1, 4, 8, (1, 2), ((0, 0), (1, 0))),
   'one_output': (2, 3, 4, 8, (2, 3), ((0, 0), (0, 0))),
@@ -46,6 +52,15 @@ def test_space_to_depth_round_trip(factor):
   assert y.shape == (2, 8 // factor, 4 // factor, factor**2 * 3)
   np.testing.assert_array_equal(y[1, 0, 0], x[1, :factor, :factor].ravel())
   np.testing.assert_array_equal(layers.depth_to_space(y, factor), x)
+
+
+@pytest.mark.parametrize('factor', [1, 2, 4])
+def test_gradients_of_space_to_depth_go_back(factor):
+  x = _normal((2, 8, 4, 3), dtype=np.float32)
+  y, pull_back = jax.vjp(lambda x: layers.space_to_depth(x, factor), x)
+  np.testing.assert_array_equal(pull_back(y)[0], x)
+  x, pull_back = jax.vjp(lambda y: layers.depth_to_space(y, factor), y)
+  np.testing.assert_array_equal(pull_back(x)[0], y)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +119,18 @@ def test_conv_keeps_bfloat16():
     np.testing.assert_allclose(np.float32(a), e, rtol=0.05, atol=0.5)
 
 
+def test_winograd_form_is_as_exact_as_the_direct_one():
+  x = _normal((2, 16, 16, 64))
+  kernel = _normal((3, 3, 64, 64), 1) / 24  # Outputs have a variance of 1.
+  with jax.enable_x64(True):
+    exact = _xla_conv(x, kernel, _SAME)
+  x, kernel = np.float32(x), np.float32(kernel)
+  winograd = layers.conv(x, kernel, _SAME, cpu=True)
+  direct = layers.conv(x, kernel, _SAME, cpu=False)
+  assert (np.asarray(winograd) != np.asarray(direct)).any()  # Else untested.
+  np.testing.assert_allclose(winograd, exact, atol=1e-5)
+
+
 def test_conv_under_pmap():
   devices = jax.local_device_count()
   x = jnp.asarray(_normal((devices, 1, 4, 4, 3), dtype=np.float32))
@@ -116,6 +143,13 @@ def test_conv_under_pmap():
   actual = jax.pmap(kernel_gradient, axis_name='data')(x)
   loss = lambda k: (_xla_conv(x[:, 0], k, _SAME) ** 2).sum()  # noqa: E731
   np.testing.assert_allclose(actual[0], jax.grad(loss)(kernel), rtol=1e-4)
+
+
+def test_argmax_takes_the_first_of_equals():
+  x = jnp.asarray([[0.0, 2.0, 2.0], [3.0, 1.0, -jnp.inf], [1.0, jnp.nan, 0.0]])
+  found = layers.argmax(x)
+  assert found.dtype == jnp.int32
+  np.testing.assert_array_equal(found, [1, 0, 2])  # In range, also for NaN.
 
 
 @pytest.mark.parametrize('size', [(3, 3), (4, 4), (1, 1)])

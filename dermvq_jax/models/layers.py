@@ -246,7 +246,8 @@ def _cpu_forward(x: Array, kernel: Array, padding: Padding) -> Array:
   if _winograd_pays(x, kernel, padding):
     y = _winograd_conv(_winograd_pad(x, kernel, padding), kernel)
     return y[:, :height, :width]
-  if kh * kw * inputs <= 4 * features:  # Copies little larger than the output.
+  # A matmul where copies are little larger than the output, or none.
+  if (kh, kw) == (1, 1) or kh * kw * inputs <= 4 * features:
     y = _shifts(x, (kh, kw), padding) @ kernel.reshape(-1, features)
     return y.reshape(-1, height, width, features)
   # XLA:CPU is slow where padding is negative: what is too much is cut off.
@@ -300,14 +301,14 @@ def conv(
   width = x.shape[2] + sum(padding[1]) - kw + 1
   if 0 in kernel.shape:
     return jnp.zeros((x.shape[0], height, width, features), x.dtype)
-  if (kh, kw) == (1, 1):
-    return _pad(x, padding) @ kernel[0, 0]
   if (height, width) == (1, 1):  # One position, as when sampling: a matmul.
     flat = _pad(x, padding).reshape(x.shape[0], kh * kw * inputs)
     y = flat @ kernel.reshape(kh * kw * inputs, features)
     return y[:, None, None]
   if _on_cpu() if cpu is None else cpu:
     return _cpu_conv(x, kernel, padding)
+  if (kh, kw) == (1, 1):
+    return _pad(x, padding) @ kernel[0, 0]
   return _xla_conv(x, kernel, padding)
 
 

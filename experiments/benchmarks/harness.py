@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from dermvq_jax import host_memory
+
 Case = tuple[str | int, ...]
 # Of each case, each number of all rounds.
 Results = dict[Case, dict[str, list[float]]]
@@ -196,6 +198,7 @@ def run(
     prepare: is given the chosen cases before any is measured.
   """
   if args.measure:
+    host_memory.keep()  # As `dermvq` does; it helps PyTorch too.
     found = measure(tuple(args.measure))
     print(json.dumps(found | {'peak_bytes': peak_bytes()}))
     return

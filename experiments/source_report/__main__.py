@@ -6,7 +6,7 @@ from absl import logging
 from etils import epath
 
 import experiments.source_report
-from dermvq_jax import errors, logs, workdirs
+from dermvq_jax import errors, host_memory, logs, workdirs
 from dermvq_jax.data import prepare
 from experiments.source_report import claims, page, protocol
 
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None):
   parser.add_argument('--page', action='store_true', help='train nothing')
   args = parser.parse_args(argv)
   num_seeds = args.seeds or _SEEDS[args.size]
+  host_memory.keep()
   logs.setup_console()
   try:
     if not args.page:

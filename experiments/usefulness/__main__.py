@@ -15,6 +15,7 @@ import experiments.usefulness
 from dermvq_jax import (
   config_files,
   errors,
+  host_memory,
   inference,
   logs,
   optim,
@@ -379,6 +380,7 @@ def main(argv: list[str] | None = None):
   args = parser.parse_args(argv)
   if args.folds < 2:
     parser.error(f'--folds is {args.folds}; give 2 or more, or --run')
+  host_memory.keep()
   logs.setup_console()
   try:
     if not args.table:
