@@ -32,8 +32,10 @@ class Parallel:
         f"config.parallel is {kind!r}; it must be 'jit' or 'pmap'"
       )
     self._kind = kind
+    # Under pmap a host sees its own devices only.
+    devices = jax.local_devices() if kind == 'pmap' else jax.devices()
     mesh = jax.make_mesh(
-      (jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,)
+      (len(devices),), (_AXIS,), devices=devices, axis_types=(AxisType.Auto,)
     )
     self._replicated = NamedSharding(mesh, PartitionSpec())
     self._split = NamedSharding(mesh, PartitionSpec(_AXIS))
@@ -49,23 +51,23 @@ class Parallel:
 
   def compile(self, f: Callable, *, donate: bool = False) -> Callable:
     """Compiles `f(tree, batch, *, axis_name)`; `donate` reuses the tree."""
+    donated = (0,) if donate else ()
     if self._kind == 'pmap':
       return jax.pmap(
         functools.partial(f, axis_name=_AXIS),
         axis_name=_AXIS,
         in_axes=(None, 0),
         out_axes=None,
+        donate_argnums=donated,
       )
     return jax.jit(
       functools.partial(f, axis_name=None),
-      donate_argnums=(0,) if donate else (),
+      donate_argnums=donated,
       out_shardings=self._replicated,
     )
 
   def put_tree(self, tree: PyTree) -> PyTree:
     """A host's tree, the same on every host, to all devices."""
-    if self._kind == 'pmap':
-      return jax.tree.map(jax.numpy.asarray, tree)
     # Other hosts' devices take host arrays only.
     return jax.device_put(jax.device_get(tree), self._replicated)
 

@@ -48,7 +48,7 @@ def _step(tree, batch, *, axis_name):
 def _run(kind, steps=3):
   par = parallel.Parallel(kind)
   tree = par.put_tree(_tree())
-  step = par.compile(_step, donate=kind == 'jit')
+  step = par.compile(_step, donate=True)
   results = []
   for _ in range(steps):
     tree = step(tree, par.put_batch(_batch()))
@@ -124,12 +124,14 @@ def test_a_codebook_lookup_works_when_sharded():
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_donation():
-  par = parallel.Parallel('jit')
+@every_kind
+def test_donation(kind):
+  par = parallel.Parallel(kind)
   step = par.compile(lambda t, b, *, axis_name: t + b['x'].sum(), donate=True)
-  tree = par.put_tree(jnp.zeros(3))
+  given = jnp.zeros(3)
+  tree = par.put_tree(given)
   step(tree, par.put_batch({'x': np.ones(8)}))
-  assert tree.is_deleted()
+  assert tree.is_deleted() and not given.is_deleted()
   step = par.compile(lambda t, b, *, axis_name: t + b['x'].sum())
   tree = par.put_tree(jnp.zeros(3))
   step(tree, par.put_batch({'x': np.ones(8)}))
