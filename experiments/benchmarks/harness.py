@@ -42,14 +42,22 @@ def limit_cores(count: int):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def timed(call: Callable[[], object], calls: int) -> tuple[float, float]:
-  """Seconds of the first call and the median of `calls` further ones."""
+def timed(
+  call: Callable[[], object], calls: int, warm_up: int = 0
+) -> tuple[float, float]:
+  """Seconds of the first call, and the median of the last `calls`.
+
+  Args:
+    call: what is timed.
+    calls: how many count.
+    warm_up: how many come between, which do not.
+  """
   seconds = []
-  for _ in range(1 + calls):
+  for _ in range(1 + warm_up + calls):
     start = time.perf_counter()
     call()
     seconds.append(time.perf_counter() - start)
-  return seconds[0], statistics.median(seconds[1:])
+  return seconds[0], statistics.median(seconds[-calls:])
 
 
 def peak_bytes() -> int:
