@@ -14,8 +14,9 @@ def keep():
   A program on XLA:CPU takes all its scratch memory when it is called and frees
   it at the end. By default glibc hands such blocks back to the system, which
   maps and clears every page again at the next call: a fifth of the time of a
-  training step. Other C libraries are left as they are, and so is glibc where
-  a variable `MALLOC_...` or `GLIBC_TUNABLES` tells it what to do.
+  training step. The price: memory that the process once had stays with it until
+  it ends. Other C libraries are left as they are, and so is glibc where a
+  variable `MALLOC_...` or `GLIBC_TUNABLES` tells it what to do.
   """
   told = any(name.startswith('MALLOC_') for name in os.environ)
   if told or 'GLIBC_TUNABLES' in os.environ:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dermvq_jax import errors
 
@@ -32,11 +32,12 @@ class Parallel:
         f"config.parallel is {kind!r}; it must be 'jit' or 'pmap'"
       )
     self._kind = kind
-    # Under pmap a host sees its own devices only.
-    devices = jax.local_devices() if kind == 'pmap' else jax.devices()
-    mesh = jax.make_mesh(
-      (len(devices),), (_AXIS,), devices=devices, axis_types=(AxisType.Auto,)
-    )
+    if kind == 'pmap':  # A host sees its own devices, in pmap's order.
+      mesh = Mesh(jax.local_devices(), (_AXIS,))
+    else:
+      mesh = jax.make_mesh(
+        (jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,)
+      )
     self._replicated = NamedSharding(mesh, PartitionSpec())
     self._split = NamedSharding(mesh, PartitionSpec(_AXIS))
 

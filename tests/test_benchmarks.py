@@ -112,7 +112,8 @@ def test_the_command_measures_in_processes_of_their_own(tmp_path):
   assert out.read_text() == done.stdout
 
 
-def test_one_measurement_is_one_line(capsys):
+def test_one_measurement_is_one_line(capsys, monkeypatch):
+  monkeypatch.setattr(harness.host_memory, 'keep', lambda: None)
   args = harness.parser('').parse_args(['--measure', json.dumps(A)])
   harness.run('unused', args, [], lambda case: {'n': case[2]}, str)
   found = json.loads(capsys.readouterr().out)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-# Two threads take and free 64 MiB in turns, and touch all of it.
+# One thread after the other takes 64 MiB, touches all of it and frees it.
 _PROGRAM = """
 import ctypes, resource, threading
 from dermvq_jax import host_memory
@@ -56,12 +56,12 @@ def faults_of_glibc():
     known = None
   faults = _faults('') if known else 0
   if faults < 10 * 2**26 // 2**21:  # At most one a huge page of 2 MiB.
-    pytest.skip('the C library keeps freed memory anyway')
+    pytest.skip('not glibc, or it keeps freed memory anyway')
   return faults
 
 
 def test_freed_memory_is_used_again(faults_of_glibc):
-  assert _faults('host_memory.keep()') < faults_of_glibc / 10
+  assert _faults('host_memory.keep()') < faults_of_glibc / 2
 
 
 def test_what_the_environment_says_stays(faults_of_glibc):

@@ -1,3 +1,6 @@
+import math
+import re
+
 import einops
 import flax.linen as nn
 import jax
@@ -6,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from dermvq_jax import parallel
 from dermvq_jax.models import layers
 
 _SAME = ((1, 1), (1, 1))
@@ -22,12 +26,14 @@ _SHAPES = {
   'rows_above': (5, 6, 4, 8, (3, 7), ((3, -1), (3, 3))),
   'row_left_and_self': (5, 6, 4, 8, (1, 2), ((0, 0), (1, 0))),
   'row_left': (5, 6, 8, 4, (1, 3), ((0, 0), (3, -1))),
+  'row_left_far': (5, 9, 8, 8, (1, 5), ((0, 0), (5, -1))),
   'padded_beyond_kernel': (3, 4, 5, 4, (2, 2), ((3, 0), (0, 4))),
   # Wide enough for Winograd's form.
   'winograd': (8, 10, 64, 64, (3, 3), _SAME),
   'winograd_odd': (9, 11, 64, 72, (3, 3), _SAME),
   'winograd_no_padding': (11, 12, 72, 64, (3, 3), ((0, 0), (0, 0))),
   'winograd_rows_above': (9, 8, 64, 64, (2, 3), ((1, 0), (1, 1))),
+  'winograd_uneven': (8, 8, 64, 64, (3, 2), ((1, 2), (1, 1))),
   'winograd_columns': (8, 9, 64, 64, (3, 2), ((2, 2), (0, 1))),
   'one_row': (1, 6, 4, 8, (2, 3), ((1, 0), (1, 1))),
   'one_column': (6, 1, 4, 8, (1, 2), ((0, 0), (1, 0))),
@@ -68,7 +74,8 @@ def test_gradients_of_space_to_depth_go_back(factor):
   [(name, True) for name in _SHAPES]
   + [(name, False) for name in ('wide', 'rows_above', 'pointwise_padded')],
 )
-def test_conv_and_gradients_are_those_of_xla(name, cpu):
+def test_conv_and_gradients_are_those_of_xla(name, cpu, monkeypatch):
+  monkeypatch.setattr(layers, '_on_one_device', lambda: True)
   height, width, inputs, features, size, padding = _SHAPES[name]
 
   def ours(x, kernel):
@@ -119,7 +126,7 @@ def test_conv_keeps_bfloat16():
     np.testing.assert_allclose(np.float32(a), e, rtol=0.05, atol=0.5)
 
 
-def test_winograd_form_is_as_exact_as_the_direct_one():
+def test_winograd_form_is_exact_to_rounding():
   x = _normal((2, 16, 16, 64))
   kernel = _normal((3, 3, 64, 64), 1) / 24  # Outputs have a variance of 1.
   with jax.enable_x64(True):
@@ -129,6 +136,26 @@ def test_winograd_form_is_as_exact_as_the_direct_one():
   direct = layers.conv(x, kernel, _SAME, cpu=False)
   assert (np.asarray(winograd) != np.asarray(direct)).any()  # Else untested.
   np.testing.assert_allclose(winograd, exact, atol=1e-5)
+  x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+  winograd = layers.conv(x, kernel, _SAME, cpu=True)  # Not in 16 bits.
+  direct = layers.conv(x, kernel, _SAME, cpu=False)
+  np.testing.assert_array_equal(np.float32(winograd), np.float32(direct))
+
+
+def test_devices_exchange_the_gradient_of_a_wide_kernel_only():
+  par = parallel.Parallel('jit')
+
+  def gradient(kernel, batch, *, axis_name):
+    del axis_name
+    loss = lambda k: (layers.conv(batch['x'], k, _SAME, cpu=True) ** 2).sum()  # noqa: E731
+    return jax.grad(loss)(kernel)
+
+  kernel = par.put_tree(np.ones((3, 3, 64, 64), np.float32))
+  batch = par.put_batch({'x': np.ones((16, 8, 8, 64), np.float32)})
+  program = par.compile(gradient).lower(kernel, batch).compile().as_text()
+  reduced = re.findall(r'= (.*) all-reduce\(', program)
+  numbers = re.findall(r'f32\[([\d,]+)\]', ' '.join(reduced))
+  assert sum(math.prod(map(int, n.split(','))) for n in numbers) == kernel.size
 
 
 def test_conv_under_pmap():
@@ -371,7 +398,7 @@ def test_nearest_codes_of_many(codebook_size):
   'batch, size, codebook_size', [(16, 16, 512), (16, 64, 512), (4, 64, 65_536)]
 )
 def test_nearest_codes_holds_blocks_of_distances(batch, size, codebook_size):
-  dim = 8
+  dim = 64
   shapes = (
     jax.ShapeDtypeStruct((batch, size, size, dim), jnp.float32),
     jax.ShapeDtypeStruct((codebook_size, dim), jnp.float32),

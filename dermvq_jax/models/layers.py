@@ -1,13 +1,15 @@
 """Building blocks that every model shares, in the form each backend runs fast.
 
-XLA's CPU backend is fast at convolutions and slow at their gradient for the
-kernel, at strided convolutions and at scatters written as matmuls; TPU and GPU
-are the other way round. Which form runs is chosen here and nowhere else, by
-`jax.default_backend()`; every function gives the same values in each form.
+XLA's CPU backend is slow at convolutions' gradients for the kernel, at strided
+convolutions and at scatters written as matmuls; TPU and GPU are the other way
+round. Which form runs is chosen here and nowhere else, by
+`jax.default_backend()`; every function gives the same values in each form, up
+to rounding. Those with forms of their own have reverse-mode gradients only.
 """
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import einops
 import flax.linen as nn
@@ -35,7 +37,8 @@ def _on_cpu() -> bool:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def space_to_depth(x: Array, factor: int) -> Array:
   """[B, H, W, C] -> [B, H/f, W/f, f*f*C]: each f x f block becomes channels."""
-  if _on_cpu():  # Unlike a transposition, XLA:CPU makes this once.
+  if _on_cpu():
+    # A transposition would be made again in everything that reads it.
     places = [(i, j) for i in range(factor) for j in range(factor)]
     return jnp.concatenate([x[:, i::factor, j::factor] for i, j in places], -1)
   return einops.rearrange(
@@ -111,18 +114,25 @@ def _kernel_gradient(
   return einops.rearrange(flipped, 'i h w o -> h w i o')[::-1, ::-1]
 
 
-# Of F(2, r), two outputs of a kernel of r at once: the matrices that transform
-# the input, the kernel and back. Lavin and Gray 2016, section 4.
+class _Winograd(NamedTuple):
+  """The matrices of F(2, r): two outputs of a kernel of size r at once."""
+
+  input: np.ndarray
+  kernel: np.ndarray
+  output: np.ndarray
+
+
+# By r; Lavin and Gray 2016, section 4.
 _WINOGRAD = {
-  2: (
-    np.array([[1, -1, 0], [0, 1, 0], [0, -1, 1]]),
-    np.array([[1, 0], [1, 1], [0, 1]]),
-    np.array([[1, 1, 0], [0, 1, 1]]),
+  2: _Winograd(
+    input=np.array([[1, -1, 0], [0, 1, 0], [0, -1, 1]]),
+    kernel=np.array([[1, 0], [1, 1], [0, 1]]),
+    output=np.array([[1, 1, 0], [0, 1, 1]]),
   ),
-  3: (
-    np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
-    np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
-    np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
+  3: _Winograd(
+    input=np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
+    kernel=np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+    output=np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
   ),
 }
 _Tiles = list[list[Array]]
@@ -138,13 +148,21 @@ def _combine(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
 
 
 def _transform(rows: np.ndarray, columns: np.ndarray, tiles: _Tiles) -> _Tiles:
-  """Rows @ tiles @ columns.T, the tiles being a matrix of arrays."""
+  """The product rows @ tiles @ columns.T, tiles being a matrix of arrays."""
   by_column = [_combine(rows, list(column)) for column in zip(*tiles)]
   return [_combine(columns, list(row)) for row in zip(*by_column)]
 
 
 def _tiles(x: Array, size: tuple[int, int]) -> _Tiles:
-  """Places of tiles that begin at each other row and column: [B, h, w, C]."""
+  """The places of tiles that begin at every second row and column.
+
+  Args:
+    x: [B, H, W, C].
+    size: of a tile.
+
+  Returns:
+    `size` arrays [B, h, w, C], h and w being the numbers of tiles.
+  """
   height, width = (n - k + 1 for n, k in zip(x.shape[1:], size))
   return [
     [x[:, i : i + height : 2, j : j + width : 2] for j in range(size[1])]
@@ -152,73 +170,50 @@ def _tiles(x: Array, size: tuple[int, int]) -> _Tiles:
   ]
 
 
-def _winograd_pad(
-  x: Array, kernel: Array, padding: Padding, least: tuple[int, int] = (0, 0)
-) -> Array:
-  """Pads so that whole tiles cover every output; `least` below and right."""
-  padded = []
-  for n, k, (before, after), extra in zip(
-    x.shape[1:], kernel.shape, padding, least
-  ):
-    outputs = n + before + after - k + 1
-    padded.append((before, max(after + outputs % 2, extra)))
-  return _pad(x, tuple(padded))
+def _winograd_input(x: Array, kernel: Array, padding: Padding) -> _Tiles:
+  """The transformed tiles, which cover every output."""
+  kh, kw = kernel.shape[:2]
+  (top, bottom), (left, right) = padding
+  bottom += (x.shape[1] + top + bottom - kh + 1) % 2
+  right += (x.shape[2] + left + right - kw + 1) % 2
+  tiles = _tiles(_pad(x, ((top, bottom), (left, right))), (kh + 1, kw + 1))
+  return _transform(_WINOGRAD[kh].input, _WINOGRAD[kw].input, tiles)
 
 
-def _winograd_conv(padded: Array, kernel: Array) -> Array:
-  """Convolution with 2.25 times less products for 3x3, twice less for 2x3.
-
-  Args:
-    padded: from `_winograd_pad`.
-    kernel: [kh, kw, C, features].
-
-  Returns:
-    [B, h, w, features], both even: what was to be computed and, where that is
-    odd, one more.
-  """
+def _winograd_conv(x: Array, kernel: Array, padding: Padding) -> Array:
+  """Convolution with 2.25 times fewer products (3x3), or half of them (2x3)."""
   kh, kw, inputs, features = kernel.shape
-  above, left, by_row = _WINOGRAD[kh]
-  over, right, by_column = _WINOGRAD[kw]
-  tiles = _transform(above, over, _tiles(padded, (kh + 1, kw + 1)))
-  kernels = _transform(left, right, [list(row) for row in kernel])
+  rows, columns = _WINOGRAD[kh], _WINOGRAD[kw]
+  tiles = _winograd_input(x, kernel, padding)
+  kernels = _transform(
+    rows.kernel, columns.kernel, [list(row) for row in kernel]
+  )
   grid = (*tiles[0][0].shape[:3], features)
   products = [
     [(a.reshape(-1, inputs) @ b).reshape(grid) for a, b in zip(*pair)]
     for pair in zip(tiles, kernels)
   ]
-  outputs = _transform(by_row, by_column, products)
+  outputs = _transform(rows.output, columns.output, products)
   y = jnp.concatenate([part for row in outputs for part in row], -1)
-  return depth_to_space(y, 2)
+  height = x.shape[1] + sum(padding[0]) - kh + 1
+  width = x.shape[2] + sum(padding[1]) - kw + 1
+  return depth_to_space(y, 2)[:, :height, :width]
 
 
-def _winograd_gradients(
+def _winograd_kernel_gradient(
   x: Array, kernel: Array, grad: Array, padding: Padding
-) -> tuple[Array, Array]:
-  """The gradients for `x` and for the kernel."""
+) -> Array:
+  """As `_kernel_gradient`: `_winograd_conv` transposed."""
   kh, kw, inputs, features = kernel.shape
-  height, width = x.shape[1:3]
-  back = _transposed_padding(kernel, padding)
-  odd = tuple(n % 2 for n in grad.shape[1:3])
-  # Both read this one array: XLA:CPU would compute a gradient that is not
-  # padded anew in each tile that has a part of it.
-  padded = _winograd_pad(grad, kernel, back, odd)
-  x_grad = _winograd_conv(padded, _flipped(kernel))[:, :height, :width]
-
-  tiles = _tiles(_winograd_pad(x, kernel, padding), (kh + 1, kw + 1))
-  top, left = back[0][0], back[1][0]
-  bottom, right = (n + n % 2 for n in grad.shape[1:3])
-  padded = padded[:, top : top + bottom, left : left + right]
-  above, left, by_row = _WINOGRAD[kh]
-  over, right, by_column = _WINOGRAD[kw]
+  rows, columns = _WINOGRAD[kh], _WINOGRAD[kw]
+  grad = _pad(grad, ((0, grad.shape[1] % 2), (0, grad.shape[2] % 2)))
+  grads = _transform(rows.output.T, columns.output.T, _tiles(grad, (2, 2)))
   products = [
     [a.reshape(-1, inputs).T @ b.reshape(-1, features) for a, b in zip(*pair)]
-    for pair in zip(
-      _transform(above, over, tiles),
-      _transform(by_row.T, by_column.T, _tiles(padded, (2, 2))),
-    )
+    for pair in zip(_winograd_input(x, kernel, padding), grads)
   ]
-  kernel_grad = _transform(left.T, right.T, products)
-  return x_grad, jnp.stack([jnp.stack(row) for row in kernel_grad])
+  kernel_grad = _transform(rows.kernel.T, columns.kernel.T, products)
+  return jnp.stack([jnp.stack(row) for row in kernel_grad])
 
 
 def _winograd_pays(x: Array, kernel: Array, padding: Padding) -> bool:
@@ -228,9 +223,14 @@ def _winograd_pays(x: Array, kernel: Array, padding: Padding) -> bool:
     and kernel.shape[:2] != (2, 2)
     and min(kernel.shape[2:]) >= 64
     and min(x.shape[1:3]) >= 8
-    and all(0 <= n < k for k, p in zip(kernel.shape, padding) for n in p)
-    and x.dtype != jnp.bfloat16  # sums of tiles need more digits
+    and all(n >= 0 for pair in padding for n in pair)
+    and x.dtype.itemsize >= 4  # Sums of tiles need more digits than 16 bits.
   )
+
+
+def _on_one_device() -> bool:
+  """Else devices would exchange all products, not the gradient they make."""
+  return jax.device_count() == 1
 
 
 def _flipped(kernel: Array) -> Array:
@@ -244,12 +244,11 @@ def _cpu_forward(x: Array, kernel: Array, padding: Padding) -> Array:
   height = x.shape[1] + sum(padding[0]) - kh + 1
   width = x.shape[2] + sum(padding[1]) - kw + 1
   if _winograd_pays(x, kernel, padding):
-    y = _winograd_conv(_winograd_pad(x, kernel, padding), kernel)
-    return y[:, :height, :width]
-  # A matmul where copies are little larger than the output, or none.
+    return _winograd_conv(x, kernel, padding)
+  # A matmul where there are few copies for the output, or none.
   if (kh, kw) == (1, 1) or kh * kw * inputs <= 4 * features:
     y = _shifts(x, (kh, kw), padding) @ kernel.reshape(-1, features)
-    return y.reshape(-1, height, width, features)
+    return y.reshape(x.shape[0], height, width, features)
   # XLA:CPU is slow where padding is negative: what is too much is cut off.
   # (It stays slow with an input cropped before.)
   (top, bottom), (left, right) = padding
@@ -268,12 +267,12 @@ def _cpu_conv_forward(x, kernel, padding):
 
 def _cpu_conv_backward(padding, residuals, grad):
   x, kernel = residuals
-  if _winograd_pays(x, kernel, padding):
-    return _winograd_gradients(x, kernel, grad, padding)
   back = _transposed_padding(kernel, padding)
+  winograd = _winograd_pays(x, kernel, padding) and _on_one_device()
+  gradient = _winograd_kernel_gradient if winograd else _kernel_gradient
   return (
     _cpu_forward(grad, _flipped(kernel), back),
-    _kernel_gradient(x, kernel, grad, padding),
+    gradient(x, kernel, grad, padding),
   )
 
 
