@@ -199,3 +199,35 @@ def test_augmented_evaluation_depends_on_the_seed_only():
 def test_errors_of_the_source_are_not_swallowed(workers):
   with pytest.raises(Exception, match='nonsense'):
     _train(1, keys=('nonsense',), num_workers=workers)
+
+
+class _Counting:
+  """A source that knows how often each of its records was read."""
+
+  def __init__(self):
+    self.records = _source()
+    self.reads = [0] * len(self.records)
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, index):
+    self.reads[index] += 1
+    return self.records[index]
+
+
+@pytest.mark.parametrize('share', [1, 0.5, 0])
+def test_records_are_read_once_while_they_fit(share, monkeypatch):
+  size = _source(1)[0]['image'].nbytes + np.asarray(0).nbytes
+  monkeypatch.setattr(pipeline, '_KEPT_BYTES', int(share * _N * size))
+  source = _Counting()
+  batches = _take(
+    pipeline.train_batches(
+      source, batch_size=_BATCH, seed=3, keys=_KEYS, augment=_AUGMENT
+    ),
+    9,
+  )
+  _assert_same(batches, _train(9))
+  # Three epochs; two threads may miss a record, and the end of room, together.
+  kept = sum(n <= 2 for n in source.reads)
+  assert kept == pytest.approx(share * _N, abs=3 if share == 0.5 else 0)

@@ -26,7 +26,8 @@ _CORES = 2
 _GEMM_SIZE = 2048
 _CODE_DIM, _POSITIONS = 64, 32 * 32
 _INPUT_BATCHES = 16  # times --calls
-_STEPS_BEFORE, _INPUT_STEPS = 8, 4  # the latter times --calls
+# After an epoch and what is made ahead; the latter times --calls.
+_STEPS_BEFORE, _INPUT_STEPS = 8, 4
 _DATASET = 'synthetic_dermoscopy'
 
 _HOW = ('jax', 'torch', 'torch_channels_last')
@@ -58,7 +59,7 @@ _GROWTH = {
     [('prior', 'jax', 16, batch) for batch in (4, 8, 16, 32)],
     lambda case: case[3],
   ),
-  'codebook search a latent, over K (N=32,768)': (
+  'search of 1,024 latents, over K (N=32,768)': (
     [('codebook', 'jax', k, 32) for k in (512, 2048, 8192)],
     lambda case: case[2],
   ),
@@ -191,8 +192,9 @@ def _input_step(
   batches = trainer.train_batches(0)
   same = par.put_batch(next(batches))
   count = _INPUT_STEPS * calls
-  for n in range(_STEPS_BEFORE + count):
-    if n == _STEPS_BEFORE:  # All batches made ahead are used up.
+  before = len(sources['train']) // batch + _STEPS_BEFORE
+  for n in range(before + count):
+    if n == before:  # All batches made ahead are used up.
       jax.block_until_ready(tree)
       start = time.perf_counter()
     tree = step_fn(tree, same if constant else par.put_batch(next(batches)))
@@ -381,9 +383,16 @@ def _plot(results: harness.Results, path: str):
   for axis, (title, (cases, x)) in zip(axes, _GROWTH.items()):
     what, _, over = title.partition(', over ')
     found, costs = _costs(results, cases)
-    axis.loglog([x(case) for case in found], [1e3 * c for c in costs], 'o-')
+    sizes = [x(case) for case in found]
+    axis.loglog(sizes, [1e3 * c for c in costs], 'o-')
     axis.set(title=what, xlabel=over, ylabel='ms each')
     axis.title.set_fontsize('small')
+    axis.set_xticks(sizes, labels=[f'{size:,}' for size in sizes])
+    axis.minorticks_off()
+    low, high = axis.get_ylim()
+    middle = math.sqrt(low * high)  # Noise should not look like growth.
+    axis.set_ylim(min(low, middle / 4), max(high, 4 * middle))
+    axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
   figure.savefig(path, dpi=100)
   plt.close(figure)
 
