@@ -18,7 +18,7 @@ import time
 import jax
 import numpy as np
 
-from dermvq_jax import checkpoints, config_files, train
+from dermvq_jax import checkpoints, config_files, host_memory, train
 from dermvq_jax.data import prepared
 
 
@@ -77,4 +77,6 @@ if __name__ == '__main__':
   parser.add_argument('--batch_size', type=int, default=16)
   parser.add_argument('--every', type=int, default=20)
   parser.add_argument('--blocks', type=int, default=10)
-  run(**vars(parser.parse_args()))
+  args = parser.parse_args()
+  host_memory.keep()  # As `dermvq` does.
+  run(**vars(args))
