@@ -30,8 +30,8 @@ split, and its val and test splits are held out together (val chose the best
 step of the VQ-VAE and the prior, and nothing else). That is much faster, and
 judges on a fifth of the lesions, with intervals twice as wide.
 
-A full run is 60 classifiers of 1,250 steps and 5 generators: a night on 2 CPU
-cores; with `--run` it is 12 classifiers. `--guidance_scale` is that of the
+A full run is 60 classifiers of 1,250 steps and 5 generators: three hours on 2
+CPU cores; with `--run` it is 12 classifiers. `--guidance_scale` is that of the
 samples; choose it by `dermvq evaluate`, not by what comes out here.
 
 Start it again when it was stopped: it goes on where it was.
