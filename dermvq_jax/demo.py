@@ -7,6 +7,7 @@ from dermvq_jax import (
   config_files,
   encode,
   errors,
+  evaluate,
   report,
   train,
   workdirs,
@@ -15,16 +16,16 @@ from dermvq_jax.data import prepare
 
 
 def run(workdir: epath.PathLike, size: str = 'demo'):
-  """Prepares, trains both phases, samples and draws; resumes what it finds.
+  """Prepares, trains, evaluates, samples and draws; resumes what it finds.
 
   Args:
     workdir: folder for everything.
-    size: argument of both configs, 'demo' or 'smoke'.
+    size: argument of the configs, 'demo' or 'smoke'.
   """
   workdir = epath.Path(workdir).expanduser()
   if workdirs.is_remote(workdir):
     raise errors.UserError(f'the demo can not run in {workdir}; give a folder')
-  steps = 5
+  steps = 7
 
   def tell(number: int, text: str):
     logging.info('\n== %d/%d %s', number, steps, text)
@@ -38,7 +39,14 @@ def run(workdir: epath.PathLike, size: str = 'demo'):
   encode.run(workdir)
   tell(4, 'Training the prior')
   train.run(config_files.load(f'prior:{size}'), workdir)
-  tell(5, 'Making the report: new images, reconstructions, curves')
+  tell(5, 'Training a classifier, the judge of new images')
+  train.run(config_files.load(f'classifier:{size}'), workdir)
+  tell(6, 'Evaluating: are new images like those of the data, are they copies?')
+  if evaluate.result_path(workdir).exists():
+    logging.info('It is already evaluated.')
+  else:
+    evaluate.run(workdir)
+  tell(7, 'Making the report: new images, reconstructions, curves')
   report.run(workdir)
   logging.info(
     '\nDone. Open %s in a browser: new images of each class, and how they were '

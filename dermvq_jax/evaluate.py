@@ -371,6 +371,11 @@ def _evaluate_samples(
   return result, arrays
 
 
+def result_path(workdir: epath.PathLike, split: str = 'val') -> epath.Path:
+  """Where `run` writes its result."""
+  return epath.Path(workdir) / 'report' / f'evaluate_{split}.json'
+
+
 def run(
   workdir: epath.PathLike,
   split: str = 'val',
@@ -484,8 +489,10 @@ def run(
   result['reconstruction'] = measure_reconstruction(
     originals, model.reconstruct(originals), facts['train_variance']
   )
-  folder = workdir / 'report'
-  folder.mkdir(parents=True, exist_ok=True)
+  path = result_path(workdir, split)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  nearest = path.with_name(f'nearest_{split}.npz')
+  nearest.unlink(missing_ok=True)  # of another evaluation
   if num_samples:
     train_codes = np.stack(
       [codes['train'][i]['codes'] for i in range(len(codes['train']))]
@@ -502,12 +509,10 @@ def run(
       chosen,
     )
     result |= measured
-    path = folder / f'nearest_{split}.npz'
-    with path.open('wb') as f:
+    with nearest.open('wb') as f:
       np.savez_compressed(f, **arrays)
-    logging.info('Wrote %s', path)
+    logging.info('Wrote %s', nearest)
   _tell(result, workdir)
-  path = folder / f'evaluate_{split}.json'
   workdirs.write_text(path, json.dumps(result, indent=2) + '\n')
   logging.info('Wrote %s', path)
   return result

@@ -466,9 +466,9 @@ def test_demo_again_in_the_default_folder(
   assert main.main(['demo', '--size=smoke']) == 0
   captured = capsys.readouterr()
   out = captured.out
-  assert (out + captured.err).count('already') == 4
-  for i in range(1, 6):
-    assert f'== {i}/5' in out
+  assert (out + captured.err).count('already') == 5
+  for i in range(1, 8):
+    assert f'== {i}/7' in out
   assert 'Open runs/demo/report/index.html' in out
   assert os.path.exists('runs/demo/report/index.html')
 

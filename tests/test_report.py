@@ -29,6 +29,9 @@ PRIOR_FIGURES = [
   'guidance_scale.png',
   'prior_curves.svg',
 ]
+EVALUATION_FIGURES = ['closest_pixels_val.png', 'closest_features_val.png']
+ALL_FIGURES = VQVAE_FIGURES + PRIOR_FIGURES + EVALUATION_FIGURES
+EVALUATION = ['evaluate_val.json', 'nearest_val.npz']
 _CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 
 
@@ -82,7 +85,7 @@ def test_page_is_self_contained(smoke_run):
   for link in page.links:
     assert link.startswith('data:') or link[1:] in page.ids, link
   assert not re.search(r'url\(\s*[\'"]?http|@import|<script', text)
-  names = [name.partition('.')[0] for name in VQVAE_FIGURES + PRIOR_FIGURES]
+  names = [name.partition('.')[0] for name in ALL_FIGURES]
   assert sorted(page.figures) == sorted(names)
 
 
@@ -109,7 +112,7 @@ def test_completions(narrow_run, smoke_run):
 
 
 def test_whole_run(smoke_run):
-  assert_figures(smoke_run / 'report', VQVAE_FIGURES + PRIOR_FIGURES)
+  assert_figures(smoke_run / 'report', ALL_FIGURES + EVALUATION)
 
 
 def test_without_a_prior(run_copy):
@@ -272,7 +275,7 @@ def test_in_a_browser(smoke_run, tmp_path, width):
   seen = json.loads(html.unescape(title))
   assert seen['left'] == []
   assert not seen['wide']
-  names = VQVAE_FIGURES + PRIOR_FIGURES
+  names = ALL_FIGURES
   assert sorted(seen['figures']) == sorted(
     [name.partition('.')[0], True] for name in names
   )
