@@ -92,10 +92,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.parallel = 'jit'  # or 'pmap'
 
   if arg == 'demo':
+    config.copies = 4
     config.prior.num_layers = 8
     config.prior.head_features = 128
-    config.num_train_steps = 1000
-    config.eval_every_steps = 250
+    config.num_train_steps = 2000
+    config.eval_every_steps = 500
   elif arg == 'smoke':
     config.batch_size = 8
     config.prior.num_layers = 2

@@ -18,16 +18,16 @@ def test_a_whole_run(smoke_run, capsys):
   assert check.run(smoke_run)
   codes = workdirs.load_config(smoke_run / 'prior')[1]['dataset']
   expected = ['all is whole']
-  for phase, dataset in (
-    ('vqvae', 'synthetic_dermoscopy/smoke'),
-    ('prior', codes),
-  ):
+  for phase in ('vqvae', 'prior', 'classifier'):
     expected += [
       f'{phase}/config.json: ok',
       f'{phase}/metrics.jsonl: ok, 4 rows, the last of step 10',
       f'{phase}/checkpoints/8: ok',
       f'{phase}/checkpoints/10: ok',
       f'{phase}/best/10: ok',
+    ]
+  for dataset in ('synthetic_dermoscopy/smoke', codes):
+    expected += [
       f'{dataset} train: ok, 114 records',
       f'{dataset} val: ok, 13 records',
       f'{dataset} test: ok, 13 records',

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 from dermvq_jax import (
+  checkpoints,
   config_files,
   encode,
   errors,
@@ -73,9 +73,8 @@ def steps_in(folder):
 
 def read_tree(folder, step=None):
   """All arrays of a checkpoint, as they are on disk."""
-  with ocp.CheckpointManager(folder) as manager:
-    step = manager.latest_step() if step is None else step
-    tree = manager.restore(step, args=ocp.args.StandardRestore())
+  step = max(steps_in(folder)) if step is None else step
+  tree = checkpoints._read(folder / str(step))
   paths = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
 
