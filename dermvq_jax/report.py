@@ -96,12 +96,13 @@ class Figure:
 class Table:
   """Rows of cells under columns; the first cell names the row.
 
-  `words`: the other cells hold words, not numbers.
+  `text` explains it. `words`: the other cells hold words, not numbers.
   """
 
   columns: Sequence[str]
   rows: Sequence[Sequence[str]]
   caption: str = ''
+  text: str = ''
   words: bool = False
 
 
@@ -135,7 +136,7 @@ class _Run:
     self.model = inference.load(workdir)
     self.folders = {
       phase: workdirs.phase_dir(workdir, phase)
-      for phase in ('vqvae', 'prior')
+      for phase in ('vqvae', 'prior', 'classifier')
       if workdirs.exists(workdirs.phase_dir(workdir, phase))
     }
     self.logs = {phase: logs.read(f) for phase, f in self.folders.items()}
@@ -453,8 +454,12 @@ def _prior_tables(result: dict[str, Any]) -> list[Table]:
         )
         for name, row in rows
       ],
-      "The prior's likelihood, and Bayes' rule as a classifier; balanced "
-      f'accuracy {_number(prior["balanced_accuracy"])}',
+      'How well the prior knows the codes of each class',
+      'Bits per code: what it takes to write a code down if the prior and the '
+      'class are known; lower is better. Bits per dim: the same bits over all '
+      'values of the pixels. Recall: how often the codes are most likely under '
+      "their own class, which makes the prior a classifier, by Bayes' rule; "
+      f'balanced accuracy {_number(prior["balanced_accuracy"])}.',
     )
   ]
 
@@ -470,13 +475,19 @@ def _generation_tables(result: dict[str, Any]) -> list[Table]:
           evaluate.SETS.get(name, name),
           row['num_images'],
           _number(row['frechet_distance']),
-          f'{row["kid"]:.4f} ± {row["kid_standard_error"]:.4f}',
+          f'{row["kid"]:z.4f} ± {row["kid_standard_error"]:.4f}',
           *(_number(row[metric]) for metric in metrics),
         )
         for name, row in generation['sets'].items()
       ],
-      f'Against {generation["num_real"]} real images, in the features of '
-      f'{result["space"]}',
+      'How close samples come to real images',
+      f'Sets of images against {generation["num_real"]} real ones, in the '
+      f'features of {result["space"]}. Frechet distance and KID: lower is '
+      'closer. Precision and density: how many look real. Recall and coverage: '
+      'how much of the real variety is there. Other real images are the floor, '
+      'which samples can not be expected to beat; decoded from their codes, '
+      'they show what a perfect prior would reach. Independent codes are drawn '
+      "from each position's frequencies alone: a prior has to beat them.",
     )
   ]
 
@@ -503,7 +514,10 @@ def _label_tables(result: dict[str, Any]) -> list[Table]:
     Table(
       ('class', *sets),
       rows,
-      'Share that a classifier of real images sees as the class they are of',
+      'Do samples show the class that they were asked for?',
+      'The share that a classifier, trained on real images, sees as the class '
+      'they are of. Samples that show their class are recognised as often as '
+      'real images; guidance helps where they are not.',
     )
   ]
 
@@ -531,7 +545,13 @@ def _memorisation_tables(result: dict[str, Any]) -> list[Table]:
         )
         for name, row in memorisation['spaces'].items()
       ],
-      f'Copies of the {memorisation["num_train"]:,} training images',
+      'Are samples copies of training images?',
+      f'Of {memorisation["num_train"]:,}. A sample counts as copied if it is '
+      'much closer to one training image than to the next few, compared with '
+      'held-out images, which can not be copies. Closer to training: the share '
+      'whose nearest image is a training image, not a held-out one, and what '
+      'it would be by chance; a small p says that the model knows its '
+      'training images better than others.',
     )
   ]
 
@@ -593,8 +613,8 @@ def _evaluation(run: _Run) -> Section | None:
     'evaluation',
     'Evaluation',
     [
-      'Written by dermvq evaluate. Compare rows with each other: the features '
-      'are not those of published FIDs.',
+      'Written by dermvq evaluate; real are images of the data. Compare rows '
+      'with each other: the features are not those of published FIDs.',
       *texts,
     ],
     tables=tables,
@@ -699,12 +719,18 @@ def run(workdir: epath.PathLike, seed: int = 0) -> list[epath.Path]:
   source = _Run(workdir, seed)
   sections = [_summary(source)]
   if source.has_samples:
-    sections += [_samples(source), _controls(source), _completions(source)]
-  sections += [_reconstructions(source), _training(source)]
+    sections.append(_samples(source))
   evaluation = _evaluation(source)
   if evaluation:
     sections.append(evaluation)
-  sections += [_data_card(source), _how(source)]
+  if source.has_samples:
+    sections += [_controls(source), _completions(source)]
+  sections += [
+    _reconstructions(source),
+    _training(source),
+    _data_card(source),
+    _how(source),
+  ]
   h, w = source.model.grid
   return write(
     workdir / 'report',

@@ -91,9 +91,10 @@ def test_page_is_self_contained(smoke_run):
 
 def test_page_tells_how_it_was_made(smoke_run):
   text = (smoke_run / 'report' / 'index.html').read_text()
-  for phase in ('vqvae', 'prior'):
+  for phase in ('vqvae', 'prior', 'classifier'):
     config = json.loads((smoke_run / phase / 'config.json').read_text())
     assert config['made_by']['devices'] in text
+    assert f'Config of the {phase}' in text
   rows = (smoke_run / 'vqvae' / 'metrics.jsonl').read_text().splitlines()
   best = min(
     (row['val/psnr'] for row in map(json.loads, rows) if 'val/psnr' in row),
@@ -101,6 +102,22 @@ def test_page_tells_how_it_was_made(smoke_run):
   )
   assert f'{best:.2f}' in text
   assert 'encoder sees hidden pixels from everywhere' in text  # 16 px
+
+
+def test_page_explains_the_evaluation(smoke_run):
+  text = html.unescape((smoke_run / 'report' / 'index.html').read_text())
+  result = json.loads((smoke_run / 'report/evaluate_val.json').read_text())
+  kid = result['generation']['sets']['samples']['kid']
+  copied = result['memorisation']['spaces']['pixels']['num_copied']
+  for said in (
+    f'{kid:z.4f} ±',
+    f'{copied} of {result["memorisation"]["num_samples"]}',
+    'Frechet distance and KID: lower is closer',
+    'Are samples copies of training images?',
+  ):
+    assert said in text
+  # Before what needs more knowledge to be read.
+  assert text.index('id="about-evaluation"') < text.index('id="about-controls"')
 
 
 def test_completions(narrow_run, smoke_run):
