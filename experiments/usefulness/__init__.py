@@ -15,12 +15,6 @@ each, on
 - `oversampled`: real images, each class repeated to be as frequent as the most
   frequent one;
 - `real_and_synthetic`: real images, each class filled up with samples instead;
-- `real_and_synthetic_by_source`: the same images, but the loss knows the class
-  shares among the real and among the synthetic ones. A sample can be told from
-  a photograph by its blur; where nearly all images of a rare class are samples
-  and nearly all naevi are not, a classifier learns blur instead of lesions, and
-  what is sharp is a naevus to it. With shares by source that cue is worth
-  nothing;
 - `synthetic`: as many samples of each class, no real image;
 
 and tested on held-out real lesions: balanced accuracy and recall per class,
@@ -36,8 +30,8 @@ split, and its val and test splits are held out together (val chose the best
 step of the VQ-VAE and the prior, and nothing else). That is much faster, and
 judges on a fifth of the lesions, with intervals twice as wide.
 
-A full run is 75 classifiers of 1,250 steps and 5 generators: three hours on 2
-CPU cores; with `--run` it is 15 classifiers. `--guidance_scale` is that of the
+A full run is 60 classifiers of 1,250 steps and 5 generators: three hours on 2
+CPU cores; with `--run` it is 12 classifiers. `--guidance_scale` is that of the
 samples; choose it by `dermvq evaluate`, not by what comes out here.
 
 Start it again when it was stopped: it goes on where it was.

@@ -27,22 +27,13 @@ from dermvq_jax import (
 from dermvq_jax.data import augment, pipeline, prepare
 from experiments.usefulness import folds, statistics
 
-WAYS = (
-  'real',
-  'oversampled',
-  'real_and_synthetic',
-  'real_and_synthetic_by_source',
-  'synthetic',
-)
+WAYS = ('real', 'oversampled', 'real_and_synthetic', 'synthetic')
 _PAIRS = (
   ('oversampled', 'real'),
   ('real_and_synthetic', 'real'),
-  ('real_and_synthetic_by_source', 'real'),
-  ('real_and_synthetic_by_source', 'oversampled'),
-  ('real_and_synthetic_by_source', 'real_and_synthetic'),
+  ('real_and_synthetic', 'oversampled'),
   ('synthetic', 'real'),
 )
-_SOURCES = 2  # real images, and where the loss knows them, synthetic ones
 _STEPS = {'full': 1250, 'smoke': 4}
 _SEEDS = {'full': 3, 'smoke': 1}
 _DATASETS = {'full': 'ham10000/64', 'smoke': 'synthetic_dermoscopy/smoke'}
@@ -59,33 +50,28 @@ def compose(way: str, real: Images, new: np.ndarray) -> Images:
     new: uint8 `[C, M, H, W, 3]`, M the number of the most frequent class.
 
   Returns:
-    `image`, `label` and `source` int `[N]`, by which the loss tells apart what
-    has class shares of its own.
+    `image` and `label`.
   """
+  if way == 'real':
+    return real
   per_class = new.shape[1]
   members = [np.flatnonzero(real['label'] == c) for c in range(len(new))]
-  chosen = np.arange(len(real['label']))
-  number = np.zeros(len(new), int)  # of samples
   if way == 'oversampled':
     # A class without a single image stays without.
     chosen = np.concatenate(
       [np.resize(m, per_class if len(m) else 0) for m in members]
     ).astype(int)
-  elif way == 'synthetic':
-    chosen, number = chosen[:0], number + per_class
-  elif way != 'real':
-    number = np.array([per_class - len(m) for m in members])
-  source = np.zeros(len(chosen) + number.sum(), np.int32)
-  if way == 'real_and_synthetic_by_source':
-    source[len(chosen) :] = 1
+    return {k: real[k][chosen] for k in ('image', 'label')}
+  if way == 'synthetic':
+    number = [per_class] * len(new)
+    images = []
+  else:
+    number = [per_class - len(m) for m in members]
+    images = [real['image']]
+  labels = np.repeat(np.arange(len(new)), number)
   return {
-    'image': np.concatenate(
-      [real['image'][chosen], *(x[:n] for x, n in zip(new, number))]
-    ),
-    'label': np.concatenate(
-      [real['label'][chosen], np.repeat(np.arange(len(new)), number)]
-    ),
-    'source': source,
+    'image': np.concatenate([*images, *(x[:n] for x, n in zip(new, number))]),
+    'label': np.concatenate([real['label'], labels]) if images else labels,
   }
 
 
@@ -99,14 +85,10 @@ class _Records:
     return len(self._images['label'])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return {key: values[index] for key, values in self._images.items()}
-
-
-def log_shares(images: Images, num_classes: int) -> np.ndarray:
-  """Log of the class shares in each source, `[2, C]`; none is zero."""
-  counts = np.ones((_SOURCES, num_classes))
-  np.add.at(counts, (images['source'], images['label']), 1)
-  return np.log(counts / counts.sum(1, keepdims=True)).astype(np.float32)
+    return {
+      'image': self._images['image'][index],
+      'label': self._images['label'][index],
+    }
 
 
 class Trainer:
@@ -120,10 +102,10 @@ class Trainer:
     model = tasks.classifier_model(config, facts)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(train_state, shares, batch):
+    def step(train_state, batch):
       _, grads = jax.value_and_grad(loss_fn, has_aux=True)(
         train_state.params,
-        {'class_balance': {'log_shares': shares[batch['source']]}},
+        train_state.model_state,
         batch,
         jax.random.key(0),  # it draws nothing
         train=True,
@@ -148,20 +130,19 @@ class Trainer:
       source,
       batch_size=config.batch_size,
       seed=seed,
-      keys=('image', 'label', 'source'),
+      keys=('image', 'label'),
     )
     task = tasks.make(config, self._facts | {'num_train': len(source)})
     params, model_state = task.init(jax.random.key(seed), batches())
     train_state = state.TrainState.create(
       params, model_state, self._tx, ema=True
     )
-    shares = log_shares(images, len(self._facts['class_names']))
     augmented = batches(augment=augment.Augment(**config.augment))
     with progress.bar(
       total=self._num_steps, desc=description, unit='step'
     ) as bar:
       for _ in range(self._num_steps):
-        train_state = self._step(train_state, shares, next(augmented))
+        train_state = self._step(train_state, next(augmented))
         bar.update()
     if not _is_finite(train_state.params):
       raise errors.UserError(
@@ -260,10 +241,7 @@ def read_results(
   groups = [group for first in firsts for group in first['group']]
   predicted = np.concatenate(
     [
-      [
-        [by_seed[s][a]['predicted'] for s in sorted(seeds)]
-        for a in range(len(WAYS))
-      ]
+      [[by_seed[s][a]['predicted'] for s in sorted(seeds)] for a in range(4)]
       for by_seed in found.values()
     ],
     axis=-1,
