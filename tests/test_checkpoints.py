@@ -7,6 +7,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from dermvq_jax import checkpoints, errors
@@ -114,6 +115,15 @@ def test_best_is_replaced(folder):
   loaded = checkpoints.load_best(folder)
   assert [p.name for p in (folder / 'best').iterdir()] == ['10']
   jax.tree.map(np.testing.assert_array_equal, loaded, weights(10))
+
+
+def test_any_orbax_reads_the_best_weights(folder):
+  store = checkpoints.Checkpoints(folder)
+  store.save_best(5, weights(5))
+  store.close()
+  with ocp.StandardCheckpointer() as reader:
+    loaded = reader.restore(folder / 'best' / '5' / 'default')
+  jax.tree.map(np.testing.assert_array_equal, loaded, weights(5))
 
 
 @pytest.mark.parametrize('step', [10, 7])
