@@ -274,7 +274,8 @@ def _rejection(
 
   def reject(new: np.ndarray) -> np.ndarray:
     bank = memorisation.make_bank(training, None, 'training images')
-    copied = memorisation.nearest_pixels(new, bank.pixels).ratio < limit
+    near = memorisation.nearest_pixels(new, bank.pixels, bank.groups)
+    copied = near.ratio < limit
     logging.info(
       'Dropped %d of %d images that look copied from a training image.',
       copied.sum(),

@@ -3,12 +3,13 @@
 Two questions, two answers.
 
 *Is this image a copy?* Its closeness ratio: the distance to the nearest
-training image over the mean distance to the nearest five. It is 0 for a copy,
-and near 1 for an image that is as far from its nearest as from others, in a
-crowded part of the space as in an empty one (after Carlini et al. 2023,
-section 4.2, who use fifty; five tell held-out images and shifted copies better
-apart). Below which ratio an image is called a copy is learned from held-out
-images, which can not be copies.
+training image over the mean distance to the nearest five, of different lesions:
+several photographs of one are all near its copy. It is 0 for a copy, and near 1
+for an image that is as far from its nearest as from others, in a crowded part
+of the space as in an empty one (after Carlini et al. 2023, section 4.2, who use
+fifty; five tell held-out images and shifted copies better apart). Below which
+ratio an image is called a copy is learned from held-out images, which can not
+be copies.
 
 *Does the model know the training images better than others?* The share of new
 images that are closer to the training than to the held-out images. Had the
@@ -23,7 +24,6 @@ up to a sixteenth of the side, and nearly so to noise and compression.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,8 +43,9 @@ _SIDE, _SHIFT, _BLOCK = 32, 2, 2
 _SHIFTS = range(2 * _SHIFT + 1)
 # Nearest training images that the ratio is of.
 _NEIGHBOURS = 5
-# Those without a shift are found first; among so many the shifted are looked
-# for. A copy shifted the farthest is among them, as tests show.
+# Those without a shift are found first; among so many the shifted and the first
+# of each lesion are looked for. A copy shifted the farthest is among them, as
+# tests show.
 _CANDIDATES = 256
 _CHUNK = 16  # images at a time
 _READ_AT_ONCE = 512
@@ -85,10 +86,10 @@ def _square_distances(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class Nearest:
-  """The nearest of a bank, nearest first.
+  """The nearest of a bank, nearest first, one of each lesion.
 
   Attributes:
-    distances: float32 `[B, k]`.
+    distances: float32 `[B, k]`; infinite where there are fewer lesions near.
     indices: int32 `[B, k]`, into the bank.
   """
 
@@ -98,75 +99,112 @@ class Nearest:
   @property
   def ratio(self) -> np.ndarray:
     """The closeness ratio `[B]`: 0 of a copy, 1 of one far from all."""
-    mean = self.distances.mean(1)
+    there = np.isfinite(self.distances)
+    mean = np.where(there, self.distances, 0).sum(1) / there.sum(1)
     return self.distances[:, 0] / np.where(mean > 0, mean, 1)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _nearest(variants: jax.Array, bank: jax.Array, k: int) -> Nearest:
-  """Nearest over all variants `[V, B, F]` of the images."""
+def _first_of_each(squares: jax.Array, groups: jax.Array) -> jax.Array:
+  """Infinity for all but the nearest of each group; all `[B, M]`."""
+  number = jnp.arange(squares.shape[1])
+  a, b = squares[:, :, None], squares[:, None]
+  before = (b < a) | ((b == a) & (number < number[:, None]))
+  same = groups[:, :, None] == groups[:, None]
+  return jnp.where((before & same).any(-1), jnp.inf, squares)
+
+
+def _take(squares: jax.Array, found: jax.Array, groups: jax.Array) -> Nearest:
+  """The nearest of different groups, of those `found`, `[B, M]`."""
+  squares = _first_of_each(squares, groups[found])
+  best, order = jax.lax.top_k(-squares, min(_NEIGHBOURS, squares.shape[1]))
+  return Nearest(
+    jnp.sqrt(jnp.abs(best)), jnp.take_along_axis(found, order, axis=1)
+  )
+
+
+def _candidates(
+  variants: jax.Array, bank: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Square distances and indices of the nearest by any of `[V, B, F]`."""
   squares = _square_distances(variants, bank).min(0)  # [B, N]
-  found, indices = jax.lax.top_k(-squares, k)
-  return Nearest(jnp.sqrt(jnp.abs(found)), indices)
+  found, indices = jax.lax.top_k(-squares, min(_CANDIDATES, len(bank)))
+  return -found, indices
 
 
-def nearest_features(variants: np.ndarray, bank: np.ndarray) -> Nearest:
+@jax.jit
+def _nearest(
+  variants: jax.Array, bank: jax.Array, groups: jax.Array
+) -> Nearest:
+  """Nearest over all variants `[V, B, F]` of the images."""
+  return _take(*_candidates(variants, bank), groups)
+
+
+def _numbers(groups: np.ndarray) -> np.ndarray:
+  return np.unique(groups, return_inverse=True)[1].astype(np.int32)
+
+
+def nearest_features(
+  variants: np.ndarray, bank: np.ndarray, groups: np.ndarray
+) -> Nearest:
   """Nearest in any space of features.
 
   Args:
     variants: `[V, B, F]`, features of V forms of each image.
     bank: `[N, F]`.
+    groups: lesion of each of the bank, `[N]`.
 
   Returns:
-    The five nearest, or N, by the form that is nearest.
+    The five nearest of different lesions, by the form that is nearest.
   """
-  k = min(_NEIGHBOURS, len(bank))
+  numbers = _numbers(groups)
   parts = [
-    jax.device_get(_nearest(variants[:, i : i + _CHUNK], bank, k))
+    jax.device_get(_nearest(variants[:, i : i + _CHUNK], bank, numbers))
     for i in range(0, variants.shape[1], _CHUNK)
   ]
   return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
 @jax.jit
-def _nearest_shifted(images: jax.Array, bank: jax.Array) -> Nearest:
+def _nearest_shifted(
+  images: jax.Array, bank: jax.Array, groups: jax.Array
+) -> Nearest:
   """`images`: the eight symmetries of some, reduced, `[8, B, ...]`."""
   flat = images.reshape(-1, *images.shape[2:])
 
   def windows(top, left):
     return _window(flat, top, left).reshape(*images.shape[:2], -1)
 
-  candidates = min(_CANDIDATES, len(bank))
-  found = _nearest(windows(_SHIFT, _SHIFT), bank, candidates).indices
+  _, found = _candidates(windows(_SHIFT, _SHIFT), bank)
   close = bank[found]  # [B, candidates, F]
   shifted = jnp.concatenate([windows(i, j) for i in _SHIFTS for j in _SHIFTS])
   squares = _square_distances(shifted.swapaxes(0, 1), close).min(1)
-  best, order = jax.lax.top_k(-squares, min(_NEIGHBOURS, candidates))
-  return Nearest(
-    jnp.sqrt(jnp.abs(best)), jnp.take_along_axis(found, order, axis=1)
-  )
+  return _take(squares, found, groups)
 
 
 def nearest_pixels(
-  images: np.ndarray, bank: np.ndarray, description: str = 'nearest images'
+  images: np.ndarray,
+  bank: np.ndarray,
+  groups: np.ndarray,
+  description: str = 'nearest images',
 ) -> Nearest:
   """Nearest by pixels, over symmetries and shifts.
 
   Args:
     images: uint8 `[B, S, S, 3]`.
     bank: `[N, F]`, from `describe`.
+    groups: lesion of each of the bank, `[N]`.
     description: of the progress bar.
 
   Returns:
-    The five nearest, or N.
+    The five nearest of different lesions.
   """
-  bank = jnp.asarray(bank)
+  bank, numbers = jnp.asarray(bank), _numbers(groups)
   parts = []
   with progress.bar(total=len(images), desc=description, unit='image') as bar:
     for i in range(0, len(images), _CHUNK):
       forms = images_lib.symmetries(images[i : i + _CHUNK])
       reduced = jnp.stack([_reduce(form) for form in forms])
-      parts.append(jax.device_get(_nearest_shifted(reduced, bank)))
+      parts.append(jax.device_get(_nearest_shifted(reduced, bank, numbers)))
       bar.update(len(forms[0]))
   return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
@@ -277,7 +315,9 @@ def _in_spaces(
   yield (
     'pixels',
     {
-      key: nearest_pixels(images, bank.pixels, f'{name}: nearest {key}')
+      key: nearest_pixels(
+        images, bank.pixels, bank.groups, f'{name}: nearest {key}'
+      )
       for key, bank in banks.items()
     },
   )
@@ -288,7 +328,7 @@ def _in_spaces(
     yield (
       'features',
       {
-        key: nearest_features(forms, bank.features)
+        key: nearest_features(forms, bank.features, bank.groups)
         for key, bank in banks.items()
       },
     )

@@ -211,7 +211,9 @@ def test_memorisation(classifier_run, result, nearest):
         nearest[f'{space}_closest_{bank}'], images[index]
       )
   found = memorisation.nearest_pixels(
-    samples, memorisation.describe(train_images)
+    samples,
+    memorisation.describe(train_images),
+    np.arange(len(train_images)),
   )
   np.testing.assert_allclose(found.ratio, nearest['pixels_ratio'], rtol=1e-4)
 

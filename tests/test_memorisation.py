@@ -82,22 +82,27 @@ def bank(splits):
   return memorisation.describe(splits['train'])
 
 
+def nearest(images, bank):
+  """In a bank of one image a lesion."""
+  return memorisation.nearest_pixels(images, bank, np.arange(len(bank)))
+
+
 @pytest.fixture(scope='module')
 def threshold(splits, bank):
-  found = memorisation.nearest_pixels(splits['val'], bank)
+  found = nearest(splits['val'], bank)
   return memorisation.threshold(found.ratio)
 
 
 @pytest.mark.parametrize('kind', COPIES)
 def test_copies_are_found(splits, bank, threshold, kind):
   copies = np.stack([COPIES[kind](x) for x in splits['train'][:NUM_COPIES]])
-  found = memorisation.nearest_pixels(copies, bank)
+  found = nearest(copies, bank)
   assert (found.ratio < threshold).all()
   np.testing.assert_array_equal(found.indices[:, 0], np.arange(NUM_COPIES))
 
 
 def test_held_out_images_are_not(splits, bank, threshold):
-  found = memorisation.nearest_pixels(splits['test'], bank)
+  found = nearest(splits['test'], bank)
   assert not (found.ratio < threshold).any()
   assert (np.diff(found.distances, axis=1) >= 0).all()
 
@@ -107,9 +112,31 @@ def test_each_image_is_its_own_nearest(splits, bank):
   turned = np.stack(
     [np.rot90(shift(x, 4, -4), 3) for x in splits['train'][:NUM_COPIES]]
   )
-  found = memorisation.nearest_pixels(turned, bank)
+  found = nearest(turned, bank)
   np.testing.assert_array_equal(found.indices[:, 0], np.arange(NUM_COPIES))
   assert np.median(found.ratio) < 0.05  # What came in is cut off again.
+
+
+def test_copies_of_lesions_with_many_photographs(splits, bank, threshold):
+  """Each of the lesions has six, a little shifted and brighter."""
+  lesions = splits['train'][:NUM_COPIES]
+  more = [
+    shift(np.minimum(x, 255 - i) + np.uint8(i), i % 3 - 1, i % 2)
+    for x in lesions
+    for i in range(1, 6)
+  ]
+  whole = np.concatenate([bank, memorisation.describe(np.stack(more))])
+  groups = np.concatenate(
+    [np.arange(len(bank)), np.repeat(np.arange(NUM_COPIES), 5)]
+  )
+  copies = np.stack([COPIES['jpeg'](x) for x in lesions])
+  found = memorisation.nearest_pixels(copies, whole, groups)
+  assert (found.ratio < threshold).all()
+  np.testing.assert_array_equal(groups[found.indices[:, 0]], range(NUM_COPIES))
+  assert all(len(set(groups[row])) == 5 for row in found.indices)
+  # As images of different lesions they would hide each other.
+  hidden = nearest(copies, whole).ratio
+  assert np.median(hidden) > 1.5 * np.median(found.ratio)
 
 
 def brightness(x):
@@ -174,16 +201,37 @@ def test_measure_is_quiet_on_held_out_images(splits):
 
 def test_ratio_by_hand():
   points = np.array([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0], [50.0]])
+  alone = np.arange(7)
   # Two forms of each image: the nearer one counts.
   forms = np.array([[[0.5], [100.0]], [[100.0], [1.0]]])
-  found = memorisation.nearest_features(forms, points)
+  found = memorisation.nearest_features(forms, points, alone)
   np.testing.assert_allclose(found.distances[0], [0.5, 0.5, 1.5, 2.5, 3.5])
   np.testing.assert_allclose(found.distances[1], [0, 1, 1, 2, 3], atol=1e-6)
   np.testing.assert_allclose(found.ratio, [0.5 / 1.7, 0], atol=1e-6)
-  same = memorisation.nearest_features(forms, np.zeros((9, 1)))
+  same = memorisation.nearest_features(forms, np.zeros((9, 1)), np.arange(9))
   assert np.isfinite(same.ratio).all()
-  few = memorisation.nearest_features(forms, points[:2])
+  few = memorisation.nearest_features(forms, points[:2], alone[:2])
   assert few.distances.shape == (2, 2)
+
+
+def test_ratio_of_lesions_by_hand():
+  """Of a lesion its nearest image counts."""
+  points = np.array([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0], [50.0]])
+  forms = np.array([[[0.4]]])
+  groups = np.array(list('aaabbcd'))
+  found = memorisation.nearest_features(forms, points, groups)
+  np.testing.assert_allclose(
+    found.distances, [[0.4, 2.6, 4.6, 49.6, np.inf]], rtol=1e-5
+  )
+  np.testing.assert_array_equal(found.indices[0, :4], [0, 3, 5, 6])
+  np.testing.assert_allclose(found.ratio, [0.4 / 14.3], rtol=1e-5)
+  # Each is as near as the other: one of them.
+  tied = memorisation.nearest_features(
+    forms, np.zeros((9, 1)), np.array(list('aabbccdde'))
+  )
+  np.testing.assert_array_equal(tied.indices[0], [0, 2, 4, 6, 8])
+  one = memorisation.nearest_features(forms, points, np.zeros(7))
+  np.testing.assert_allclose(one.ratio, [1])
 
 
 def test_share_test_is_exact(monkeypatch):
