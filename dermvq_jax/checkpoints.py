@@ -279,6 +279,17 @@ def has_best(folder: epath.Path) -> bool:
   return bool(_steps(_absolute(folder) / 'best'))
 
 
+def best_id(folder: epath.Path) -> str:
+  """Tells the weights in `folder/best` from others; '' if there are none."""
+  best = _absolute(folder) / 'best'
+  steps = _steps(best)
+  if not steps:
+    return ''
+  checksums = best / str(steps[-1]) / _CHECKSUMS / 'metadata'
+  sums = checksums.read_bytes() if checksums.exists() else b''
+  return f'{steps[-1]}-{zlib.crc32(sums):08x}'
+
+
 def load_best(folder: epath.Path) -> PyTree:
   """The weights in `folder/best`: `{'params': ..., 'model_state': ...}`.
 

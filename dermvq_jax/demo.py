@@ -43,7 +43,7 @@ def run(workdir: epath.PathLike, size: str = 'demo'):
   tell(5, 'Training a classifier, the judge of new images')
   train.run(config_files.load(f'classifier:{size}'), workdir)
   tell(6, 'Evaluating: are new images like those of the data, are they copies?')
-  if evaluate.result_path(workdir).exists():
+  if 'memorisation' in (evaluate.current_result(workdir) or {}):
     logging.info('It is already evaluated.')
   else:
     evaluate.run(workdir)

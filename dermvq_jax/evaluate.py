@@ -11,6 +11,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import (
+  checkpoints,
   encode,
   errors,
   features,
@@ -371,9 +372,40 @@ def _evaluate_samples(
   return result, arrays
 
 
-def result_path(workdir: epath.PathLike, split: str = 'val') -> epath.Path:
-  """Where `run` writes its result."""
+def _result_path(workdir: epath.PathLike, split: str) -> epath.Path:
   return epath.Path(workdir) / 'report' / f'evaluate_{split}.json'
+
+
+def _weights(workdir: epath.Path) -> dict[str, str]:
+  folders = {
+    phase: workdirs.phase_dir(workdir, phase)
+    for phase in ('vqvae', 'prior', 'classifier')
+  }
+  return {k: checkpoints.best_id(f) for k, f in folders.items() if f.exists()}
+
+
+def current_result(
+  workdir: epath.PathLike, split: str = 'val'
+) -> Result | None:
+  """What `run` wrote, if that is of the weights that are there now.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = _result_path(workdir, split)
+  if not path.exists():
+    return None
+  try:
+    result = json.loads(path.read_text())
+    evaluated = result['weights'].items()
+  except (ValueError, KeyError, AttributeError) as e:
+    raise errors.UserError(
+      f'{path} is damaged or of an earlier version; remove it, or run dermvq '
+      f'evaluate --split={split} again'
+    ) from e
+  weights = _weights(epath.Path(workdir))
+  is_current = all(weights.get(phase) == name for phase, name in evaluated)
+  return result if is_current else None
 
 
 def run(
@@ -391,7 +423,8 @@ def run(
   `report/evaluate_<split>.json` holds what is returned:
 
   - `split`, `dataset` (of images), `seed`, `controls` (of the samples), `space`
-    (name of the feature space, None if there was none).
+    (name of the feature space, None if there was none), `weights` (what tells
+    the weights of each phase from others).
   - `prior`: of the codes of the split; see `measure_prior`.
   - `reconstruction`: of its images; see `measure_reconstruction`.
   - `generation` (None without a space): `num_features`, `num_real` (images of
@@ -456,6 +489,13 @@ def run(
     name: prepared.open_split(facts['dataset'], images_dir, name)
     for name in ('train', 'val', 'test')
   }
+  fewest = min(len(sources[name]) for name in (split, _FLOOR_SPLIT[split]))
+  if num_samples != 0 and fewest < _MIN_SAMPLES:
+    raise errors.UserError(
+      f'samples are compared with {_MIN_SAMPLES} real images or more, but '
+      f'{split} or {_FLOOR_SPLIT[split]} has {fewest}; give --num_samples=0 to '
+      'measure the rest'
+    )
   most = len(sources[_FLOOR_SPLIT[split]])
   num_samples = most if num_samples is None else num_samples
   if num_samples and not _MIN_SAMPLES <= num_samples <= most:
@@ -474,6 +514,7 @@ def run(
     'seed': seed,
     'controls': dataclasses.asdict(chosen),
     'space': space and getattr(space, '__name__', type(space).__name__),
+    'weights': _weights(workdir),
   }
 
   records = [codes[split][i] for i in range(len(codes[split]))]
@@ -489,7 +530,7 @@ def run(
   result['reconstruction'] = measure_reconstruction(
     originals, model.reconstruct(originals), facts['train_variance']
   )
-  path = result_path(workdir, split)
+  path = _result_path(workdir, split)
   path.parent.mkdir(parents=True, exist_ok=True)
   nearest = path.with_name(f'nearest_{split}.npz')
   nearest.unlink(missing_ok=True)  # of another evaluation
@@ -509,8 +550,10 @@ def run(
       chosen,
     )
     result |= measured
-    with nearest.open('wb') as f:
+    partial = nearest.with_name(f'{nearest.name}.incomplete')
+    with partial.open('wb') as f:
       np.savez_compressed(f, **arrays)
+    partial.replace(nearest)
     logging.info('Wrote %s', nearest)
   _tell(result, workdir)
   workdirs.write_text(path, json.dumps(result, indent=2) + '\n')
@@ -529,10 +572,11 @@ def _tell(result: Result, workdir: epath.Path):
     prior['balanced_accuracy'],
   )
   logging.info(
-    'Reconstructions: MSE %.3g, NMSE %.4f, PSNR %.2f dB',
+    'Reconstructions: MSE %.3g, NMSE %.4f, PSNR %.2f dB, SSIM %.4f',
     reconstruction['mse'],
     reconstruction['nmse'],
     reconstruction['psnr'],
+    reconstruction['ssim'],
   )
   if 'memorisation' not in result:
     return

@@ -282,7 +282,9 @@ def labelled_sheet(
   """
   sheet = _enlarge(sheet)
   height, width = sheet.shape[:2]
-  left, top = 1.2, 0.25 if columns else 0  # inches
+  longest = max(len(line) for name in rows for line in name.splitlines())
+  # In inches; a letter of this size has 0.08 at most, on average.
+  left, top = max(1.2, 0.08 * longest + 0.2), 0.25 if columns else 0
   figure = plt.figure(figsize=(width / _DPI + left, height / _DPI + top))
   left, top = left / figure.get_figwidth(), top / figure.get_figheight()
   axis = figure.add_axes((left, 0, 1 - left, 1 - top))

@@ -129,7 +129,7 @@ def _check(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace):
   from dermvq_jax import report
 
-  report.run(args.workdir, args.seed)
+  report.run(args.workdir, args.seed, args.data_dir)
 
 
 def _demo(args: argparse.Namespace):
@@ -276,8 +276,9 @@ def _add_sampling(sub: argparse.ArgumentParser):
     default=0.0,
     metavar='T',
     help='leave out images that look copied from a training image: whose '
-    'distance to the nearest one is less than T times the mean to the nearest '
-    'five; 0.6 is a good T, dermvq evaluate tells the best (default: 0, off)',
+    'distance, by pixels, to the nearest one is less than T times the mean to '
+    'the nearest five lesions; 0.6 is a good T, dermvq evaluate tells the best '
+    '(default: 0, off)',
   )
 
 
@@ -321,6 +322,21 @@ def _add_hosts(sub: argparse.ArgumentParser):
   hosts.add_argument(
     '--process_id', type=int, metavar='I', help='of this one, from 0'
   )
+
+
+def _add_preparing(sub: argparse.ArgumentParser):
+  sub.add_argument(
+    '--dataset',
+    required=True,
+    metavar='NAME/SIZE',
+    help='ham10000, isic2018, isic2019, image_folder (your own images) or '
+    'synthetic_dermoscopy with /64, /128 or /256 pixels; dermamnist with /28, '
+    '/64, /128 or /224. Without --manual_dir it says what to download',
+  )
+  sub.add_argument(
+    '--manual_dir', metavar='DIR', help='where you put the downloaded files'
+  )
+  sub.add_argument('--overwrite', action='store_true', help='prepare again')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -370,19 +386,8 @@ def _parser() -> argparse.ArgumentParser:
     '--dataset=ham10000/64 --manual_dir=DOWNLOADS --data_dir=DATA',
     '--dataset=image_folder/64 --manual_dir=IMAGES --data_dir=DATA',
   )
-  sub.add_argument(
-    '--dataset',
-    required=True,
-    metavar='NAME/SIZE',
-    help='ham10000, isic2018, isic2019, image_folder (your own images) or '
-    'synthetic_dermoscopy with /64, /128 or /256 pixels; dermamnist with /28, '
-    '/64, /128 or /224. Without --manual_dir it says what to download',
-  )
+  _add_preparing(sub)
   data_dir(sub, required=True)
-  sub.add_argument(
-    '--manual_dir', metavar='DIR', help='where you put the downloaded files'
-  )
-  sub.add_argument('--overwrite', action='store_true', help='prepare again')
 
   sub = command(
     'train',
@@ -495,6 +500,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   workdir(sub, required=True)
   _add_seed(sub)
+  data_dir(sub, default='')
   sub = command(
     'check',
     _check,

@@ -130,7 +130,7 @@ class Section:
 class _Run:
   """What the sections are made from."""
 
-  def __init__(self, workdir: epath.Path, seed: int):
+  def __init__(self, workdir: epath.Path, seed: int, data_dir: str = ''):
     self.workdir = workdir
     self.seed = seed
     self.model = inference.load(workdir)
@@ -141,7 +141,7 @@ class _Run:
     }
     self.logs = {phase: logs.read(f) for phase, f in self.folders.items()}
     config, self.facts = workdirs.load_config(self.folders['vqvae'])
-    self.data_dir = workdirs.data_dir(workdir, config.data_dir)
+    self.data_dir = workdirs.data_dir(workdir, data_dir or config.data_dir)
     self.has_samples = 'prior' in self.folders and checkpoints.has_best(
       self.folders['prior']
     )
@@ -437,6 +437,25 @@ def _number(value: float | None, form: str = '.3f') -> str:
   return '' if value is None else f'{value:{form}}'
 
 
+def _reconstruction_tables(result: dict[str, Any]) -> list[Table]:
+  row = result['reconstruction']
+  return [
+    Table(
+      ('images', 'PSNR (dB)', 'SSIM', 'NMSE', 'MSE'),
+      [
+        (
+          row['num_images'],
+          f'{row["psnr"]:.2f}',
+          f'{row["ssim"]:.4f}',
+          f'{row["nmse"]:.4f}',
+          f'{row["mse"]:.3g}',
+        )
+      ],
+      'How close reconstructions come to their originals',
+    )
+  ]
+
+
 def _prior_tables(result: dict[str, Any]) -> list[Table]:
   prior = result['prior']
   rows = [*prior['classes'].items()]
@@ -467,7 +486,7 @@ def _prior_tables(result: dict[str, Any]) -> list[Table]:
 def _generation_tables(result: dict[str, Any]) -> list[Table]:
   generation = result['generation']
   metrics = ('precision', 'recall', 'density', 'coverage')
-  return [
+  tables = [
     Table(
       ('images', 'number', 'Frechet distance', 'KID', *metrics),
       [
@@ -487,9 +506,26 @@ def _generation_tables(result: dict[str, Any]) -> list[Table]:
       'how much of the real variety is there. Other real images are the floor, '
       'which samples can not be expected to beat; decoded from their codes, '
       'they show what a perfect prior would reach. Independent codes are drawn '
-      "from each position's frequencies alone: a prior has to beat them.",
+      "from each position's frequencies alone: a prior has to beat them; its "
+      f'KID is {generation["kid_over_independent"]:.3f} of theirs. '
+      'Reconstructions are of the very images that all is compared with, so '
+      'that only their Frechet distance says something.',
     )
   ]
+  by_class = generation['classes']
+  if by_class:
+    sets = list(next(iter(by_class.values())))
+    tables.append(
+      Table(
+        ('class', *(evaluate.SETS.get(name, name) for name in sets)),
+        [
+          (name, *(_number(found[s]['frechet_distance']) for s in sets))
+          for name, found in by_class.items()
+        ],
+        'Frechet distance of each class of 100 real images and more',
+      )
+    )
+  return tables
 
 
 def _label_tables(result: dict[str, Any]) -> list[Table]:
@@ -517,7 +553,8 @@ def _label_tables(result: dict[str, Any]) -> list[Table]:
       'Do samples show the class that they were asked for?',
       'The share that a classifier, trained on real images, sees as the class '
       'they are of. Samples that show their class are recognised as often as '
-      'real images; guidance helps where they are not.',
+      f'real images; here {labels["samples_over_real"]:.2f} as often. Guidance '
+      'helps.',
     )
   ]
 
@@ -528,6 +565,7 @@ def _memorisation_tables(result: dict[str, Any]) -> list[Table]:
     Table(
       (
         'compared by',
+        'copied: ratio below',
         'samples copied',
         'held-out images called copied',
         'closer to training',
@@ -537,27 +575,31 @@ def _memorisation_tables(result: dict[str, Any]) -> list[Table]:
       [
         (
           name,
+          f'{row["threshold"]:.2f}',
           f'{row["num_copied"]} of {memorisation["num_samples"]}',
           f'{row["num_held_out_copied"]} of {memorisation["num_held_out"]}',
           _number(row['share_closer_to_train']),
           _number(row['expected_share']),
-          _number(row['p_value']),
+          _number(row['p_value'], '.2g'),
         )
         for name, row in memorisation['spaces'].items()
       ],
       'Are samples copies of training images?',
       f'Of {memorisation["num_train"]:,}. A sample counts as copied if it is '
-      'much closer to one training image than to the next few, compared with '
-      'held-out images, which can not be copies. Closer to training: the share '
-      'whose nearest image is a training image, not a held-out one, and what '
-      'it would be by chance; a small p says that the model knows its '
-      'training images better than others.',
+      'much closer to one training image than to the next few: if the ratio of '
+      'these distances is lower than three quarters of the first percentile of '
+      'held-out images. Closer to training: the share whose nearest image is a '
+      'training image, not a held-out one, and what it would be by chance; a '
+      'small p by pixels says that the model knows its training images better '
+      'than others. By features it can also come from a classifier that was '
+      'trained on them.',
     )
   ]
 
 
 # What `dermvq evaluate` may have measured.
 _RESULT_TABLES = {
+  'reconstruction': _reconstruction_tables,
   'prior': _prior_tables,
   'generation': _generation_tables,
   'labels': _label_tables,
@@ -594,32 +636,39 @@ def _closest_pairs(path: epath.Path, split: str) -> list[Figure]:
     ]
 
 
-def _evaluation(run: _Run) -> Section | None:
-  """What `dermvq evaluate` wrote, if it was run."""
+def _evaluations(run: _Run) -> list[Section]:
+  """What `dermvq evaluate` wrote, a section a split."""
+  sections = []
   folder = run.workdir / 'report'
-  tables, pictures, texts = [], [], []
   for path in sorted(folder.glob('evaluate_*.json')):
     split = path.stem.removeprefix('evaluate_')
-    result = json.loads(path.read_text())
+    result = evaluate.current_result(run.workdir, split)
+    about = {'id': f'evaluation_{split}', 'title': f'Evaluation on {split}'}
+    if result is None:
+      text = f'It is of other weights: run dermvq evaluate --split={split}.'
+      sections.append(Section(**about, text=[text]))
+      continue
     controls = ', '.join(f'{k} {v:g}' for k, v in result['controls'].items())
-    texts.append(f'Split {split}, seed {result["seed"]}, {controls}.')
-    for name, make in _RESULT_TABLES.items():
-      if result.get(name):
-        tables += make(result)
-    pictures += _closest_pairs(folder / f'nearest_{split}.npz', split)
-  if not tables:
-    return None
-  return Section(
-    'evaluation',
-    'Evaluation',
-    [
-      'Written by dermvq evaluate; real are images of the data. Compare rows '
-      'with each other: the features are not those of published FIDs.',
-      *texts,
-    ],
-    tables=tables,
-    figures=pictures,
-  )
+    text = [
+      f'By dermvq evaluate; seed {result["seed"]}, {controls}. Real are images '
+      'of the data.'
+    ]
+    if result['space'] == 'classifier':
+      text.append(
+        'Compare rows with each other: features are those of a small '
+        'classifier of these images, not those of published FIDs.'
+      )
+    tables = [
+      table
+      for name, make in _RESULT_TABLES.items()
+      if result.get(name)
+      for table in make(result)
+    ]
+    pictures = _closest_pairs(folder / f'nearest_{split}.npz', split)
+    sections.append(
+      Section(**about, text=text, tables=tables, figures=pictures)
+    )
+  return sections
 
 
 def _data_card(run: _Run) -> Section:
@@ -701,28 +750,30 @@ def write(
   return [page, *written]
 
 
-def run(workdir: epath.PathLike, seed: int = 0) -> list[epath.Path]:
+def run(
+  workdir: epath.PathLike, seed: int = 0, data_dir: str = ''
+) -> list[epath.Path]:
   """Writes the page and its figures to `workdir/report`.
 
   Args:
     workdir: with a trained VQ-VAE; what needs a trained prior is left out
       without one.
     seed: of the samples.
+    data_dir: where the data are, if not where the run found them.
 
   Returns:
     The files written, the page first.
 
   Raises:
-    UserError: no trained VQ-VAE, or its images are not to be found.
+    UserError: no trained VQ-VAE, its images are not to be found, or the result
+      of an evaluation is damaged.
   """
   workdir = epath.Path(workdir).expanduser()
-  source = _Run(workdir, seed)
+  source = _Run(workdir, seed, data_dir)
   sections = [_summary(source)]
   if source.has_samples:
     sections.append(_samples(source))
-  evaluation = _evaluation(source)
-  if evaluation:
-    sections.append(evaluation)
+  sections += _evaluations(source)
   if source.has_samples:
     sections += [_controls(source), _completions(source)]
   sections += [

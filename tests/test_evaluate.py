@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from skimage import metrics as skimage_metrics
 
 import dermvq_jax
 from dermvq_jax import (
@@ -130,6 +131,24 @@ def test_run_without_samples(run_copy, caplog):
   assert result['reconstruction']['mse'] == pytest.approx(best, rel=2e-3)
   assert result['reconstruction']['psnr'] == pytest.approx(
     -10 * np.log10(result['reconstruction']['mse'])
+  )
+  _, facts = workdirs.load_config(run_copy / 'vqvae')
+  assert result['reconstruction']['nmse'] == pytest.approx(
+    result['reconstruction']['mse'] / facts['train_variance']
+  )
+  ssim = [
+    skimage_metrics.structural_similarity(
+      a,
+      b,
+      gaussian_weights=True,
+      sigma=1.5,
+      use_sample_covariance=False,
+      channel_axis=-1,
+    )
+    for a, b in zip(images, model.reconstruct(images))
+  ]
+  assert result['reconstruction']['ssim'] == pytest.approx(
+    np.mean(ssim), abs=2e-3
   )
 
 
@@ -262,6 +281,22 @@ def test_classifier_of_other_images(classifier_run, tmp_path):
 def test_mistakes(classifier_run, arguments, message):
   with pytest.raises(errors.UserError, match=message):
     evaluate.run(classifier_run, **arguments)
+
+
+def test_too_few_images(classifier_run, monkeypatch):
+  monkeypatch.setattr(evaluate, '_MIN_SAMPLES', 14)  # 13 in val and in test
+  with pytest.raises(errors.UserError, match='has 13; give --num_samples=0'):
+    evaluate.run(classifier_run)
+
+
+def test_a_result_is_current_while_the_weights_are(run_copy):
+  assert evaluate.current_result(run_copy)['split'] == 'val'
+  assert evaluate.current_result(run_copy, 'test') is None
+  [best] = (run_copy / 'prior' / 'best').iterdir()
+  best.rename(best.with_name('5'))  # as another training has it
+  assert evaluate.current_result(run_copy) is None
+  shutil.rmtree(run_copy / 'prior')
+  assert evaluate.current_result(run_copy) is None
 
 
 def test_independent_codes():

@@ -76,6 +76,28 @@ def test_synthetic_images_are_for_training(listed, tmp_path):
     assert after == before | new
 
 
+def test_synthetic_images_in_class_folders(tmp_path):
+  """As `dermvq sample` names them, copied to the real ones."""
+  folder = tmp_path / 'images'
+  for label in 'ab':
+    fabricate.write_folder(folder / label, [f'{i}' for i in range(20)])
+    fabricate.write_folder(
+      folder / label, [f'synthetic_{label}_{i:05d}' for i in range(20)]
+    )
+  prepare.run(DATASET, tmp_path / 'data', folder)
+  ids = {
+    split: [
+      e['id'] for e in prepared.open_split(DATASET, tmp_path / 'data', split)
+    ]
+    for split in ('train', 'val', 'test')
+  }
+  assert sum(b'synthetic' in name for name in ids['train']) == 40
+  assert all(
+    b'synthetic' not in name for split in ('val', 'test') for name in ids[split]
+  )
+  assert len(ids['val']) == len(ids['test']) == 4
+
+
 def test_synthetic_images_alone_have_all_splits(listed, tmp_path):
   path = listed / 'metadata.csv'
   header, *rows = [row.split(',') for row in path.read_text().split()]

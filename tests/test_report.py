@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermvq_jax import errors, report
+from dermvq_jax import errors, evaluate, report
 
 VQVAE_FIGURES = [
   'reconstructions.png',
@@ -117,7 +117,9 @@ def test_page_explains_the_evaluation(smoke_run):
   ):
     assert said in text
   # Before what needs more knowledge to be read.
-  assert text.index('id="about-evaluation"') < text.index('id="about-controls"')
+  assert text.index('id="about-evaluation_val"') < text.index(
+    'id="about-controls"'
+  )
 
 
 def test_completions(narrow_run, smoke_run):
@@ -154,10 +156,12 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
   row = {'num_images': 3, 'bits_per_code': 4.5, 'bits_per_dim': 0.25}
   counts = {'num_copied': 1, 'num_held_out_copied': 2, 'p_value': 0.01}
   shares = {'share_closer_to_train': 0.9, 'expected_share': 0.8}
+  current = evaluate.current_result(run_copy)
   result = {
     'seed': 7,
     'controls': {'temperature': 1.0},
     'space': 'classifier',
+    'weights': current['weights'],
     'prior': {
       **row,
       'accuracy': 0.5,
@@ -166,6 +170,8 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
     },
     'generation': {
       'num_real': 9,
+      'kid_over_independent': 0.25,
+      'classes': {'<b>mel</b>': {'samples': {'frechet_distance': 2.5}}},
       'sets': {
         'samples': {
           'num_images': 8,
@@ -188,7 +194,7 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
       'num_samples': 8,
       'num_train': 90,
       'num_held_out': 20,
-      'spaces': {'pixels': {**counts, **shares}},
+      'spaces': {'pixels': {**counts, **shares, 'threshold': 0.57}},
     },
   }
   folder = run_copy / 'report'
@@ -202,14 +208,29 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
     pixels_closest_train=pictures[1],
     pixels_closest_held_out=pictures[2],
   )
-  section = report._evaluation(report._Run(run_copy, seed=0))
+  run = report._Run(run_copy, seed=0)
+  [section] = report._evaluations(run)
   assert [f.name for f in section.figures] == ['closest_pixels_val']
   page = report.render('A run', 'of images', [section])
   assert '&lt;b&gt;mel&lt;/b&gt;' in page and '<b>mel' not in page
   cells = set(re.findall('<td.*?>(.*?)</td>', page))
-  assert {'4.500', '0.2500', '0.0123 ± 0.0045', '1.500'} <= cells
-  assert {'0.625', '0.625 ± 0.030', '1 of 8', '2 of 20', '0.010'} <= cells
-  assert 'seed 7' in page
+  assert {'4.500', '0.2500', '0.0123 ± 0.0045', '1.500', '2.500'} <= cells
+  assert {'0.625', '0.625 ± 0.030', '1 of 8', '2 of 20', '0.01'} <= cells
+  assert 'seed 7' in page and 'KID is 0.250 of' in page
+  # Another one has a section of its own, unless it is of other weights.
+  test = folder / 'evaluate_test.json'
+  test.write_text(json.dumps(result | {'space': 'inception'}))
+  sections = report._evaluations(run)
+  assert [s.title for s in sections] == ['Evaluation on test', section.title]
+  assert sections[1] == section
+  assert [len(s.text) for s in sections] == [1, 2]  # no word on features
+  weights = result['weights'] | {'prior': '3-0'}
+  test.write_text(json.dumps(result | {'weights': weights}))
+  stale, _ = report._evaluations(run)
+  assert not stale.tables and 'dermvq evaluate --split=test' in stale.text[0]
+  test.write_text('{"weights": {')
+  with pytest.raises(errors.UserError, match='evaluate_test.json is damaged'):
+    report._evaluations(run)
 
 
 def test_words_in_tables_are_not_set_as_numbers():
@@ -244,6 +265,13 @@ def test_mistakes(run_copy, tmp_path):
   assert not (run_copy / 'report').exists()
 
 
+def test_data_in_another_place(run_copy, tmp_path):
+  shutil.rmtree(run_copy / 'report')
+  (run_copy / 'data').rename(tmp_path / 'moved')
+  report.run(run_copy, data_dir=str(tmp_path / 'moved'))
+  assert (run_copy / 'report' / 'index.html').exists()
+
+
 _PROBE = """
 <script>
 addEventListener('load', () => {
@@ -256,6 +284,7 @@ addEventListener('load', () => {
   const left = performance.getEntriesByType('resource').map(e => e.name)
     .filter(name => !name.startsWith('data:'));
   document.title = JSON.stringify({figures, left,
+    width: innerWidth,
     wide: document.documentElement.scrollWidth > innerWidth});
 });
 </script>

@@ -1,9 +1,11 @@
 """Your own images: a folder per class, or any folder with a metadata.csv."""
 
 import collections
+import dataclasses
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -98,7 +100,21 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
       records.append(
         builder.Record(id=name, label=path.name, group=name, source=file)
       )
-  return records
+  return _keep_for_training(
+    records, [r.source.name.startswith('synthetic_') for r in records]
+  )
+
+
+def _keep_for_training(
+  records: list[builder.Record], synthetic: Sequence[bool]
+) -> list[builder.Record]:
+  """Nothing is to be chosen or measured on what a model drew beside others."""
+  if all(synthetic):
+    return records
+  return [
+    dataclasses.replace(record, split='train') if drawn else record
+    for record, drawn in zip(records, synthetic)
+  ]
 
 
 def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
@@ -123,8 +139,6 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
       'images; they are left out',
       file=sys.stderr,
     )
-  synthetic = {name for name, row in rows.items() if row['synthetic'] == 'true'}
-  is_mixed = 0 < len(synthetic) < len(rows)
   records = []
   for name, row in rows.items():
     [source] = files[name]
@@ -135,11 +149,11 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
         # So that no image's own group has the name of another group.
         group=f'group_{row["group"]}' if row['group'] else source.stem,
         source=source,
-        # Nothing is to be chosen or measured on what a model drew.
-        split='train' if is_mixed and name in synthetic else None,
       )
     )
-  return records
+  return _keep_for_training(
+    records, [row['synthetic'] == 'true' for row in rows.values()]
+  )
 
 
 def _check_row(where: str, row: archives.Row) -> None:
