@@ -283,7 +283,7 @@ addEventListener('load', () => {
   });
   const left = performance.getEntriesByType('resource').map(e => e.name)
     .filter(name => !name.startsWith('data:'));
-  document.title = JSON.stringify({figures, left,
+  parent.document.title = JSON.stringify({figures, left,
     width: innerWidth,
     wide: document.documentElement.scrollWidth > innerWidth});
 });
@@ -296,8 +296,13 @@ addEventListener('load', () => {
 def test_in_a_browser(smoke_run, tmp_path, width):
   """No error, no request, all figures visible, no sideways scrolling."""
   text = (smoke_run / 'report' / 'index.html').read_text()
+  text = text.replace('</body>', _PROBE + '</body>')
   page = tmp_path / 'index.html'
-  page.write_text(text.replace('</body>', _PROBE + '</body>'))
+  # In a frame: no window is as narrow as a phone.
+  page.write_text(
+    f'<iframe width="{width}" height="900" style="border: 0" '
+    f'srcdoc="{html.escape(text)}"></iframe>'
+  )
   done = subprocess.run(
     [
       _CHROMIUM,
@@ -306,7 +311,7 @@ def test_in_a_browser(smoke_run, tmp_path, width):
       '--disable-gpu',
       '--enable-logging=stderr',
       f'--user-data-dir={tmp_path}/profile',
-      f'--window-size={width},900',
+      '--window-size=1300,1000',
       '--virtual-time-budget=5000',
       '--dump-dom',
       page.as_uri(),
@@ -319,6 +324,7 @@ def test_in_a_browser(smoke_run, tmp_path, width):
   assert 'CONSOLE' not in done.stderr, done.stderr
   title = re.search('<title>(.*?)</title>', done.stdout).group(1)
   seen = json.loads(html.unescape(title))
+  assert seen['width'] == width
   assert seen['left'] == []
   assert not seen['wide']
   names = ALL_FIGURES
