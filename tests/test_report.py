@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermvq_jax import errors, evaluate, report
+from dermvq_jax import errors, evaluate, evaluation_page, page, report
 
 VQVAE_FIGURES = [
   'reconstructions.png',
@@ -80,13 +80,13 @@ class _Page(html.parser.HTMLParser):
 def test_page_is_self_contained(smoke_run):
   """What `dermvq demo` wrote."""
   text = (smoke_run / 'report' / 'index.html').read_text()
-  page = _Page(text)
-  assert not page.open
-  for link in page.links:
-    assert link.startswith('data:') or link[1:] in page.ids, link
+  parsed = _Page(text)
+  assert not parsed.open
+  for link in parsed.links:
+    assert link.startswith('data:') or link[1:] in parsed.ids, link
   assert not re.search(r'url\(\s*[\'"]?http|@import|<script', text)
   names = [name.partition('.')[0] for name in ALL_FIGURES]
-  assert sorted(page.figures) == sorted(names)
+  assert sorted(parsed.figures) == sorted(names)
 
 
 def test_page_tells_how_it_was_made(smoke_run):
@@ -208,38 +208,36 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
     pixels_closest_train=pictures[1],
     pixels_closest_held_out=pictures[2],
   )
-  run = report._Run(run_copy, seed=0)
-  [section] = report._evaluations(run)
+  [section] = evaluation_page.sections(run_copy)
   assert [f.name for f in section.figures] == ['closest_pixels_val']
-  page = report.render('A run', 'of images', [section])
-  assert '&lt;b&gt;mel&lt;/b&gt;' in page and '<b>mel' not in page
-  cells = set(re.findall('<td.*?>(.*?)</td>', page))
+  text = page.render('A run', 'of images', [section])
+  assert '&lt;b&gt;mel&lt;/b&gt;' in text and '<b>mel' not in text
+  cells = set(re.findall('<td.*?>(.*?)</td>', text))
   assert {'4.500', '0.2500', '0.0123 ± 0.0045', '1.500', '2.500'} <= cells
   assert {'0.625', '0.625 ± 0.030', '1 of 8', '2 of 20', '0.01'} <= cells
-  assert 'seed 7' in page and 'KID is 0.250 of' in page
+  assert 'seed 7' in text and 'KID is 0.250 of' in text
   # Another one has a section of its own, unless it is of other weights.
   test = folder / 'evaluate_test.json'
   test.write_text(json.dumps(result | {'space': 'inception'}))
-  sections = report._evaluations(run)
+  sections = evaluation_page.sections(run_copy)
   assert [s.title for s in sections] == ['Evaluation on test', section.title]
   assert sections[1] == section
   assert [len(s.text) for s in sections] == [1, 2]  # no word on features
   weights = result['weights'] | {'prior': '3-0'}
   test.write_text(json.dumps(result | {'weights': weights}))
-  stale, _ = report._evaluations(run)
+  stale, _ = evaluation_page.sections(run_copy)
   assert not stale.tables and 'dermvq evaluate --split=test' in stale.text[0]
   test.write_text('{"weights": {')
   with pytest.raises(errors.UserError, match='evaluate_test.json is damaged'):
-    report._evaluations(run)
+    evaluation_page.sections(run_copy)
 
 
 def test_words_in_tables_are_not_set_as_numbers():
   tables = [
-    report.Table(('x', 'y'), [('a', 'b')], words=words)
-    for words in (False, True)
+    page.Table(('x', 'y'), [('a', 'b')], words=words) for words in (False, True)
   ]
   texts = [
-    report.render('title', 'sub', [report.Section('s', 'S', tables=[table])])
+    page.render('title', 'sub', [page.Section('s', 'S', tables=[table])])
     for table in tables
   ]
   assert [text.count('class="number"') for text in texts] == [2, 0]
@@ -297,9 +295,9 @@ def test_in_a_browser(smoke_run, tmp_path, width):
   """No error, no request, all figures visible, no sideways scrolling."""
   text = (smoke_run / 'report' / 'index.html').read_text()
   text = text.replace('</body>', _PROBE + '</body>')
-  page = tmp_path / 'index.html'
+  file = tmp_path / 'index.html'
   # In a frame: no window is as narrow as a phone.
-  page.write_text(
+  file.write_text(
     f'<iframe width="{width}" height="900" style="border: 0" '
     f'srcdoc="{html.escape(text)}"></iframe>'
   )
@@ -314,7 +312,7 @@ def test_in_a_browser(smoke_run, tmp_path, width):
       '--window-size=1300,1000',
       '--virtual-time-budget=5000',
       '--dump-dom',
-      page.as_uri(),
+      file.as_uri(),
     ],
     capture_output=True,
     text=True,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from dermvq_jax import figures, inference, report, workdirs
+from dermvq_jax import figures, inference, page, report, workdirs
 from dermvq_jax.data import prepared
 from experiments.source_report import claims, protocol
 
@@ -31,13 +31,13 @@ _FIG_8 = (
 _FIG_9 = 'The report: samples of generated images.'
 
 
-def verdicts(logs: dict[str, claims.Logs]) -> report.Section:
+def verdicts(logs: dict[str, claims.Logs]) -> page.Section:
   """The claims, decided for each recipe, and the rules."""
   rows = [
     (claim.text, *(str(claim.decide(logs[recipe])) for recipe in logs))
     for claim in claims.CLAIMS
   ]
-  return report.Section(
+  return page.Section(
     'claims',
     'The claims',
     [
@@ -45,8 +45,8 @@ def verdicts(logs: dict[str, claims.Logs]) -> report.Section:
       'confirmed is so for these data and recipes; the report had others.'
     ],
     tables=[
-      report.Table(('claim', *(_TITLES[r] for r in logs)), rows, words=True),
-      report.Table(
+      page.Table(('claim', *(_TITLES[r] for r in logs)), rows, words=True),
+      page.Table(
         ('claim', 'rule'),
         [(claim.text, claim.rule) for claim in claims.CLAIMS],
         'The rules',
@@ -56,7 +56,7 @@ def verdicts(logs: dict[str, claims.Logs]) -> report.Section:
   )
 
 
-def _numbers(logs: dict[str, claims.Logs]) -> report.Section:
+def _numbers(logs: dict[str, claims.Logs]) -> page.Section:
   columns = ('val PSNR (dB)', 'NMSE', 'perplexity', 'codebook usage')
   metrics = ('psnr', 'nmse', 'perplexity', 'codebook_usage')
   rows = []
@@ -73,11 +73,11 @@ def _numbers(logs: dict[str, claims.Logs]) -> report.Section:
             f'{seconds[1]:.1f}' if len(seconds) else '',
           )
         )
-  return report.Section(
+  return page.Section(
     'numbers',
     'The runs',
     ['At the last validation. Times depend on what else the machine did.'],
-    tables=[report.Table(('VQ-VAE', *columns, 's an epoch'), rows)],
+    tables=[page.Table(('VQ-VAE', *columns, 's an epoch'), rows)],
   )
 
 
@@ -88,12 +88,12 @@ def _pair(found: claims.Logs) -> dict[str, claims.Rows]:
   }
 
 
-def _curves(logs: dict[str, claims.Logs]) -> list[report.Section]:
+def _curves(logs: dict[str, claims.Logs]) -> list[page.Section]:
   """Figures 3 to 5."""
 
   def compare(metric: str, unit: str, log_scale: bool = False):
     return [
-      report.Figure(
+      page.Figure(
         f'{unit}_{recipe}'.lower(),
         f'{unit} of the training steps, {_TITLES[recipe]}.',
         svg=figures.compare(
@@ -108,7 +108,7 @@ def _curves(logs: dict[str, claims.Logs]) -> list[report.Section]:
     ]
 
   smoothed = [
-    report.Figure(
+    page.Figure(
       f'smoothed_{recipe}',
       f'NMSE and perplexity, smoothed, with augmentation, {_TITLES[recipe]}.',
       svg=figures.smoothed(found.vqvae, f'smoothed_{recipe}'),
@@ -116,19 +116,19 @@ def _curves(logs: dict[str, claims.Logs]) -> list[report.Section]:
     for recipe, found in logs.items()
   ]
   return [
-    report.Section(
+    page.Section(
       'fig3',
       'Fig 3: Reconstruction loss of the VQ-VAE',
       [_FIG_3],
       figures=compare('step/mse', 'MSE', True),
     ),
-    report.Section(
+    page.Section(
       'fig4',
       'Fig 4: Perplexity of the VQ-VAE',
       [_FIG_4],
       figures=compare('step/perplexity', 'Perplexity'),
     ),
-    report.Section(
+    page.Section(
       'fig5',
       'Fig 5: Normalized mean square error and perplexity',
       [_FIG_5],
@@ -150,7 +150,7 @@ def _validation_images(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _pictures(
   logs: dict[str, claims.Logs], workdir: epath.Path
-) -> list[report.Section]:
+) -> list[page.Section]:
   """Figures 6 to 9, of the recipes that are trained."""
   reconstructions, maps, losses, samples = [], [], [], []
   for recipe, found in logs.items():
@@ -169,7 +169,7 @@ def _pictures(
     if not found.prior:
       continue
     losses.append(
-      report.Figure(
+      page.Figure(
         f'prior_loss_{recipe}',
         f'Training loss of the Gated PixelCNN, {_TITLES[recipe]}.',
         svg=figures.compare(
@@ -194,22 +194,22 @@ def _pictures(
     )
   order = "The plain recipe first, then this package's."
   return [
-    report.Section(
+    page.Section(
       'fig6',
       'Fig 6: Original and reconstructed images',
       [_FIG_6, f'Here: validation images. {order}'],
       figures=reconstructions,
     ),
-    report.Section(
+    page.Section(
       'fig7', 'Fig 7: Input of the Gated PixelCNN', [_FIG_7], figures=maps
     ),
-    report.Section(
+    page.Section(
       'fig8',
       'Fig 8: Training loss of the Gated PixelCNN',
       [_FIG_8],
       figures=losses,
     ),
-    report.Section(
+    page.Section(
       'fig9',
       'Fig 9: Generated images',
       [_FIG_9, f'Here: not chosen by hand. Not for diagnosis. {order}'],
@@ -231,7 +231,7 @@ def write(workdir: epath.Path, num_seeds: int) -> Sequence[epath.Path]:
     *_curves(logs),
     *_pictures(logs, workdir),
   ]
-  return report.write(
+  return page.write(
     workdir,
     'The source report, run again',
     'A VQ-VAE for 10 epochs, a Gated PixelCNN on its codes for 20',
