@@ -41,6 +41,15 @@ def _mean(values: np.ndarray) -> float | None:
   return float(np.mean(values)) if len(values) else None
 
 
+def _confusion(
+  labels: np.ndarray, predicted: np.ndarray, number: int
+) -> list[list[int]]:
+  """How many images, `[true][predicted]`."""
+  counts = np.zeros((number, number), int)
+  np.add.at(counts, (labels, predicted), 1)
+  return counts.tolist()
+
+
 def measure_prior(
   likelihoods: np.ndarray,
   labels: np.ndarray,
@@ -68,8 +77,6 @@ def measure_prior(
   nll = -likelihoods[np.arange(len(labels)), labels]
   uniform = np.full(number, 1 / number)
   predicted = inference.posterior(likelihoods, uniform).argmax(axis=1)
-  confusion = np.zeros((number, number), int)
-  np.add.at(confusion, (labels, predicted), 1)
 
   def likelihood(chosen: np.ndarray) -> Result:
     nats = _mean(nll[chosen])
@@ -91,7 +98,7 @@ def measure_prior(
     'accuracy': _mean(predicted == labels),
     'balanced_accuracy': _mean(recalls),
     'classes': classes,
-    'confusion': confusion.tolist(),
+    'confusion': _confusion(labels, predicted, number),
   }
 
 
@@ -160,8 +167,9 @@ def measure_labels(
       uint8 `[N, H, W, 3]` and the labels they have or were asked for `[N]`.
 
   Returns:
-    Of each set `num_images`, `balanced_accuracy`, its `standard_error` and the
-    `recalls` of the classes; `samples_over_real`, of the balanced accuracies.
+    Of each set `num_images`, `balanced_accuracy`, its `standard_error`, the
+    `recalls` of the classes, `confusion` (images, `[asked for][predicted]`);
+    `samples_over_real`, of the balanced accuracies.
   """
   number = len(classifier.class_names)
   result = {}
@@ -178,6 +186,7 @@ def measure_labels(
         class_name: _mean(predicted[asked == label] == label)
         for label, class_name in enumerate(classifier.class_names)
       },
+      'confusion': _confusion(asked, predicted, number),
     }
   share = result['samples']['balanced_accuracy'] / max(
     result['real']['balanced_accuracy'], 1e-10
@@ -397,7 +406,7 @@ def current_result(
     return None
   try:
     result = json.loads(path.read_text())
-    evaluated = result['weights'].items()
+    evaluated, _ = result['weights'].items(), result['made_by']
   except (ValueError, KeyError, AttributeError) as e:
     raise errors.UserError(
       f'{path} is damaged or of an earlier version; remove it, or run dermvq '
@@ -424,7 +433,7 @@ def run(
 
   - `split`, `dataset` (of images), `seed`, `controls` (of the samples), `space`
     (name of the feature space, None if there was none), `weights` (what tells
-    the weights of each phase from others).
+    the weights of each phase from others), `made_by` (see `workdirs.made_by`).
   - `prior`: of the codes of the split; see `measure_prior`.
   - `reconstruction`: of its images; see `measure_reconstruction`.
   - `generation` (None without a space): `num_features`, `num_real` (images of
@@ -515,6 +524,7 @@ def run(
     'controls': dataclasses.asdict(chosen),
     'space': space and getattr(space, '__name__', type(space).__name__),
     'weights': _weights(workdir),
+    'made_by': workdirs.made_by(),
   }
 
   records = [codes[split][i] for i in range(len(codes[split]))]

@@ -165,11 +165,12 @@ def _memorisation_tables(result: dict[str, Any]) -> list[page.Table]:
       f'Of {memorisation["num_train"]:,}. A sample counts as copied if it is '
       'much closer to one training image than to the next few: if the ratio of '
       'these distances is lower than three quarters of the first percentile of '
-      'held-out images. Closer to training: the share whose nearest image is a '
-      'training image, not a held-out one, and what it would be by chance; a '
-      'small p by pixels says that the model knows its training images better '
-      'than others. By features it can also come from a classifier that was '
-      'trained on them.',
+      'held-out images; how many of these are called copies is counted with a '
+      'threshold learned from others. Closer to training: the share whose '
+      'nearest image is a training image, not a held-out one, and what it '
+      'would be by chance; a small p by pixels says that the model knows its '
+      'training images better than others. By features it can also come from '
+      'a classifier that was trained on them.',
     )
   ]
 
@@ -182,6 +183,26 @@ _RESULT_TABLES = {
   'labels': _label_tables,
   'memorisation': _memorisation_tables,
 }
+
+
+def _confusion(result: evaluate.Result, split: str) -> page.Figure:
+  """What is taken for what, by the prior and, if there is one, a classifier."""
+  counts = {'Real images, by the prior': result['prior']['confusion']}
+  if result.get('labels'):
+    counts['Real images, by the classifier'] = result['labels']['real'][
+      'confusion'
+    ]
+    counts['Samples, by the classifier'] = result['labels']['samples'][
+      'confusion'
+    ]
+  name = f'confusion_{split}'
+  return page.Figure(
+    name,
+    'How many images of each class are taken for which; the shade is the share '
+    "of the class. By the prior: the class under which an image's codes are "
+    'most likely. Of samples the class is the one they were asked for.',
+    svg=figures.confusion(counts, list(result['prior']['classes']), name),
+  )
 
 
 def _closest_pairs(path: epath.Path, split: str) -> list[page.Figure]:
@@ -213,21 +234,29 @@ def _closest_pairs(path: epath.Path, split: str) -> list[page.Figure]:
     ]
 
 
-def sections(workdir: epath.Path) -> list[page.Section]:
-  """What `dermvq evaluate` wrote, a section a split.
+def results(workdir: epath.Path) -> dict[str, evaluate.Result | None]:
+  """What `dermvq evaluate` wrote, by split; None if of other weights.
 
   Raises:
     UserError: a result is damaged.
   """
-  found = []
-  folder = workdir / 'report'
-  for path in sorted(folder.glob('evaluate_*.json')):
-    split = path.stem.removeprefix('evaluate_')
-    result = evaluate.current_result(workdir, split)
+  splits = [
+    path.stem.removeprefix('evaluate_')
+    for path in sorted((workdir / 'report').glob('evaluate_*.json'))
+  ]
+  return {split: evaluate.current_result(workdir, split) for split in splits}
+
+
+def sections(
+  workdir: epath.Path, found: dict[str, evaluate.Result | None]
+) -> list[page.Section]:
+  """What `results` found, a section a split."""
+  made = []
+  for split, result in found.items():
     about = {'id': f'evaluation_{split}', 'title': f'Evaluation on {split}'}
     if result is None:
       text = f'It is of other weights: run dermvq evaluate --split={split}.'
-      found.append(page.Section(**about, text=[text]))
+      made.append(page.Section(**about, text=[text]))
       continue
     controls = ', '.join(f'{k} {v:g}' for k, v in result['controls'].items())
     text = [
@@ -245,8 +274,11 @@ def sections(workdir: epath.Path) -> list[page.Section]:
       if result.get(name)
       for table in make(result)
     ]
-    pictures = _closest_pairs(folder / f'nearest_{split}.npz', split)
-    found.append(
+    pictures = [_confusion(result, split)]
+    pictures += _closest_pairs(
+      workdir / 'report' / f'nearest_{split}.npz', split
+    )
+    made.append(
       page.Section(**about, text=text, tables=tables, figures=pictures)
     )
-  return found
+  return made

@@ -262,6 +262,44 @@ def distance_histogram(distances: np.ndarray) -> str:
   return _svg(figure, 'code_distances')
 
 
+@matplotlib.rc_context(_STYLE)
+def confusion(
+  counts: Mapping[str, np.ndarray], class_names: Sequence[str], name: str
+) -> str:
+  """What images of each class are taken for, a panel for each way.
+
+  Args:
+    counts: title to int `[C, C]`, `[true][predicted]`.
+    class_names: of the C classes.
+    name: of the figure.
+
+  Returns:
+    SVG; the shade of a cell is its share of the row.
+  """
+  figure, axes = _panels(len(counts), 2)
+  colour = matplotlib.colors.to_rgb(_COLOURS[1])
+  shades = matplotlib.colors.LinearSegmentedColormap.from_list(
+    'shades', [(*colour, 0.0), (*colour, 0.9)]
+  )
+  ticks = np.arange(len(class_names)) + 0.5
+  for axis, (title, table) in zip(axes, counts.items()):
+    table = np.asarray(table)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    axis.pcolor(shares, cmap=shades, vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(table):
+      axis.text(
+        column + 0.5, row + 0.5, count, ha='center', va='center', fontsize=7
+      )
+    axis.set(title=title, xlabel='taken for', ylabel='class')
+    axis.set_xticks(ticks, class_names, rotation=45, fontsize=8)
+    axis.set_yticks(ticks, class_names, fontsize=8)
+    axis.tick_params(length=0)
+    axis.invert_yaxis()
+  for axis in axes[len(counts) :]:
+    axis.remove()
+  return _svg(figure, name)
+
+
 def _enlarge(sheet: np.ndarray) -> np.ndarray:
   """Doubles small pictures, so that a page shows them without blur."""
   return sheet.repeat(2, 0).repeat(2, 1)

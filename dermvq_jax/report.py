@@ -3,6 +3,7 @@
 The page is self-contained: it opens without a network and can be mailed.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from etils import epath
 from dermvq_jax import (
   checkpoints,
   errors,
+  evaluate,
   evaluation_page,
   figures,
   images,
@@ -401,28 +403,55 @@ def _data_card(run: _Run) -> page.Section:
   )
 
 
-def _how(run: _Run) -> page.Section:
-  commands, listings = [], []
+def _steps(
+  run: _Run, evaluated: dict[str, evaluate.Result | None]
+) -> dict[str, dict[str, Any]]:
+  """How each part of the run was made, in the order in which it was."""
+  steps = {
+    'images': prepared.load_provenance(run.facts['dataset'], run.data_dir)
+  }
+  for phase, folder in run.folders.items():
+    if phase == 'prior':
+      _, facts = workdirs.load_config(folder)
+      steps['codes'] = prepared.load_provenance(facts['dataset'], run.data_dir)
+    steps[phase] = workdirs.load_provenance(folder)
+  for split, result in evaluated.items():
+    steps[f'evaluation on {split}'] = (result or {}).get('made_by', {})
+  steps['this page'] = workdirs.made_by()
+  return {name: made_by for name, made_by in steps.items() if made_by}
+
+
+def _commands(steps: dict[str, dict[str, Any]]) -> str:
+  """A command, and what it made; those that made several parts once."""
+  lines = []
+  for command, parts in itertools.groupby(
+    steps.items(), lambda step: step[1]['command']
+  ):
+    lines.append(command)
+    for name, made_by in parts:
+      versions = [f'{k} {v}' for k, v in made_by['versions'].items()]
+      devices = [made_by['devices']] if 'devices' in made_by else []
+      about = ', '.join([made_by['date'], *devices, *versions])
+      lines.append(f'  # {name}: {about}')
+  return '\n'.join(lines)
+
+
+def _how(
+  run: _Run, evaluated: dict[str, evaluate.Result | None]
+) -> page.Section:
+  listings = []
   for phase, folder in run.folders.items():
     config, _ = workdirs.load_config(folder)
-    made_by = workdirs.load_provenance(folder)
-    versions = ', '.join(f'{k} {v}' for k, v in made_by['versions'].items())
-    commands.append(
-      f'{made_by["command"]}\n'
-      f'  # {phase}: {made_by["date"]}, {made_by["devices"]}, {versions}'
-    )
     listings.append(
       page.Listing(
         f'Config of the {phase}', json.dumps(config.to_dict(), indent=2)
       )
     )
+  commands = _commands(_steps(run, evaluated))
   return page.Section(
     'how',
     'How it was made',
-    listings=[
-      page.Listing('Commands', '\n'.join(commands), open=True),
-      *listings,
-    ],
+    listings=[page.Listing('Commands', commands, open=True), *listings],
   )
 
 
@@ -449,14 +478,15 @@ def run(
   sections = [_summary(source)]
   if source.has_samples:
     sections.append(_samples(source))
-  sections += evaluation_page.sections(workdir)
+  evaluated = evaluation_page.results(workdir)
+  sections += evaluation_page.sections(workdir, evaluated)
   if source.has_samples:
     sections += [_controls(source), _completions(source)]
   sections += [
     _reconstructions(source),
     _training(source),
     _data_card(source),
-    _how(source),
+    _how(source, evaluated),
   ]
   h, w = source.model.grid
   return page.write(

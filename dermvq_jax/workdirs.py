@@ -1,21 +1,17 @@
 """The folder of a run: where its parts are and what it was started with."""
 
 import contextlib
-import datetime
 import fcntl
 import json
 import os
-import shlex
-import sys
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import jax
 import ml_collections
 from etils import epath
 
-from dermvq_jax import __version__, errors
+from dermvq_jax import errors, provenance
 
 _FILE = 'config.json'
 # These may change between two starts of the same run.
@@ -123,22 +119,15 @@ def _load(folder: epath.PathLike) -> dict[str, Any]:
     ) from None
 
 
-def _provenance() -> dict[str, Any]:
-  """Who makes this run: JSON values for people, which nothing depends on."""
-  now = datetime.datetime.now(datetime.UTC)
-  return {
-    'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-    'date': now.strftime('%Y-%m-%d %H:%M UTC'),
-    'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
-    'versions': {
-      'dermvq_jax': __version__,
-      **{name: metadata.version(name) for name in ('jax', 'flax')},
-    },
+def made_by() -> dict[str, Any]:
+  """What `provenance.describe` says, and `devices`."""
+  return provenance.describe('jax', 'flax') | {
+    'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}'
   }
 
 
 def load_provenance(folder: epath.PathLike) -> dict[str, Any]:
-  """The first start of a phase: `command`, `date`, `devices`, `versions`.
+  """What `made_by` said at the first start of a phase.
 
   Raises:
     UserError: nothing was started there, or its file is damaged.
@@ -154,9 +143,9 @@ def save_config(
   """Stores what a phase is started with, after `check_config`."""
   folder = epath.Path(folder)
   check_config(folder, config, facts)
-  made_by = load_provenance(folder) if exists(folder) else _provenance()
+  first = load_provenance(folder) if exists(folder) else made_by()
   folder.mkdir(parents=True, exist_ok=True)
-  stored = {'config': config.to_dict(), 'facts': facts, 'made_by': made_by}
+  stored = {'config': config.to_dict(), 'facts': facts, 'made_by': first}
   write_text(folder / _FILE, json.dumps(stored, indent=2) + '\n')
 
 

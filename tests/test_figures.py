@@ -36,6 +36,15 @@ def test_charts_take_the_colour_of_the_page(svg, titles):
   assert figures._PLACEHOLDER not in svg
 
 
+def test_confusion_tells_counts_and_shades_shares():
+  counts = np.array([[90, 10], [0, 0]])
+  svg = figures.confusion({'Some': counts, 'Others': counts.T}, 'ab', 'name')
+  assert {'Some', 'Others', 'a', 'b', '90', '10', '0'} <= _texts(svg)
+  assert figures._PLACEHOLDER not in svg and '<image' not in svg
+  shades = re.findall(r'fill-opacity: ([\d.]+)', svg)
+  assert {0.81, 0.09, 0.9} <= {round(float(x), 2) for x in shades}
+
+
 def test_a_chart_is_the_same_every_time():
   assert figures.smoothed(_ROWS) == figures.smoothed(_ROWS)
 

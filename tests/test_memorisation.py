@@ -281,6 +281,16 @@ def test_threshold():
   )
 
 
+def test_false_alarms_by_hand():
+  """The threshold for a half of the lesions comes from the other one."""
+  groups = np.array(list('abab'))
+  ratios = np.array([1.0, 4.0, 2.0, 8.0])  # of a: 1 and 2, of b: 4 and 8
+  assert memorisation.threshold(ratios[1::2]) == pytest.approx(0.75 * 4.04)
+  # Both of a are below 3.03; none of b is below 0.76.
+  assert memorisation.num_false_alarms(ratios, groups) == 2
+  assert memorisation.num_false_alarms(np.ones(4), groups) == 0
+
+
 def test_symmetries_are_the_eight():
   x = np.arange(2 * 3 * 3 * 1).reshape(2, 3, 3, 1)
   forms = images.symmetries(x)

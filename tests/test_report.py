@@ -29,7 +29,11 @@ PRIOR_FIGURES = [
   'guidance_scale.png',
   'prior_curves.svg',
 ]
-EVALUATION_FIGURES = ['closest_pixels_val.png', 'closest_features_val.png']
+EVALUATION_FIGURES = [
+  'confusion_val.svg',
+  'closest_pixels_val.png',
+  'closest_features_val.png',
+]
 ALL_FIGURES = VQVAE_FIGURES + PRIOR_FIGURES + EVALUATION_FIGURES
 EVALUATION = ['evaluate_val.json', 'nearest_val.npz']
 _CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
@@ -91,6 +95,12 @@ def test_page_is_self_contained(smoke_run):
 
 def test_page_tells_how_it_was_made(smoke_run):
   text = (smoke_run / 'report' / 'index.html').read_text()
+  # One command made all of it, and is told once.
+  parts = ('images', 'vqvae', 'codes', 'prior', 'classifier')
+  told = re.search(r'<pre>(.*?)</pre>', text, re.DOTALL).group(1).split('\n')
+  assert [line.split(':')[0] for line in told[1:]] == [
+    f'  # {part}' for part in (*parts, 'evaluation on val', 'this page')
+  ]
   for phase in ('vqvae', 'prior', 'classifier'):
     config = json.loads((smoke_run / phase / 'config.json').read_text())
     assert config['made_by']['devices'] in text
@@ -152,6 +162,10 @@ def test_prior_that_has_just_started(run_copy):
   assert names == {'index.html', *VQVAE_FIGURES, 'prior_curves.svg'}
 
 
+def evaluation_sections(workdir):
+  return evaluation_page.sections(workdir, evaluation_page.results(workdir))
+
+
 def test_evaluation_and_names_are_shown_as_text(run_copy):
   row = {'num_images': 3, 'bits_per_code': 4.5, 'bits_per_dim': 0.25}
   counts = {'num_copied': 1, 'num_held_out_copied': 2, 'p_value': 0.01}
@@ -162,8 +176,10 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
     'controls': {'temperature': 1.0},
     'space': 'classifier',
     'weights': current['weights'],
+    'made_by': current['made_by'],
     'prior': {
       **row,
+      'confusion': [[123]],
       'accuracy': 0.5,
       'balanced_accuracy': 0.375,
       'classes': {'<b>mel</b>': {**row, 'recall': None}},
@@ -184,10 +200,12 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
     },
     'labels': {
       'samples_over_real': 0.9,
+      'real': current['labels']['real'],
       'samples': {
         'balanced_accuracy': 0.625,
         'standard_error': 0.03,
         'recalls': {'mel': 0.625},
+        'confusion': [[456]],
       },
     },
     'memorisation': {
@@ -208,8 +226,10 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
     pixels_closest_train=pictures[1],
     pixels_closest_held_out=pictures[2],
   )
-  [section] = evaluation_page.sections(run_copy)
-  assert [f.name for f in section.figures] == ['closest_pixels_val']
+  [section] = evaluation_sections(run_copy)
+  names = [f.name for f in section.figures]
+  assert names == ['confusion_val', 'closest_pixels_val']
+  assert '>123<' in section.figures[0].svg and '>456<' in section.figures[0].svg
   text = page.render('A run', 'of images', [section])
   assert '&lt;b&gt;mel&lt;/b&gt;' in text and '<b>mel' not in text
   cells = set(re.findall('<td.*?>(.*?)</td>', text))
@@ -219,17 +239,17 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
   # Another one has a section of its own, unless it is of other weights.
   test = folder / 'evaluate_test.json'
   test.write_text(json.dumps(result | {'space': 'inception'}))
-  sections = evaluation_page.sections(run_copy)
+  sections = evaluation_sections(run_copy)
   assert [s.title for s in sections] == ['Evaluation on test', section.title]
   assert sections[1] == section
   assert [len(s.text) for s in sections] == [1, 2]  # no word on features
   weights = result['weights'] | {'prior': '3-0'}
   test.write_text(json.dumps(result | {'weights': weights}))
-  stale, _ = evaluation_page.sections(run_copy)
+  stale, _ = evaluation_sections(run_copy)
   assert not stale.tables and 'dermvq evaluate --split=test' in stale.text[0]
   test.write_text('{"weights": {')
   with pytest.raises(errors.UserError, match='evaluate_test.json is damaged'):
-    evaluation_page.sections(run_copy)
+    evaluation_page.results(run_copy)
 
 
 def test_words_in_tables_are_not_set_as_numbers():

@@ -15,7 +15,7 @@ _ROOT = pathlib.Path(dermvq_jax.__file__).parent
 # From the lowest up: a module imports only what is in a line before its own.
 # 'models' and 'data' stand for all their modules.
 _ORDER = [
-  {'errors', 'progress', 'compile_cache', 'host_memory'},
+  {'errors', 'progress', 'provenance', 'compile_cache', 'host_memory'},
   {'hosts'},
   {
     'losses',

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import re
@@ -13,8 +14,9 @@ from collections.abc import Callable, Iterator
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dermvq_jax import errors
+from dermvq_jax import errors, provenance
 from dermvq_jax.data import builder as builder_lib
+from dermvq_jax.data import prepared
 
 # Names that TFDS gives to what it is still writing, and to a note of its own.
 _INCOMPLETE = 'incomplete.'
@@ -86,6 +88,8 @@ def write(
         with _replacing(path):
           builder = make_builder()
           _write(builder, manual_dir)
+          made_by = json.dumps(provenance.describe(), indent=2)
+          (path / prepared.MADE_BY).write_text(made_by + '\n')
   except (OSError, RuntimeError) as e:
     failure = _system_failure(e)
     if failure is None:

@@ -13,6 +13,8 @@ from dermvq_jax import errors
 
 # Of what a features.json may name; TFDS imports the module of anything else.
 _FEATURES = 'tensorflow_datasets.core.features.'
+# Beside TFDS' own files: what `provenance.describe` said.
+MADE_BY = 'made_by.json'
 
 
 class _Records:
@@ -180,6 +182,15 @@ def description(dataset: str, data_dir: epath.PathLike) -> str:
     UserError: the dataset is not prepared.
   """
   return ' '.join(_builder(dataset, data_dir).info.description.split())
+
+
+def load_provenance(dataset: str, data_dir: epath.PathLike) -> dict[str, Any]:
+  """What `provenance.describe` said when it was prepared; empty if unknown."""
+  try:
+    path = _builder(dataset, data_dir).data_path / MADE_BY
+    return dict(json.loads(path.read_text()))
+  except (errors.UserError, OSError, ValueError, TypeError):
+    return {}  # not there, or prepared by an earlier version
 
 
 def read_labels(

@@ -177,6 +177,8 @@ def _pictures(
           'step/loss',
           f'{model.config.prior.loss} (nats per code)',
           name=f'prior_loss_{recipe}',
+          # It begins at a hundred times its end.
+          log_scale=model.config.prior.loss == 'bce',
         ),
       )
     )
