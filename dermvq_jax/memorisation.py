@@ -50,7 +50,7 @@ _CANDIDATES = 256
 _CHUNK = 16  # images at a time
 _READ_AT_ONCE = 512
 # A ratio is called low when it is this much below those of nearly all held-out
-# images. Of 999 real ones none is, and all copies that the tests try are.
+# images. Of 999 real ones one is, and all copies that the tests try are.
 _QUANTILE, _MARGIN = 0.01, 0.75
 _NUM_PERMUTATIONS = 10_000
 _QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1)  # that are told
