@@ -43,9 +43,9 @@ _SIDE, _SHIFT, _BLOCK = 32, 2, 2
 _SHIFTS = range(2 * _SHIFT + 1)
 # Nearest training images that the ratio is of.
 _NEIGHBOURS = 5
-# Those without a shift are found first; among so many the shifted and the first
-# of each lesion are looked for. A copy shifted the farthest is among them, as
-# tests show.
+# Those without a shift are found first; among so many images, and the first of
+# the nearest lesions, the shifted are looked for. A copy shifted the farthest
+# is among them, as tests show.
 _CANDIDATES = 256
 _CHUNK = 16  # images at a time
 _READ_AT_ONCE = 512
@@ -105,7 +105,10 @@ class Nearest:
 
 
 def _first_of_each(squares: jax.Array, groups: jax.Array) -> jax.Array:
-  """Infinity for all but the nearest of each group; all `[B, M]`."""
+  """Infinity for all but the nearest of each group; all `[B, M]`.
+
+  The same image twice counts once.
+  """
   number = jnp.arange(squares.shape[1])
   a, b = squares[:, :, None], squares[:, None]
   before = (b < a) | ((b == a) & (number < number[:, None]))
@@ -122,13 +125,32 @@ def _take(squares: jax.Array, found: jax.Array, groups: jax.Array) -> Nearest:
   )
 
 
+def _nearest_of_groups(squares: jax.Array, groups: jax.Array) -> jax.Array:
+  """The nearest image of each of the nearest groups: `[B, N]` to `[B, k]`."""
+  n = len(groups)
+  least = jax.ops.segment_min(
+    squares.T, groups, n
+  )  # [G, B]; inf where no group
+  is_least = least[groups] == squares.T
+  number = jnp.where(is_least, jnp.arange(n)[:, None], n)
+  first = jax.ops.segment_min(number, groups, n)
+  _, nearest = jax.lax.top_k(-least.T, min(_NEIGHBOURS, n))
+  found = jnp.take_along_axis(first.T, nearest, axis=1)
+  return jnp.minimum(found, n - 1)  # with fewer groups, any image once more
+
+
 def _candidates(
-  variants: jax.Array, bank: jax.Array
+  variants: jax.Array, bank: jax.Array, groups: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Square distances and indices of the nearest by any of `[V, B, F]`."""
+  """Square distances and indices `[B, M]` of the nearest by any of `[V, B, F]`.
+
+  The nearest images, and the nearest one of each of the nearest groups: images
+  of a single group may fill the former.
+  """
   squares = _square_distances(variants, bank).min(0)  # [B, N]
-  found, indices = jax.lax.top_k(-squares, min(_CANDIDATES, len(bank)))
-  return -found, indices
+  _, found = jax.lax.top_k(-squares, min(_CANDIDATES, len(bank)))
+  found = jnp.concatenate([found, _nearest_of_groups(squares, groups)], axis=1)
+  return jnp.take_along_axis(squares, found, axis=1), found
 
 
 @jax.jit
@@ -136,7 +158,7 @@ def _nearest(
   variants: jax.Array, bank: jax.Array, groups: jax.Array
 ) -> Nearest:
   """Nearest over all variants `[V, B, F]` of the images."""
-  return _take(*_candidates(variants, bank), groups)
+  return _take(*_candidates(variants, bank, groups), groups)
 
 
 def _numbers(groups: np.ndarray) -> np.ndarray:
@@ -174,7 +196,7 @@ def _nearest_shifted(
   def windows(top, left):
     return _window(flat, top, left).reshape(*images.shape[:2], -1)
 
-  _, found = _candidates(windows(_SHIFT, _SHIFT), bank)
+  _, found = _candidates(windows(_SHIFT, _SHIFT), bank, groups)
   close = bank[found]  # [B, candidates, F]
   shifted = jnp.concatenate([windows(i, j) for i in _SHIFTS for j in _SHIFTS])
   squares = _square_distances(shifted.swapaxes(0, 1), close).min(1)

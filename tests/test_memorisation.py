@@ -211,7 +211,31 @@ def test_ratio_by_hand():
   same = memorisation.nearest_features(forms, np.zeros((9, 1)), np.arange(9))
   assert np.isfinite(same.ratio).all()
   few = memorisation.nearest_features(forms, points[:2], alone[:2])
-  assert few.distances.shape == (2, 2)
+  np.testing.assert_array_equal(np.isfinite(few.distances).sum(1), 2)
+  np.testing.assert_allclose(few.ratio, [1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize('photographs', [255, 256, 300])
+def test_a_lesion_with_more_photographs_than_candidates(photographs):
+  """By features and by pixels, its copy is found."""
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (16, 16, 3)).repeat(4, 0).repeat(4, 1)
+  noisy = [np.clip(x + rng.normal(0, 2, x.shape), 0, 255) for _ in range(20)]
+  near = [noisy[i % 20] for i in range(photographs)]
+  far = rng.integers(0, 256, (40, 16, 16, 3)).repeat(4, 1).repeat(4, 2)
+  bank = memorisation.describe(np.uint8([*near, *far]))
+  groups = np.array(['one'] * photographs + [f'{i}' for i in range(len(far))])
+  copy = np.uint8(x)[None, ::-1]
+  by_features = np.stack(
+    [memorisation.describe(f) for f in images.symmetries(copy)]
+  )
+  for found in (
+    memorisation.nearest_pixels(copy, bank, groups),
+    memorisation.nearest_features(by_features, bank, groups),
+  ):
+    assert groups[found.indices[0, 0]] == 'one'
+    assert len(set(groups[found.indices[0]])) == 5
+    assert found.ratio[0] < 0.1
 
 
 def test_ratio_of_lesions_by_hand():
