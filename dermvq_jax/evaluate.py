@@ -41,6 +41,11 @@ def _mean(values: np.ndarray) -> float | None:
   return float(np.mean(values)) if len(values) else None
 
 
+def _share(part: float, whole: float) -> float | None:
+  """None of nothing, or of less."""
+  return float(part / whole) if whole > 0 else None
+
+
 def _confusion(
   labels: np.ndarray, predicted: np.ndarray, number: int
 ) -> list[list[int]]:
@@ -169,7 +174,8 @@ def measure_labels(
   Returns:
     Of each set `num_images`, `balanced_accuracy`, its `standard_error`, the
     `recalls` of the classes, `confusion` (images, `[asked for][predicted]`);
-    `samples_over_real`, of the balanced accuracies.
+    `samples_over_real`, of the balanced accuracies over the classes that both
+    have (None if no real image is recognised).
   """
   number = len(classifier.class_names)
   result = {}
@@ -188,9 +194,10 @@ def measure_labels(
       },
       'confusion': _confusion(asked, predicted, number),
     }
-  share = result['samples']['balanced_accuracy'] / max(
-    result['real']['balanced_accuracy'], 1e-10
-  )
+  real, made = result['real']['recalls'], result['samples']['recalls']
+  # Other classes would count on one side only.
+  both = [c for c in real if None not in (real[c], made[c])]
+  share = _share(sum(made[c] for c in both), sum(real[c] for c in both))
   return result | {'samples_over_real': share}
 
 
@@ -354,8 +361,8 @@ def _evaluate_samples(
       ),
     }
     kids = result['generation']['sets']
-    result['generation']['kid_over_independent'] = (
-      kids['samples']['kid'] / kids['independent_codes']['kid']
+    result['generation']['kid_over_independent'] = _share(
+      kids['samples']['kid'], kids['independent_codes']['kid']
     )
   held_out = _Chain([sources['val'], sources['test']])
   # The classifier's features, where they are, of images in all positions: any
@@ -444,7 +451,8 @@ def run(
     (one for each image of `floor_split`, of its class), `independent_codes`
     (decoded from codes that are drawn independently from each position's
     training counts). All but `reconstructions` have as many images.
-    `kid_over_independent`: KID of samples over that of independent codes.
+    `kid_over_independent`: KID of samples over that of independent codes (None
+    if features do not tell these from real images).
     `classes`: class to sets, for classes of 100 real images and more.
   - `labels` (None without a classifier): see `measure_labels`.
   - `memorisation`: `num_samples`, `num_train`, `num_held_out` (all of val and
@@ -599,12 +607,15 @@ def _tell(result: Result, workdir: epath.Path):
       workdir,
     )
   if result['labels']:
+    told = ', '.join(
+      f'{row["balanced_accuracy"]:.3f} on {name}'
+      for name, row in result['labels'].items()
+      if isinstance(row, dict)
+    )
+    share = result['labels']['samples_over_real']
     logging.info(
-      'The classifier: balanced accuracy %.3f on real images, %.3f on their '
-      'reconstructions, %.3f on samples (%.2f of the first)',
-      result['labels']['real']['balanced_accuracy'],
-      result['labels']['reconstructions']['balanced_accuracy'],
-      result['labels']['samples']['balanced_accuracy'],
-      result['labels']['samples_over_real'],
+      'The classifier: balanced accuracy %s%s',
+      told,
+      '' if share is None else f' ({share:.2f} of real)',
     )
   logging.info('%s', _memorisation_table(result['memorisation']))

@@ -63,6 +63,7 @@ def _prior_tables(result: dict[str, Any]) -> list[page.Table]:
 def _generation_tables(result: dict[str, Any]) -> list[page.Table]:
   generation = result['generation']
   metrics = ('precision', 'recall', 'density', 'coverage')
+  share = generation['kid_over_independent']
   tables = [
     page.Table(
       ('images', 'number', 'Frechet distance', 'KID', *metrics),
@@ -83,8 +84,9 @@ def _generation_tables(result: dict[str, Any]) -> list[page.Table]:
       'how much of the real variety is there. Other real images are the floor, '
       'which samples can not be expected to beat; decoded from their codes, '
       'they show what a perfect prior would reach. Independent codes are drawn '
-      "from each position's frequencies alone: a prior has to beat them; its "
-      f'KID is {generation["kid_over_independent"]:.3f} of theirs. '
+      "from each position's frequencies alone: a prior has to beat them"
+      + ('.' if share is None else f'; its KID is {share:.3f} of theirs.')
+      + ' '
       'Reconstructions are of the very images that all is compared with, so '
       'that only their Frechet distance says something.',
     )
@@ -100,6 +102,7 @@ def _generation_tables(result: dict[str, Any]) -> list[page.Table]:
           for name, found in by_class.items()
         ],
         'Frechet distance of each class of 100 real images and more',
+        'Compare within a row: the fewer images, the larger the distance.',
       )
     )
   return tables
@@ -109,6 +112,7 @@ def _label_tables(result: dict[str, Any]) -> list[page.Table]:
   labels = result['labels']
   sets = [name for name in labels if isinstance(labels[name], dict)]
   names = labels[sets[0]]['recalls']
+  share = labels['samples_over_real']
   rows = [
     (name, *(_number(labels[s]['recalls'].get(name)) for s in sets))
     for name in names
@@ -130,8 +134,9 @@ def _label_tables(result: dict[str, Any]) -> list[page.Table]:
       'Do samples show the class that they were asked for?',
       'The share that a classifier, trained on real images, sees as the class '
       'they are of. Samples that show their class are recognised as often as '
-      f'real images; here {labels["samples_over_real"]:.2f} as often. Guidance '
-      'helps.',
+      'real images'
+      + ('' if share is None else f'; here {share:.2f} as often')
+      + '. If they are recognised less, try --guidance_scale.',
     )
   ]
 

@@ -156,6 +156,10 @@ def balanced_accuracy(
 ) -> tuple[float, float]:
   """Mean recall of the classes that occur, and its standard error.
 
+  The error counts images as independent, and one more right and one more wrong
+  in each class (Agresti and Coull 1998): a recall of 0 or 1 of a few images is
+  not certain.
+
   Args:
     predicted: int `[N]`.
     labels: int `[N]`.
@@ -165,7 +169,8 @@ def balanced_accuracy(
   right = np.bincount(labels[predicted == labels], minlength=num_classes)
   seen = counts > 0
   recalls = right[seen] / counts[seen]
-  variances = recalls * (1 - recalls) / counts[seen]
+  smoothed = (right[seen] + 1) / (counts[seen] + 2)
+  variances = smoothed * (1 - smoothed) / counts[seen]
   return float(recalls.mean()), float(np.sqrt(variances.sum()) / seen.sum())
 
 

@@ -199,6 +199,47 @@ def test_labels(classifier_run, result):
   )
 
 
+class _Oracle:
+  """A classifier that reads the class from the image; 3 is no image's."""
+
+  class_names = ('a', 'b', 'c', 'd')
+
+  def predict(self, images):
+    return images[:, 0, 0, 0]
+
+
+def _showing(*seen):
+  return np.uint8(seen)[:, None, None, None]
+
+
+def test_samples_over_real_is_of_the_classes_that_both_have():
+  real = _showing(0, 3, 1, 3), np.array([0, 0, 1, 1])
+  made = _showing(0, 3, 1, 3, 3, 3), np.array([0, 0, 1, 1, 2, 2])
+  sets = {'real': real, 'reconstructions': real, 'samples': made}
+  result = evaluate.measure_labels(_Oracle(), sets)
+  assert result['real']['recalls'] == {
+    'a': 0.5,
+    'b': 0.5,
+    'c': None,
+    'd': None,
+  }
+  assert result['samples']['balanced_accuracy'] == pytest.approx(1 / 3)
+  assert result['samples_over_real'] == 1
+  sets['real'] = _showing(3, 3), np.array([0, 1])
+  result = evaluate.measure_labels(_Oracle(), sets)
+  assert result['samples_over_real'] is None
+
+
+def test_features_that_are_all_the_same(classifier_run):
+  result = evaluate.run(
+    classifier_run,
+    'test',
+    space=lambda images: np.ones((len(images), 2)),
+    num_samples=10,
+  )
+  assert result['generation']['kid_over_independent'] is None
+
+
 def test_memorisation(classifier_run, result, nearest):
   told = result['memorisation']
   _, facts = workdirs.load_config(classifier_run / 'vqvae')

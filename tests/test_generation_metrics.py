@@ -200,8 +200,24 @@ def test_balanced_accuracy_by_hand():
   predicted = np.array([0, 0, 0, 1, 2, 1])
   value, error = metrics.balanced_accuracy(predicted, labels, 4)
   assert value == pytest.approx((3 / 4 + 1 / 2) / 2)
-  variance = (3 / 4 * 1 / 4 / 4 + 1 / 2 * 1 / 2 / 2) / 2**2
+  variance = (4 / 6 * 2 / 6 / 4 + 1 / 2 * 1 / 2 / 2) / 2**2
   assert error == pytest.approx(np.sqrt(variance))
+
+
+def test_error_of_balanced_accuracy_is_that_of_repeated_draws():
+  """Of classes that have an image or a few too."""
+  counts, chance = np.array([1, 3, 8, 40]), np.array([0.5, 0.8, 0.3, 0.6])
+  labels = np.repeat(np.arange(4), counts)
+  rng = np.random.default_rng(0)
+  found = np.array(
+    [
+      metrics.balanced_accuracy(
+        np.where(rng.random(len(labels)) < chance[labels], labels, 4), labels, 5
+      )
+      for _ in range(2000)
+    ]
+  )
+  assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.1)
 
 
 def test_only_large_classes_have_metrics_of_their_own():

@@ -236,6 +236,16 @@ def test_evaluation_and_names_are_shown_as_text(run_copy):
   assert {'4.500', '0.2500', '0.0123 ± 0.0045', '1.500', '2.500'} <= cells
   assert {'0.625', '0.625 ± 0.030', '1 of 8', '2 of 20', '0.01'} <= cells
   assert 'seed 7' in text and 'KID is 0.250 of' in text
+  # Where there is nothing to divide by.
+  for part, name in (
+    ('labels', 'samples_over_real'),
+    ('generation', 'kid_over_independent'),
+  ):
+    less = result | {part: result[part] | {name: None}}
+    (folder / 'evaluate_val.json').write_text(json.dumps(less))
+    [told] = evaluation_sections(run_copy)
+    assert 'None' not in page.render('A run', 'of images', [told])
+  (folder / 'evaluate_val.json').write_text(json.dumps(result))
   # Another one has a section of its own, unless it is of other weights.
   test = folder / 'evaluate_test.json'
   test.write_text(json.dumps(result | {'space': 'inception'}))
