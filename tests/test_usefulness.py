@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from dermvq_jax import errors
 from dermvq_jax.data import prepared
 from experiments.usefulness import __main__ as command
 from experiments.usefulness import folds, statistics
@@ -41,6 +42,18 @@ def test_compose():
   # What a class lacks comes from its own samples.
   assert told['real_and_synthetic'] == [*before, (103, 1), (104, 1), (106, 2)]
   assert told['synthetic'] == [(100 + i, i // 3) for i in range(9)]
+  assert told['oversampled_and_synthetic'] == (
+    told['oversampled'] + told['synthetic']
+  )
+
+
+@pytest.mark.parametrize('way', command.WAYS)
+def test_classes_that_no_prior_saw_are_not_made_up(way):
+  made = command.compose(
+    way, _images([0, 0, 0, 1]), np.zeros((3, 3, 2, 2, 3), np.uint8)
+  )
+  assert set(made['label']) == {0, 1}
+  assert len(made['image']) == len(made['label'])
 
 
 def test_recalls():
@@ -57,7 +70,12 @@ def test_bootstrap_is_that_of_a_share(images_a_lesion):
   lesions = np.repeat(np.arange(n), images_a_lesion)
   correct = (lesions < p * n)[None, None]
   draws = statistics.bootstrap_recalls(
-    correct, np.zeros(len(lesions), int), lesions.astype(str), 1, num_draws=8000
+    correct,
+    np.zeros(len(lesions), int),
+    lesions.astype(str),
+    lesions % 2,
+    1,
+    num_draws=8000,
   )[:, 0, 0]
   error = math.sqrt(p * (1 - p) / n)
   assert draws.mean() == pytest.approx(p, abs=4 * error / 8000**0.5)
@@ -67,22 +85,55 @@ def test_bootstrap_is_that_of_a_share(images_a_lesion):
   assert found.high == pytest.approx(p + 1.96 * error, abs=0.006)
 
 
-def test_bootstrap_draws_seeds_too():
-  """Seeds that differ, lesions that do not: sd of the mean of drawn seeds."""
-  correct = np.zeros((1, 4, 10), bool)
+@pytest.mark.parametrize('num_folds', [1, 5])
+def test_bootstrap_draws_seeds_too(num_folds):
+  """Seeds that differ, lesions that do not: sd of the mean of drawn seeds.
+
+  Folds have seeds of their own.
+  """
+  correct = np.zeros((1, 4, 20), bool)
   correct[:, :2] = True
   draws = statistics.bootstrap_recalls(
-    correct, np.zeros(10, int), list('abcdefghij'), 1, num_draws=8000
+    correct,
+    np.zeros(20, int),
+    [str(i) for i in range(20)],
+    np.arange(20) % num_folds,
+    1,
+    num_draws=8000,
   )
-  # s^2 / S of 1, 1, 0, 0.
-  assert draws.std() == pytest.approx((1 / 3 / 4) ** 0.5, rel=0.05)
+  # s^2 / S of 1, 1, 0, 0, in each fold. Its share of the lesions is drawn too,
+  # which adds 1/19 to the folds' sum of squared shares.
+  shares = 1 / num_folds + (1 - 1 / num_folds) / 19
+  assert draws.std() == pytest.approx((1 / 3 / 4 * shares) ** 0.5, rel=0.05)
+
+
+def test_bootstrap_of_lesions_and_seeds_is_wide_enough():
+  """At least the sd of the mean over data drawn anew, and not much more."""
+  rng = np.random.default_rng(0)
+  means, found = [], []
+  for _ in range(200):
+    lesions, seeds = rng.normal(size=60), 0.3 * rng.normal(size=(3, 1))
+    correct = lesions + seeds + rng.normal(size=(3, 60)) > 0
+    means.append(correct.mean())
+    draws = statistics.bootstrap_recalls(
+      correct[None],
+      np.zeros(60, int),
+      [str(i) for i in range(60)],
+      np.zeros(60, int),
+      1,
+      num_draws=200,
+    )
+    found.append(draws.var())
+  assert 0.95 < np.mean(found) ** 0.5 / np.std(means) < 1.4
 
 
 def test_differences_are_paired():
   rng = np.random.default_rng(0)
   correct = np.repeat(rng.integers(0, 2, (1, 2, 30)).astype(bool), 2, axis=0)
   labels, groups = rng.integers(0, 3, 30), [f'g{i}' for i in range(30)]
-  draws = statistics.bootstrap_recalls(correct, labels, groups, 3)
+  draws = statistics.bootstrap_recalls(
+    correct, labels, groups, np.zeros(30, int), 3
+  )
   np.testing.assert_allclose(draws[:, 0], draws[:, 1])
   assert draws[:, 0].std(0).min() > 0
 
@@ -125,6 +176,13 @@ def test_folds_hold_out_every_lesion_once():
   assert all(
     sum(splits[i] == 'test' for splits in out) == 1 for i in range(len(groups))
   )
+
+
+@pytest.mark.parametrize('size', [2, 9])
+def test_small_classes_keep_their_lesions_for_training(size):
+  groups = [str(i) for i in range(size)]
+  for i in range(5):
+    assert 'val' not in folds.assign(groups, ['rare'] * size, i, 5)
 
 
 def test_a_fold_is_the_dataset_divided_anew(smoke_run, tmp_path):
@@ -184,11 +242,11 @@ def test_one_command(smoke_run, tmp_path, capsys, monkeypatch):
   assert [p.stem for p in results] == sorted(f'{w}_0' for w in command.WAYS)
   result = json.loads(results[0].read_text())
   facts = prepared.describe('synthetic_dermoscopy/smoke', smoke_run / 'data')
-  assert len(result['predicted']) == facts['num_val'] + facts['num_test']
+  assert len(result['predicted']) == facts['num_test']
   assert set(result['predicted']) <= set(range(7))
   for way in command.WAYS:
     assert f'| {way.replace("_", " ")} | 0.' in printed
-  assert printed.count('not decided by one seed') == 4
+  assert printed.count('not decided by one seed') == 5
   assert (tmp_path / 'usefulness.md').read_text().strip() in printed
 
   with pytest.raises(SystemExit):
@@ -220,15 +278,43 @@ def test_numbers_of_the_table(tmp_path):
           'predicted': predicted.get(way, [1, 1, 0, 0]),
         }
         path.write_text(json.dumps(result))
-  results = command.read_results(epath.Path(tmp_path))
-  correct, labels, groups, names, num_folds = results
-  assert correct.shape == (4, 1, 8) and num_folds == 2
-  assert len(labels) == len(set(groups)) == 8
-  text = command.table(*results)
+  results = command.read_results(epath.Path(tmp_path), list(command.WAYS))
+  assert results.correct.shape == (5, 1, 8)
+  assert results.folds.tolist() == [0] * 4 + [1] * 4
+  assert len(results.labels) == len(set(results.groups)) == 8
+  text = command.table(results)
   assert '| real | 0.750 [' in text
   assert '| oversampled | 1.000 [1.000, 1.000] |' in text
-  assert '8 lesions and 1 seed(s), of 2' in text
+  assert '8 lesions and 1 seed(s) of the classifier, of 2 fold(s)' in text
   assert 'synthetic against real: not decided by one seed (-0.750' in text
+  # Of some ways all seeds are shown that these have.
+  (tmp_path / 'b' / 'real_1.json').write_text(path.read_text())
+  some = command.read_results(epath.Path(tmp_path), ['real'])
+  assert some.correct.shape == (1, 2, 8)
+  assert ' against ' not in command.table(some)
+
+
+def test_lesions_in_several_splits_are_refused(tmp_path, monkeypatch):
+  images = _images([0, 1]) | {'group': np.array(['a', 'b'])}
+  fold = folds.Fold('run', tmp_path, 'mine/64', tmp_path, ('test',))
+  monkeypatch.setattr(folds.Fold, 'read', lambda *_: images)
+  with pytest.raises(errors.UserError, match='one lesion in several splits'):
+    command.run_fold(fold, epath.Path(tmp_path), 'smoke', ['real'], 1, 1.0)
+
+
+def test_a_run_that_is_trained_anew_is_another(run_copy, tmp_path, capsys):
+  def check():
+    args = command._parser().parse_args(
+      [f'--workdir={tmp_path}', f'--run={run_copy}']
+    )
+    command._check_settings(args)
+
+  check()
+  check()
+  [best] = (run_copy / 'prior' / 'best').iterdir()
+  best.rename(best.with_name('5'))
+  with pytest.raises(errors.UserError, match='was started with weights'):
+    check()
 
 
 @pytest.mark.parametrize(
@@ -238,6 +324,7 @@ def test_numbers_of_the_table(tmp_path):
     (['--folds=1'], 'give 2 or more'),
     (['--run=nowhere'], 'nowhere/vqvae holds no run'),
     ([], '--manual_dir=FOLDER'),
+    (['--ways=real,unreal'], '--ways are some of real,oversampled'),
   ],
 )
 def test_mistakes(tmp_path, arguments, message, capsys):

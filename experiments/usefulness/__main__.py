@@ -1,6 +1,7 @@
 """The command; see the package's docstring."""
 
 import argparse
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +28,20 @@ from dermvq_jax import (
 from dermvq_jax.data import augment, pipeline, prepare
 from experiments.usefulness import folds, statistics
 
-WAYS = ('real', 'oversampled', 'real_and_synthetic', 'synthetic')
+# Way of training to how many times the steps are.
+WAYS = {
+  'real': 1,
+  'oversampled': 1,
+  'real_and_synthetic': 1,
+  'synthetic': 1,
+  'oversampled_and_synthetic': 2,
+}
 _PAIRS = (
   ('oversampled', 'real'),
   ('real_and_synthetic', 'real'),
   ('real_and_synthetic', 'oversampled'),
   ('synthetic', 'real'),
+  ('oversampled_and_synthetic', 'oversampled'),
 )
 _STEPS = {'full': 1250, 'smoke': 4}
 _SEEDS = {'full': 3, 'smoke': 1}
@@ -56,23 +65,23 @@ def compose(way: str, real: Images, new: np.ndarray) -> Images:
     return real
   per_class = new.shape[1]
   members = [np.flatnonzero(real['label'] == c) for c in range(len(new))]
-  if way == 'oversampled':
-    # A class without a single image stays without.
-    chosen = np.concatenate(
-      [np.resize(m, per_class if len(m) else 0) for m in members]
-    ).astype(int)
-    return {k: real[k][chosen] for k in ('image', 'label')}
-  if way == 'synthetic':
-    number = [per_class] * len(new)
-    images = []
-  else:
-    number = [per_class - len(m) for m in members]
-    images = [real['image']]
-  labels = np.repeat(np.arange(len(new)), number)
-  return {
-    'image': np.concatenate([*images, *(x[:n] for x, n in zip(new, number))]),
-    'label': np.concatenate([real['label'], labels]) if images else labels,
-  }
+  # A class without a real image stays without, as no prior has seen it.
+  wanted = np.array([per_class if len(m) else 0 for m in members])
+  parts = []
+  if way.startswith('oversampled'):
+    chosen = [np.resize(m, n) for m, n in zip(members, wanted)]
+    chosen = np.concatenate(chosen).astype(int)
+    parts.append({k: real[k][chosen] for k in ('image', 'label')})
+  if way == 'real_and_synthetic':
+    wanted -= [len(m) for m in members]
+    parts.append(real)
+  if way.endswith('synthetic'):
+    drawn = {
+      'image': np.concatenate([x[:n] for x, n in zip(new, wanted)]),
+      'label': np.repeat(np.arange(len(new)), wanted),
+    }
+    parts.append(drawn)
+  return {k: np.concatenate([p[k] for p in parts]) for k in ('image', 'label')}
 
 
 class _Records:
@@ -164,12 +173,14 @@ def _write_json(path: epath.Path, content: Any):
   partial.replace(path)
 
 
-def missing(folder: epath.Path, num_seeds: int) -> list[tuple[str, int]]:
+def missing(
+  folder: epath.Path, ways: Sequence[str], num_seeds: int
+) -> list[tuple[str, int]]:
   """The ways and seeds of a fold that are not trained and tested yet."""
   return [
     (way, seed)
     for seed in range(num_seeds)
-    for way in WAYS
+    for way in ways
     if not (folder / f'{way}_{seed}.json').exists()
   ]
 
@@ -178,6 +189,7 @@ def run_fold(
   fold: folds.Fold,
   workdir: epath.Path,
   size: str,
+  ways: Sequence[str],
   num_seeds: int,
   guidance_scale: float,
 ):
@@ -200,10 +212,14 @@ def run_fold(
   config = config_files.load(
     'classifier' + (':smoke' if size == 'smoke' else '')
   )
-  trainer = Trainer(config, fold.facts, _STEPS[size])
-  for way, seed in missing(folder, num_seeds):
+
+  @functools.cache
+  def trainer(times: int) -> Trainer:
+    return Trainer(config, fold.facts, times * _STEPS[size])
+
+  for way, seed in missing(folder, ways, num_seeds):
     logging.info('%s: %s, seed %d', fold.name, way, seed)
-    predict = trainer(compose(way, real, new), seed, f'{way} {seed}')
+    predict = trainer(WAYS[way])(compose(way, real, new), seed, f'{way} {seed}')
     predicted = predict(held_out['image'])
     _write_json(
       folder / f'{way}_{seed}.json',
@@ -216,20 +232,36 @@ def run_fold(
     )
 
 
-def read_results(
-  folder: epath.Path,
-) -> tuple[np.ndarray, np.ndarray, list[str], list[str], int] | None:
-  """All folds that are complete, together.
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What was trained and tested in all folds that are complete.
 
-  Returns:
-    Which predictions are right, bool `[A, S, N]`; labels int `[N]`; lesions
-    `[N]`; class names; the number of folds. None if no fold is complete. Seeds
-    count that all these folds have.
+  Attributes:
+    ways: A names.
+    correct: whether predictions are right, bool `[A, S, N]`.
+    labels: int `[N]`.
+    groups: lesion of each image, `[N]`.
+    folds: its fold, int `[N]`.
+    class_names: of the classes.
+  """
+
+  ways: Sequence[str]
+  correct: np.ndarray
+  labels: np.ndarray
+  groups: Sequence[str]
+  folds: np.ndarray
+  class_names: Sequence[str]
+
+
+def read_results(folder: epath.Path, ways: Sequence[str]) -> Results | None:
+  """All folds that have these ways; None if there is none.
+
+  Seeds count that all these folds have.
   """
   found: dict[str, dict[int, list[dict[str, Any]]]] = {}
   for fold in sorted(folder.iterdir()) if folder.exists() else ():
-    for seed in range(len(list(fold.glob(f'{WAYS[0]}_*.json')))):
-      paths = [fold / f'{way}_{seed}.json' for way in WAYS]
+    for seed in range(len(list(fold.glob(f'{ways[0]}_*.json')))):
+      paths = [fold / f'{way}_{seed}.json' for way in ways]
       if all(path.exists() for path in paths):
         read = [json.loads(path.read_text()) for path in paths]
         found.setdefault(fold.name, {})[seed] = read
@@ -238,33 +270,34 @@ def read_results(
   seeds = set.intersection(*(set(by_seed) for by_seed in found.values()))
   firsts = [by_seed[min(seeds)][0] for by_seed in found.values()]
   labels = np.concatenate([first['label'] for first in firsts])
-  groups = [group for first in firsts for group in first['group']]
   predicted = np.concatenate(
     [
-      [[by_seed[s][a]['predicted'] for s in sorted(seeds)] for a in range(4)]
+      [
+        [by_seed[s][a]['predicted'] for s in sorted(seeds)]
+        for a in range(len(ways))
+      ]
       for by_seed in found.values()
     ],
     axis=-1,
   )
-  return (
+  return Results(
+    ways,
     predicted == labels,
     labels,
-    groups,
+    [group for first in firsts for group in first['group']],
+    np.repeat(np.arange(len(firsts)), [len(f['label']) for f in firsts]),
     firsts[0]['class_names'],
-    len(found),
   )
 
 
-def table(
-  correct: np.ndarray,
-  labels: np.ndarray,
-  groups: Sequence[str],
-  names: Sequence[str],
-  num_folds: int,
-) -> str:
-  """The result in Markdown, conclusions included; see `read_results`."""
+def table(results: Results) -> str:
+  """The result in Markdown, conclusions included."""
+  correct, labels, groups = results.correct, results.labels, results.groups
+  names = results.class_names
   means = statistics.recalls(correct, labels, len(names))
-  draws = statistics.bootstrap_recalls(correct, labels, groups, len(names))
+  draws = statistics.bootstrap_recalls(
+    correct, labels, groups, results.folds, len(names)
+  )
   there = [c for c in range(len(names)) if np.any(labels == c)]
   balanced, balanced_draws = means[:, there].mean(1), draws[..., there].mean(-1)
 
@@ -274,7 +307,7 @@ def table(
     yield ('held-out images', str(len(labels))) + tuple(
       str(np.sum(labels == c)) for c in there
     )
-    for a, way in enumerate(WAYS):
+    for a, way in enumerate(results.ways):
       yield (
         way.replace('_', ' '),
         str(statistics.estimate(balanced[a], balanced_draws[:, a])),
@@ -285,13 +318,16 @@ def table(
   lines += [
     '',
     f'Recall, with 95% bootstrap intervals over {len(set(groups))} lesions and '
-    f'{correct.shape[1]} seed(s), of {num_folds} fold(s). Where all '
+    f'{correct.shape[1]} seed(s) of the classifier, of '
+    f'{len(set(results.folds))} fold(s) with one generator each. Where all '
     'or none are right the interval has no width, however few they are. '
     'Balanced accuracy:',
     '',
   ]
   for name, against in _PAIRS:
-    a, b = WAYS.index(name), WAYS.index(against)
+    if not {name, against} <= set(results.ways):
+      continue
+    a, b = results.ways.index(name), results.ways.index(against)
     difference = statistics.estimate(
       balanced[a] - balanced[b], balanced_draws[:, a] - balanced_draws[:, b]
     )
@@ -326,6 +362,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('--folds', type=int, default=5, help='default: 5')
   parser.add_argument('--seeds', type=int, help='default: 3; of smoke, 1')
+  parser.add_argument(
+    '--ways',
+    type=lambda text: text.split(','),
+    default=list(WAYS),
+    help=f'some of the default: {",".join(WAYS)}',
+  )
   parser.add_argument('--table', action='store_true', help='train nothing')
   return parser
 
@@ -338,6 +380,7 @@ def _check_settings(args: argparse.Namespace):
   """
   settings = {
     'run': str(args.run.resolve()) if args.run else None,
+    'weights': folds.weights(args.run) if args.run else None,
     'dataset': None if args.run else args.dataset or _DATASETS[args.size],
     'folds': None if args.run else args.folds,
     'size': args.size,
@@ -346,20 +389,30 @@ def _check_settings(args: argparse.Namespace):
   path = args.workdir / _SETTINGS
   before = json.loads(path.read_text()) if path.exists() else settings
   for name, value in settings.items():
-    if before[name] != value:
+    if before.get(name) != value:
       raise errors.UserError(
-        f'{args.workdir} was started with {name} {before[name]!r}, not '
+        f'{args.workdir} was started with {name} {before.get(name)!r}, not '
         f'{value!r}; use another --workdir, or the old value'
       )
   _write_json(path, settings)
 
 
 def _train(args: argparse.Namespace, num_seeds: int):
+  def go_on(name: str, make: Callable[[], folds.Fold]):
+    if missing(args.workdir / _RESULTS / name, args.ways, num_seeds):
+      run_fold(
+        make(),
+        args.workdir,
+        args.size,
+        args.ways,
+        num_seeds,
+        args.guidance_scale,
+      )
+
   if args.run:
     fold = folds.of_run(args.run, args.data_dir)
     _check_settings(args)
-    if missing(args.workdir / _RESULTS / fold.name, num_seeds):
-      run_fold(fold, args.workdir, args.size, num_seeds, args.guidance_scale)
+    go_on(fold.name, lambda: fold)
     return
   dataset = args.dataset or _DATASETS[args.size]
   data_dir = workdirs.data_dir(args.workdir, args.data_dir)
@@ -367,11 +420,18 @@ def _train(args: argparse.Namespace, num_seeds: int):
   _check_settings(args)
   for i in range(args.folds):
     name = folds.folder_name(i, args.folds)
-    if missing(args.workdir / _RESULTS / name, num_seeds):
-      fold = folds.make_fold(
-        args.workdir / name, dataset, data_dir, i, args.folds, args.size
-      )
-      run_fold(fold, args.workdir, args.size, num_seeds, args.guidance_scale)
+    go_on(
+      name,
+      functools.partial(
+        folds.make_fold,
+        args.workdir / name,
+        dataset,
+        data_dir,
+        i,
+        args.folds,
+        args.size,
+      ),
+    )
 
 
 def main(argv: list[str] | None = None):
@@ -380,6 +440,8 @@ def main(argv: list[str] | None = None):
   args = parser.parse_args(argv)
   if args.folds < 2:
     parser.error(f'--folds is {args.folds}; give 2 or more, or --run')
+  if not args.ways or set(args.ways) - set(WAYS):
+    parser.error(f'--ways are some of {",".join(WAYS)}')
   host_memory.keep()
   logs.setup_console()
   try:
@@ -387,10 +449,10 @@ def main(argv: list[str] | None = None):
       _train(args, args.seeds or _SEEDS[args.size])
   except errors.UserError as e:
     parser.error(str(e))
-  results = read_results(args.workdir / _RESULTS)
+  results = read_results(args.workdir / _RESULTS, args.ways)
   if results is None:
     parser.error('no fold is complete yet; leave out --table')
-  text = table(*results)
+  text = table(results)
   (args.workdir / _TABLE).write_text(text + '\n')
   print(text)
 

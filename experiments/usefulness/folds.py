@@ -11,7 +11,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dermvq_jax import config_files, encode, inference, train, workdirs
+from dermvq_jax import (
+  checkpoints,
+  config_files,
+  encode,
+  inference,
+  train,
+  workdirs,
+)
 from dermvq_jax.data import builder, prepare, prepared
 
 _VAL_EVERY = 10  # of the lesions that are not held out
@@ -107,7 +114,8 @@ def assign(
     others = [g for i, g in enumerate(members) if i % num_folds != fold]
     split_of |= dict.fromkeys(members, 'test')
     split_of |= dict.fromkeys(others, 'train')
-    split_of |= dict.fromkeys(others[::_VAL_EVERY], 'val')
+    # Never the only one: a class to be tested was trained on.
+    split_of |= dict.fromkeys(others[_VAL_EVERY - 1 :: _VAL_EVERY], 'val')
   return [split_of[group] for group in groups]
 
 
@@ -172,10 +180,21 @@ def make_fold(
 
 
 def of_run(run: epath.Path, data_dir: str = '') -> Fold:
-  """The fold that a trained run has: its training split against the others."""
+  """The fold that a trained run has: its training split against test.
+
+  Val is in neither: it chose the run's best steps, and the guidance of samples.
+  """
   config, facts = workdirs.load_config(workdirs.phase_dir(run, 'vqvae'))
   data_dir = workdirs.data_dir(run, data_dir or config.data_dir)
-  return Fold('run', run, facts['dataset'], data_dir, ('val', 'test'))
+  return Fold('run', run, facts['dataset'], data_dir, ('test',))
+
+
+def weights(run: epath.Path) -> dict[str, str]:
+  """What tells the generator of a run from one that is trained anew."""
+  return {
+    phase: checkpoints.best_id(workdirs.phase_dir(run, phase))
+    for phase in ('vqvae', 'prior')
+  }
 
 
 def samples(

@@ -59,6 +59,7 @@ def bootstrap_recalls(
   correct: np.ndarray,
   labels: np.ndarray,
   groups: Sequence[str],
+  folds: np.ndarray,
   num_classes: int,
   seed: int = 0,
   num_draws: int = _DRAWS,
@@ -66,34 +67,50 @@ def bootstrap_recalls(
   """Recalls of lesions and seeds drawn anew with replacement: `[R, A, C]`.
 
   Lesions are drawn within their class, all images of one together, and the same
-  ones for every way of training, so that differences are paired. One lesion of
-  a class and one seed fewer are drawn than there are, which makes the variance
-  that of the mean (Rao and Wu 1988, section 2). One seed alone adds none.
+  ones for every way of training, so that differences are paired; seeds in each
+  fold, as its trainings are its own. One lesion of a class and one seed fewer
+  are drawn than there are, which makes the variance that of the mean (Rao and
+  Wu 1988, section 2), of lesions and of seeds; what is of both is counted more
+  than once, so that intervals are rather too wide (Owen 2007). One
+  seed alone adds none.
 
   Args:
     correct: bool `[A, S, N]`.
     labels: int `[N]`.
-    groups: the lesion of each image, `[N]`.
+    groups: the lesion of each image, `[N]`; of one fold.
+    folds: int `[N]`.
     num_classes: C.
     seed: of the draws.
     num_draws: R.
   """
   rng = np.random.default_rng(seed)
   num_ways, num_seeds, _ = correct.shape
-  by_seed = _draw(rng, num_seeds, num_draws)
-  by_seed = by_seed / by_seed.sum(1, keepdims=True)
+  by_seed = {}
+  for fold in np.unique(folds):
+    drawn = _draw(rng, num_seeds, num_draws)
+    by_seed[fold] = drawn / drawn.sum(1, keepdims=True)
   out = np.full((num_draws, num_ways, num_classes), np.nan)
   for c in range(num_classes):
     members = np.flatnonzero(labels == c)
     if not len(members):
       continue
-    _, lesion = np.unique(np.asarray(groups)[members], return_inverse=True)
-    g = lesion.max() + 1
-    sizes = np.bincount(lesion)
-    hits = np.zeros((num_ways, num_seeds, g))
+    _, first, lesion = np.unique(
+      np.asarray(groups)[members], return_index=True, return_inverse=True
+    )
+    sizes, fold_of = np.bincount(lesion), folds[members][first]
+    hits = np.zeros((num_ways, num_seeds, len(sizes)))
     np.add.at(hits, (..., lesion), correct[..., members])
-    counts = _draw(rng, g, num_draws)
-    drawn = np.einsum('rg,asg,rs->ra', counts, hits, by_seed, optimize=True)
+    counts = _draw(rng, len(sizes), num_draws)
+    drawn = sum(
+      np.einsum(
+        'rg,asg,rs->ra',
+        counts[:, fold_of == fold],
+        hits[..., fold_of == fold],
+        weights,
+        optimize=True,
+      )
+      for fold, weights in by_seed.items()
+    )
     out[:, :, c] = drawn / (counts @ sizes)[:, None]
   return out
 
