@@ -88,8 +88,9 @@ def write(
         with _replacing(path):
           builder = make_builder()
           _write(builder, manual_dir)
-          made_by = json.dumps(provenance.describe(), indent=2)
-          (path / prepared.MADE_BY).write_text(made_by + '\n')
+        # Only when nothing would have to be undone any more.
+        made_by = json.dumps(provenance.describe(), indent=2)
+        (path / prepared.MADE_BY).write_text(made_by + '\n')
   except (OSError, RuntimeError) as e:
     failure = _system_failure(e)
     if failure is None:
