@@ -188,8 +188,9 @@ def load_provenance(dataset: str, data_dir: epath.PathLike) -> dict[str, Any]:
   """What `provenance.describe` said when it was prepared; empty if unknown."""
   try:
     path = _builder(dataset, data_dir).data_path / MADE_BY
-    return dict(json.loads(path.read_text()))
-  except (errors.UserError, OSError, ValueError, TypeError):
+    said = json.loads(path.read_text())
+    return {key: said[key] for key in ('command', 'date', 'versions')}
+  except (errors.UserError, OSError, ValueError, TypeError, KeyError):
     return {}  # not there, or prepared by an earlier version
 
 
