@@ -24,7 +24,7 @@ test-all: install
 
 # Kills runs and flips bits, for a quarter of an hour or more.
 soak: install
-	JAX_PLATFORMS=cpu $(BIN)/python tests/soak.py
+	JAX_PLATFORMS=cpu $(BIN)/python tests/runs/soak.py
 
 # Hours, on a machine that does nothing else: make bench BENCH='--rounds=1'
 bench: install

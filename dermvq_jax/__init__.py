@@ -14,7 +14,7 @@ __version__ = '0.1.0'
 
 def load(workdir):
   """Returns the trained run in `workdir`, a `dermvq_jax.inference.Model`."""
-  from dermvq_jax import inference  # keeps `import dermvq_jax` instant
+  from dermvq_jax import inference
 
   return inference.load(workdir)
 

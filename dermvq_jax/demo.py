@@ -3,16 +3,13 @@
 from absl import logging
 from etils import epath
 
-from dermvq_jax import (
-  config_files,
-  encode,
-  errors,
-  evaluate,
-  report,
-  train,
-  workdirs,
-)
+from dermvq_jax import config_files, errors
 from dermvq_jax.data import prepare
+from dermvq_jax.evaluation import evaluate
+from dermvq_jax.generation import encode
+from dermvq_jax.reporting import report
+from dermvq_jax.runs import workdirs
+from dermvq_jax.training import loop
 
 
 def run(workdir: epath.PathLike, size: str = 'demo'):
@@ -34,14 +31,14 @@ def run(workdir: epath.PathLike, size: str = 'demo'):
   tell(1, 'Generating images')
   prepare.run(config.dataset, workdirs.data_dir(workdir))
   tell(2, 'Training the VQ-VAE')
-  train.run(config, workdir)
+  loop.run(config, workdir)
   tell(3, 'Turning images into codes')
   prior = config_files.load(f'prior:{size}')
   encode.run(workdir, copies=prior.copies)
   tell(4, 'Training the prior')
-  train.run(prior, workdir)
+  loop.run(prior, workdir)
   tell(5, 'Training a classifier, the judge of new images')
-  train.run(config_files.load(f'classifier:{size}'), workdir)
+  loop.run(config_files.load(f'classifier:{size}'), workdir)
   tell(6, 'Evaluating: are new images like those of the data, are they copies?')
   if 'memorisation' in (evaluate.current_result(workdir) or {}):
     logging.info('It is already evaluated.')

@@ -11,17 +11,12 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from dermvq_jax import (
-  checkpoints,
-  encode,
-  errors,
-  losses,
-  progress,
-  sample,
-  tasks,
-  workdirs,
-)
-from dermvq_jax.models import layers
+from dermvq_jax import errors, progress
+from dermvq_jax.generation import encode
+from dermvq_jax.models import layers, losses
+from dermvq_jax.models.priors import sampler
+from dermvq_jax.runs import checkpoints, workdirs
+from dermvq_jax.training import tasks
 
 PyTree = Any
 Labels = Sequence[str | int]
@@ -438,7 +433,7 @@ class Model:
         (`sample.Controls`), known codes that do not fit, or guidance by a prior
         that was trained without label dropout.
     """
-    controls = sample.Controls(temperature, top_k, top_p, guidance_scale)
+    controls = sampler.Controls(temperature, top_k, top_p, guidance_scale)
     labels = self.labels(labels)
     if ids is not None and len(ids) != len(labels):
       raise errors.UserError(f'{len(labels)} labels but {len(ids)} ids')
@@ -448,11 +443,11 @@ class Model:
         f'guidance_scale is {guidance_scale}, but this prior was trained with '
         'config.label_dropout_rate=0 and does not know the null label'
       )
-    return sample.sample_in_batches(
+    return sampler.sample_in_batches(
       prior,
       variables,
       labels,
-      sample.image_keys(seed, labels, ids),
+      sampler.image_keys(seed, labels, ids),
       self.grid,
       controls,
       known_codes=known_codes,

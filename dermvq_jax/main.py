@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from dermvq_jax import __version__, compile_cache, errors, host_memory
+from dermvq_jax import __version__, errors
+from dermvq_jax.training import compile_cache, host_memory
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -55,21 +56,23 @@ def _prepare(args: argparse.Namespace):
 
 
 def _train(args: argparse.Namespace):
-  from dermvq_jax import config_files, hosts, train
+  from dermvq_jax import config_files
+  from dermvq_jax.runs import hosts
+  from dermvq_jax.training import loop
 
   config = config_files.load(args.config, args.overrides)
   hosts.initialize(args.coordinator, args.num_processes, args.process_id)
-  train.run(config, args.workdir, profile=args.profile)
+  loop.run(config, args.workdir, profile=args.profile)
 
 
 def _encode(args: argparse.Namespace):
-  from dermvq_jax import encode
+  from dermvq_jax.generation import encode
 
   encode.run(args.workdir, args.data_dir, args.copies)
 
 
 def _sample(args: argparse.Namespace):
-  from dermvq_jax import generate
+  from dermvq_jax.generation import generate
 
   generate.sample(
     args.workdir,
@@ -89,7 +92,7 @@ def _sample(args: argparse.Namespace):
 
 
 def _reconstruct(args: argparse.Namespace):
-  from dermvq_jax import generate
+  from dermvq_jax.generation import generate
 
   generate.reconstruct(
     args.workdir,
@@ -104,13 +107,13 @@ def _reconstruct(args: argparse.Namespace):
 
 
 def _evaluate(args: argparse.Namespace):
-  from dermvq_jax import evaluate, features
+  from dermvq_jax.evaluation import evaluate, feature_spaces
 
   evaluate.run(
     args.workdir,
     args.split,
     args.data_dir,
-    space=features.Inception(args.inception) if args.inception else None,
+    space=feature_spaces.Inception(args.inception) if args.inception else None,
     num_samples=args.num_samples,
     seed=args.seed,
     temperature=args.temperature,
@@ -121,13 +124,13 @@ def _evaluate(args: argparse.Namespace):
 
 
 def _check(args: argparse.Namespace) -> int:
-  from dermvq_jax import check
+  from dermvq_jax.runs import check
 
   return 0 if check.run(args.workdir, args.data_dir) else _DAMAGED
 
 
 def _report(args: argparse.Namespace):
-  from dermvq_jax import report
+  from dermvq_jax.reporting import report
 
   report.run(args.workdir, args.seed, args.data_dir)
 
@@ -557,7 +560,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parse(sys.argv[1:] if argv is None else argv)
   host_memory.keep()
   compile_cache.enable()
-  from dermvq_jax import logs
+  from dermvq_jax.runs import logs
 
   logs.setup_console()
   # grain's worker processes read absl flags; ours are argparse's.

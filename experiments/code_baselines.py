@@ -19,8 +19,10 @@ import argparse
 
 import numpy as np
 
-from dermvq_jax import encode, inference, progress, workdirs
+from dermvq_jax import inference, progress
 from dermvq_jax.data import prepared
+from dermvq_jax.generation import encode
+from dermvq_jax.runs import workdirs
 
 _SMOOTHING = 0.5  # added to each code's count, so that none is impossible
 _EM_STEPS = 50

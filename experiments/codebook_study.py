@@ -27,8 +27,10 @@ import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
-from dermvq_jax import config_files, host_memory, logs, tasks, train
+from dermvq_jax import config_files
 from dermvq_jax.data import prepared
+from dermvq_jax.runs import logs
+from dermvq_jax.training import host_memory, loop, tasks
 
 _STEPS, _FINAL_STEPS, _SEEDS = 1500, 3000, (0, 1, 2)
 _DATASET = 'ham10000/64'
@@ -127,7 +129,7 @@ def run_row(config, folder: epath.Path, **identity: Any) -> dict[str, Any]:
   if path.exists():
     return json.loads(path.read_text())
   logging.info('Training %s.', folder)
-  train.run(config, folder)
+  loop.run(config, folder)
   rows = logs.read(folder / 'vqvae')
   speeds = [row['step/steps_per_second'] for row in rows if _is_speed(row)]
   model = tasks.vqvae_model(config)

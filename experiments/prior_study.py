@@ -27,19 +27,12 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import (
-  config_files,
-  encode,
-  host_memory,
-  logs,
-  optim,
-  parallel,
-  sample,
-  state,
-  tasks,
-  train,
-)
+from dermvq_jax import config_files
 from dermvq_jax.data import pipeline, prepared
+from dermvq_jax.generation import encode
+from dermvq_jax.models.priors import sampler
+from dermvq_jax.runs import logs
+from dermvq_jax.training import host_memory, loop, optim, parallel, state, tasks
 
 _PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
 _MINUTES = 20
@@ -107,9 +100,9 @@ class _Contender:
     step_seconds = (time.perf_counter() - start) / _STEPS_A_ROUND
     labels = np.arange(_SAMPLES) % self._model.num_classes
     variables = {'params': self._state.params}
-    keys = sample.image_keys(0, labels)
+    keys = sampler.image_keys(0, labels)
     start = time.perf_counter()
-    sample.sample_codes(
+    sampler.sample_codes(
       self._model, variables, labels, keys, self._grid
     ).block_until_ready()
     if keep:
@@ -148,7 +141,7 @@ def _train(run: epath.Path, workdir: epath.Path, prior: str, num_steps: int):
   folder.mkdir(parents=True, exist_ok=True)
   if not (folder / 'vqvae').exists():
     os.symlink(run.resolve() / 'vqvae', folder / 'vqvae')
-  train.run(_config(prior, num_steps), folder)
+  loop.run(_config(prior, num_steps), folder)
 
 
 def _table(workdir: epath.Path) -> str:

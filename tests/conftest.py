@@ -90,8 +90,11 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
   import jax
   import numpy as np
 
-  from dermvq_jax import checkpoints, config_files, encode, tasks, workdirs
+  from dermvq_jax import config_files
   from dermvq_jax.data import prepared
+  from dermvq_jax.generation import encode
+  from dermvq_jax.runs import checkpoints, workdirs
+  from dermvq_jax.training import tasks
 
   workdir = tmp_path_factory.mktemp('narrow') / 'run'
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermvq_jax import errors, images
-from dermvq_jax.data import builder, prepare
+from dermvq_jax import errors
+from dermvq_jax.data import images, prepare
+from dermvq_jax.data.datasets import builder
 
 ISIC2018_COLUMNS = ('MEL', 'NV', 'BCC', 'AKIEC', 'BKL', 'DF', 'VASC')
 ISIC2019_COLUMNS = (

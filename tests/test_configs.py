@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermvq_jax import config_files, errors, optim, tasks
+from dermvq_jax import config_files, errors
+from dermvq_jax.training import optim, tasks
 
 # Number of parameters and of values in other collections. The prior's depends
 # on the codebook, here as its own argument's VQ-VAE has it.

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import dermvq_jax
-from dermvq_jax import checkpoints, errors, inference, logs, tasks, workdirs
-from dermvq_jax.data import builder, prepared
+from dermvq_jax import errors, inference
+from dermvq_jax.data import prepared
+from dermvq_jax.data.datasets import builder
+from dermvq_jax.runs import checkpoints, logs, workdirs
+from dermvq_jax.training import tasks
 
 IMAGES = 'synthetic_dermoscopy/smoke'
 LABELS = [3, 0, 3, 7, 6]

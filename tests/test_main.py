@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 import dermvq_jax
-from dermvq_jax import errors, generate, main
+from dermvq_jax import errors, main
+from dermvq_jax.generation import generate
 
 COMMANDS = (
   'prepare',

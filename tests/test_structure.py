@@ -196,12 +196,12 @@ import dermvq_jax
 note('dermvq_jax')
 import dermvq_jax.main
 note('dermvq_jax.main')
-import dermvq_jax.sample
-note('dermvq_jax.sample')
+import dermvq_jax.models.priors.sampler
+note('sampler')
 import dermvq_jax.inference
 note('dermvq_jax.inference')
-import dermvq_jax.train
-note('dermvq_jax.train')
+import dermvq_jax.training.loop
+note('loop')
 from dermvq_jax.data import pipeline, prepare, prepared
 name, folder = 'synthetic_dermoscopy/smoke', sys.argv[1]
 prepare.run(name, folder, None)
@@ -228,4 +228,4 @@ def test_what_importing_and_reading_loads(tmp_path):
     assert 'tensorflow' not in names, step
   # These are instant.
   assert loaded['dermvq_jax'] == loaded['dermvq_jax.main'] == []
-  assert 'jax' in loaded['dermvq_jax.sample']
+  assert 'jax' in loaded['sampler']

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dermvq_jax.data import builder
+from dermvq_jax.data.datasets import builder
 
 # split -> examples with `codes`, `label`, `id` and `group`.
 Examples = Callable[[str], Iterable[dict[str, Any]]]

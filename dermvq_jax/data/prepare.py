@@ -15,8 +15,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from dermvq_jax import errors, provenance
-from dermvq_jax.data import builder as builder_lib
 from dermvq_jax.data import prepared
+from dermvq_jax.data.datasets import builder as builder_lib
 
 # Names that TFDS gives to what it is still writing, and to a note of its own.
 _INCOMPLETE = 'incomplete.'

@@ -153,8 +153,8 @@ def _input_records(
   """Records to device, on one core: images a second, its start included."""
   import jax
 
-  from dermvq_jax import parallel
   from dermvq_jax.data import augment, pipeline, prepared
+  from dermvq_jax.training import parallel
 
   par = parallel.Parallel()
   source = prepared.open_split(f'{_DATASET}/{size}', data_dir, 'train')

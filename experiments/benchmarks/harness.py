@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from dermvq_jax import host_memory
+from dermvq_jax.training import host_memory
 
 Case = tuple[str | int, ...]
 # Of each case, each number of all rounds.

@@ -53,9 +53,9 @@ def _jax(
   import jax
   import jax.numpy as jnp
 
-  from dermvq_jax import sample
+  from dermvq_jax.models.priors import sampler
 
-  module = importlib.import_module(f'dermvq_jax.models.{prior}')
+  module = importlib.import_module(f'dermvq_jax.models.priors.{prior}')
   model = module.Prior(_CODEBOOK_SIZE, _NUM_CLASSES, **_PRIORS[prior])
   labels = jnp.zeros(batch, jnp.int32)
   codes = jnp.zeros((batch, grid, grid), jnp.int32)
@@ -65,9 +65,9 @@ def _jax(
   apply = functools.partial(model.apply, train=False)
 
   if how == 'incremental':
-    keys = sample.image_keys(0, labels)
+    keys = sampler.image_keys(0, labels)
     return harness.timed(
-      lambda: sample.sample_codes(
+      lambda: sampler.sample_codes(
         model, variables, labels, keys, (grid, grid)
       ).block_until_ready(),
       calls,

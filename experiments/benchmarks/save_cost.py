@@ -19,8 +19,10 @@ import time
 import jax
 import numpy as np
 
-from dermvq_jax import checkpoints, config_files, host_memory, train
+from dermvq_jax import config_files
 from dermvq_jax.data import prepared
+from dermvq_jax.runs import checkpoints
+from dermvq_jax.training import host_memory, loop
 
 
 def run(dataset: str, data_dir: str, batch_size: int, every: int, blocks: int):
@@ -38,10 +40,10 @@ def run(dataset: str, data_dir: str, batch_size: int, every: int, blocks: int):
     split: prepared.open_split(dataset, data_dir, split)
     for split in ('train', 'val')
   }
-  config = train._resolve(config, facts)
+  config = loop._resolve(config, facts)
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name) / 'vqvae'
-    trainer = train._Trainer(config, folder, facts, sources)
+    trainer = loop._Trainer(config, folder, facts, sources)
     par = trainer.parallel
     step_fn = trainer.compile_train_step()
     tree = par.put_tree(trainer.start())

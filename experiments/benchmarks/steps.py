@@ -52,7 +52,7 @@ def _data(work: str, size: int, count: int) -> dict[str, np.ndarray]:
 
 def trainer(work: str, size: int, batch: int, sources: Any = None) -> Any:
   """The package's trainer, by default of random examples."""
-  from dermvq_jax import train
+  from dermvq_jax.training import loop
 
   facts = {
     'image_size': size,
@@ -67,7 +67,7 @@ def trainer(work: str, size: int, batch: int, sources: Any = None) -> Any:
     ]
     sources = {'train': records, 'val': records}
   made = config(work, batch)
-  return train._Trainer(made, pathlib.Path('unused'), facts, sources)
+  return loop._Trainer(made, pathlib.Path('unused'), facts, sources)
 
 
 def jax_step(work: str, size: int, batch: int) -> Callable[[], None]:

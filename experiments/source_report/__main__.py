@@ -6,8 +6,10 @@ from absl import logging
 from etils import epath
 
 import experiments.source_report
-from dermvq_jax import errors, host_memory, logs, workdirs
+from dermvq_jax import errors
 from dermvq_jax.data import prepare
+from dermvq_jax.runs import logs, workdirs
+from dermvq_jax.training import host_memory
 from experiments.source_report import claims, page, protocol
 
 _SEEDS = {'full': 3, 'smoke': 1}

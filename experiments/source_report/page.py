@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from dermvq_jax import figures, inference, page, report, workdirs
+from dermvq_jax import inference
 from dermvq_jax.data import prepared
+from dermvq_jax.reporting import figures, page, report
+from dermvq_jax.runs import workdirs
 from experiments.source_report import claims, protocol
 
 _TITLES = {

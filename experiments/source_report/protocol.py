@@ -18,7 +18,10 @@ from collections.abc import Iterator, Sequence
 from absl import logging
 from etils import epath
 
-from dermvq_jax import config_files, encode, logs, train, workdirs
+from dermvq_jax import config_files
+from dermvq_jax.generation import encode
+from dermvq_jax.runs import logs, workdirs
+from dermvq_jax.training import loop
 from experiments.source_report import claims
 
 _AUGMENTED = (
@@ -120,7 +123,7 @@ def train_all(
     for phase, config in configs(run, size, dataset, data_dir).items():
       if phase == 'prior':
         encode.run(folder)
-      train.run(config, folder)
+      loop.run(config, folder)
     yield run
 
 

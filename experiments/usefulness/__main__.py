@@ -13,19 +13,10 @@ from absl import logging
 from etils import epath
 
 import experiments.usefulness
-from dermvq_jax import (
-  config_files,
-  errors,
-  host_memory,
-  inference,
-  logs,
-  optim,
-  progress,
-  state,
-  tasks,
-  workdirs,
-)
+from dermvq_jax import config_files, errors, inference, progress
 from dermvq_jax.data import augment, pipeline, prepare
+from dermvq_jax.runs import logs, workdirs
+from dermvq_jax.training import host_memory, optim, state, tasks
 from experiments.usefulness import folds, statistics
 
 # Way of training to how many times the steps are.

@@ -11,15 +11,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dermvq_jax import (
-  checkpoints,
-  config_files,
-  encode,
-  inference,
-  train,
-  workdirs,
-)
-from dermvq_jax.data import builder, prepare, prepared
+from dermvq_jax import config_files, inference
+from dermvq_jax.data import prepare, prepared
+from dermvq_jax.data.datasets import builder
+from dermvq_jax.generation import encode
+from dermvq_jax.runs import checkpoints, workdirs
+from dermvq_jax.training import loop
 
 _VAL_EVERY = 10  # of the lesions that are not held out
 # Beyond it these few images only overfit: on 4,001 val was best at epoch 10.
@@ -170,12 +167,12 @@ def make_fold(
   name = prepare_fold(dataset, data_dir, fold, num_folds)
   suffix = ':smoke' if size == 'smoke' else ''
   overrides = [f'--config.dataset={name}', f'--config.data_dir={data_dir}']
-  train.run(config_files.load(f'vqvae{suffix}', overrides), folder)
+  loop.run(config_files.load(f'vqvae{suffix}', overrides), folder)
   encode.run(folder)
   prior = config_files.load(f'prior{suffix}')
   if not prior.num_train_steps:
     prior.num_epochs = _PRIOR_EPOCHS
-  train.run(prior, folder)
+  loop.run(prior, folder)
   return Fold(folder.name, folder, name, epath.Path(data_dir), ('test',))
 
 

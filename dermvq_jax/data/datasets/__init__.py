@@ -1,0 +1,1 @@
+"""One module for each dataset, and what they share."""

@@ -1,0 +1,178 @@
+"""DermaMNIST: HAM10000 in arrays of small images.
+
+Yang et al.: MedMNIST v2, Sci Data 10:41, 2023.
+"""
+
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from dermvq_jax import errors
+from dermvq_jax.data import splits
+from dermvq_jax.data.datasets import builder
+
+_SOURCE = 'https://doi.org/10.5281/zenodo.10519652'
+# The largest published array, 7,007 images of 224 px, has half of it.
+MAX_ARRAY_BYTES = 2 * 1024**3
+# What numpy and zipfile raise for files that are damaged or of another kind.
+_DAMAGES = (
+  EOFError,
+  KeyError,
+  NotImplementedError,
+  OSError,
+  RuntimeError,
+  ValueError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+_HEADER_READERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class Builder(builder.ImageBuilder):
+  """DermaMNIST: 7,007 training, 1,003 validation and 2,005 test images.
+
+  Yang et al.: MedMNIST v2, a large-scale lightweight benchmark for 2D and 3D
+  biomedical image classification, Sci Data 10:41, 2023; the images of HAM10000
+  (Tschandl et al. 2018), licence CC BY-NC 4.0. They are stored at their size.
+
+  The published splits are kept, for numbers that can be compared. They were
+  made image by image: about a third of the test images show a lesion that is
+  in training too, which flatters (Abhishek et al., Sci Data 12:196, 2025);
+  `ham10000` has the same images without that. Lesions are not told: each image
+  is its own `group`.
+  """
+
+  name = 'dermamnist'
+  VERSION = tfds.core.Version('1.0.0')
+  BUILDER_CONFIGS = [
+    builder.ImageConfig(name='28', size=28),
+    builder.ImageConfig(name='64', size=64),
+    builder.ImageConfig(name='128', size=128),
+    builder.ImageConfig(name='224', size=224),
+  ]
+  MANUAL_DOWNLOAD_INSTRUCTIONS = """
+  Download dermamnist.npz (28 pixels), dermamnist_64.npz, dermamnist_128.npz or
+  dermamnist_224.npz, as the dataset's size is, from
+  https://doi.org/10.5281/zenodo.10519652 (licence CC BY-NC 4.0, not for
+  commercial use), into a folder.
+  """
+
+  # The images of one split, the one that was read last, and its name.
+  _images: np.ndarray | None = None
+  _split = ''
+
+  def read_records(self, manual_dir: epath.Path | None) -> list[builder.Record]:
+    """Returns one record an image, in the order of the file.
+
+    Args:
+      manual_dir: folder of the file, see MANUAL_DOWNLOAD_INSTRUCTIONS.
+
+    Raises:
+      UserError: the file is missing, damaged or another.
+    """
+    folder = builder.check_manual_dir(type(self), manual_dir)
+    size = self.builder_config.size
+    name = 'dermamnist' + (f'_{size}' if size != 28 else '') + '.npz'
+    path = folder / name
+    if not path.is_file():
+      raise errors.UserError(
+        f'{folder} has no {name}; download it from {_SOURCE} into that folder'
+      )
+    records = []
+    for split in splits.SPLITS:
+      labels = _read_labels(path, split, size, len(self.class_names))
+      for i, label in enumerate(labels):
+        image = f'{split}_{i:05d}'
+        records.append(
+          builder.Record(
+            id=image,
+            label=self.class_names[label],
+            group=image,
+            source=(path, split, i),
+            split=split,
+          )
+        )
+    return records
+
+  def read_image(self, record: builder.Record) -> np.ndarray:
+    """Returns the image as it is, uint8 `[size, size, 3]`.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path, split, i = record.source
+    if self._split != split:
+      self._images = None  # Two splits need not be in memory at once.
+      self._images = _read_array(path, f'{split}_images')
+      self._split = split
+    return self._images[i]
+
+
+def _read_labels(
+  path: pathlib.Path, split: str, size: int, num_classes: int
+) -> list[int]:
+  """Returns the classes of a split, after checks of its images too."""
+  shape, dtype = _read_header(path, f'{split}_images')
+  if shape[1:] != (size, size, 3) or dtype != np.uint8 or not shape[0]:
+    raise errors.UserError(
+      f'{path}: {split}_images are {dtype} {list(shape)} and not uint8 '
+      f'[images, {size}, {size}, 3]; download it again from {_SOURCE}'
+    )
+  num_images = shape[0]
+  shape, dtype = _read_header(path, f'{split}_labels')
+  if shape not in ((num_images,), (num_images, 1)) or dtype.kind not in 'iu':
+    raise errors.UserError(
+      f'{path}: {split}_labels are {dtype} {list(shape)} and not a number for '
+      f'each of {num_images} images; download it again from {_SOURCE}'
+    )
+  labels = _read_array(path, f'{split}_labels').ravel().tolist()
+  unknown = sorted(set(labels) - set(range(num_classes)))
+  if unknown:
+    raise errors.UserError(
+      f'{path}: {split}_labels has {unknown[0]}; the classes are 0 to '
+      f'{num_classes - 1}, download it again from {_SOURCE}'
+    )
+  return labels
+
+
+def _read_header(
+  path: pathlib.Path, name: str
+) -> tuple[tuple[int, ...], np.dtype]:
+  """Returns an array's shape and dtype without reading it."""
+  try:
+    with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as file:
+      version = np.lib.format.read_magic(file)
+      shape, _, dtype = _HEADER_READERS[version](file)
+  except _DAMAGES as e:
+    raise _unreadable(path, name, e) from None
+  # Before anything of it is in memory.
+  if np.prod([dtype.itemsize, *shape], dtype=object) > MAX_ARRAY_BYTES:
+    raise errors.UserError(
+      f'{path}: {name} would take more than {MAX_ARRAY_BYTES:,} bytes; this is '
+      f'not the published file, download it again from {_SOURCE}'
+    )
+  return shape, dtype
+
+
+def _read_array(path: pathlib.Path, name: str) -> np.ndarray:
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      return arrays[name]
+  except _DAMAGES as e:
+    raise _unreadable(path, name, e) from None
+
+
+def _unreadable(
+  path: pathlib.Path, name: str, error: Exception
+) -> errors.UserError:
+  reason = ' '.join(str(error).split())
+  return errors.UserError(
+    f'{path}: {name} is unreadable ({reason}); download it again from {_SOURCE}'
+  )

@@ -1,0 +1,199 @@
+"""Your own images: a folder per class, or any folder with a metadata.csv."""
+
+import collections
+import dataclasses
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from dermvq_jax import errors
+from dermvq_jax.data.datasets import archives, builder
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png')
+_TABLE = 'metadata.csv'
+# Class names go into commands (CLASS=NUMBER,...) and file names.
+_CLASS_NAME = re.compile(r'\w([\w .-]*[\w.-])?')
+
+
+class Builder(builder.ImageBuilder):
+  """Images of a folder of yours; their classes are in alphabetical order.
+
+  Images are cut to the central square and resized. `group` is that of the
+  metadata; without it each image is its own, so that images of one lesion or
+  patient can come into different splits. Among others, images that the metadata
+  call synthetic are for training only.
+  """
+
+  name = 'image_folder'
+  VERSION = tfds.core.Version('1.0.0')
+  BUILDER_CONFIGS = builder.SIZES
+  MANUAL_DOWNLOAD_INSTRUCTIONS = """
+  Put the images (.jpg or .png) into one folder, with a sub-folder per class, or
+  as you like beside a metadata.csv with the columns image, label and, so that
+  images of one lesion or patient stay together, group.
+
+    FOLDER/mel/*.jpg          or          FOLDER/metadata.csv
+    FOLDER/nv/*.jpg                       FOLDER/**/*.jpg
+
+  The column image has file names, with or without .jpg, and no folders: those
+  are searched, two levels down, and zips too. Images that metadata.csv does not
+  list are left out. With a column synthetic, as `dermvq sample` writes it,
+  those that have true there are for training only. A data_dir holds one
+  image_folder; for another one choose another, or use --overwrite.
+  """
+
+  class_names = None
+
+  def read_records(self, manual_dir: epath.Path | None) -> list[builder.Record]:
+    """Returns one record an image, in the order of ids.
+
+    Args:
+      manual_dir: the folder, see MANUAL_DOWNLOAD_INSTRUCTIONS.
+
+    Raises:
+      UserError: no such folder, or it can't be understood.
+    """
+    folder = builder.check_manual_dir(type(self), manual_dir)
+    has_table = (folder / _TABLE).is_file()
+    records = (_read_listed if has_table else _read_class_folders)(folder)
+    records.sort(key=lambda record: record.id)
+    for a, b in zip(records, records[1:]):
+      if a.id == b.id:
+        raise errors.UserError(
+          f'{a.source} and {b.source} would both be named {a.id}; rename one'
+        )
+    return records
+
+
+def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
+  classes = [
+    path
+    for path in sorted(folder.iterdir())
+    if path.is_dir() and not path.name.startswith(('.', '__MACOSX'))
+  ]
+  if not classes:
+    raise errors.UserError(
+      f'{folder} has neither a {_TABLE} nor a folder per class; '
+      'sort the images into folders named like their classes'
+    )
+  records = []
+  for path in classes:
+    _check_class_name(str(path), path.name)
+    files = [
+      file
+      for file in sorted(path.iterdir())
+      if file.suffix.lower() in _SUFFIXES and not file.name.startswith('.')
+    ]
+    if not files:
+      raise errors.UserError(
+        f'the class folder {path} holds no {", ".join(_SUFFIXES)} image; put '
+        'the images of a class directly into its folder (train, val and test '
+        'are chosen here) or remove it'
+      )
+    for file in files:
+      # Other classes may have images of the same name.
+      name = f'{path.name}_{file.stem}'
+      records.append(
+        builder.Record(id=name, label=path.name, group=name, source=file)
+      )
+  return _keep_for_training(
+    records, [r.source.name.startswith('synthetic_') for r in records]
+  )
+
+
+def _keep_for_training(
+  records: list[builder.Record], synthetic: Sequence[bool]
+) -> list[builder.Record]:
+  """Nothing is to be chosen or measured on what a model drew beside others."""
+  if all(synthetic):
+    return records
+  return [
+    dataclasses.replace(record, split='train') if drawn else record
+    for record, drawn in zip(records, synthetic)
+  ]
+
+
+def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
+  rows = archives.read_table(
+    folder / _TABLE,
+    'image',
+    ('image', 'label'),
+    _check_row,
+    optional=('group', 'synthetic'),
+    advice='give it a header line with image, label and, if known, group',
+  )
+  files = collections.defaultdict(list)
+  num_files = 0
+  for file in archives.list_files(folder, _SUFFIXES):
+    num_files += 1
+    for name in (file.name, file.stem):
+      files[name].append(file)
+  _check_found(folder, rows, files)
+  if num_files > len(rows):
+    print(
+      f'{folder / _TABLE} does not list {num_files - len(rows)} of {num_files} '
+      'images; they are left out',
+      file=sys.stderr,
+    )
+  records = []
+  for name, row in rows.items():
+    [source] = files[name]
+    records.append(
+      builder.Record(
+        id=source.stem,
+        label=row['label'],
+        # So that no image's own group has the name of another group.
+        group=f'group_{row["group"]}' if row['group'] else source.stem,
+        source=source,
+      )
+    )
+  return _keep_for_training(
+    records, [row['synthetic'] == 'true' for row in rows.values()]
+  )
+
+
+def _check_row(where: str, row: archives.Row) -> None:
+  image = row['image']
+  if not image or pathlib.PureWindowsPath(image).name != image:
+    raise errors.UserError(
+      f'{where}: image {image!r} is not the name of a file; give it without '
+      'folders'
+    )
+  _check_class_name(f'{where}: label', row['label'])
+  if row['synthetic'] not in ('', 'true', 'false'):
+    raise errors.UserError(
+      f'{where}: synthetic is {row["synthetic"]!r}; give true or false'
+    )
+
+
+def _check_class_name(where: str, name: str) -> None:
+  if not _CLASS_NAME.fullmatch(name):
+    raise errors.UserError(
+      f'{where}: {name!r} can not be the name of a class; use letters, digits, '
+      'spaces, _, . and -'
+    )
+
+
+def _check_found(
+  folder: pathlib.Path,
+  rows: dict[str, archives.Row],
+  files: dict[str, list[archives.File]],
+) -> None:
+  """Raises UserError unless every row has one image."""
+  missing = sorted(set(rows) - set(files))
+  if missing:
+    raise errors.UserError(
+      f'{folder}: {archives.count(missing, "row")} of {_TABLE} without an '
+      f'image ({archives.name_some(missing)}); add the images or remove the '
+      'rows'
+    )
+  for name in rows:
+    if len(files[name]) > 1:
+      first, second = map(str, files[name][:2])
+      raise errors.UserError(
+        f'{folder}: {name} of {_TABLE} may be {first} or {second}; rename one'
+      )

@@ -1,0 +1,1 @@
+"""How good a trained run is, in numbers."""

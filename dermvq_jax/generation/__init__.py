@@ -1,0 +1,1 @@
+"""What a trained run makes: codes, and folders of images."""

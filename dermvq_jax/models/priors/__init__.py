@@ -1,0 +1,1 @@
+"""Priors over grids of codes, and their sampler."""

@@ -1,0 +1,1 @@
+"""Numbers and pictures of a run as one page."""

@@ -1,0 +1,1 @@
+"""A run on disk: what lies where, checkpoints, logs, checks."""

@@ -1,0 +1,254 @@
+"""What a run leaves to read: metrics.jsonl, TensorBoard events, console lines.
+
+`metrics.jsonl` is the record: one JSON object a line, with its `step`. The
+events are a view of it. CLU's writers need TensorFlow, whose import takes
+seconds, so both are imported only when a log is opened.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from absl import logging as absl_logging
+from etils import epath
+
+from dermvq_jax import errors
+from dermvq_jax.runs import hosts, workdirs
+
+_FILE = 'metrics.jsonl'
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+
+
+class _TqdmHandler(logging.Handler):
+  """Prints log lines above a progress bar instead of through it."""
+
+  def emit(self, record: logging.LogRecord):
+    """Prints one record."""
+    tqdm.tqdm.write(self.format(record))
+
+
+def setup_console():
+  """Plain log lines on stdout, none of TensorFlow's chatter."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # Its use is announced even at that level; only the event writer runs in TF.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  logger = absl_logging.get_absl_logger()
+  logger.handlers = [_TqdmHandler()]
+  logger.propagate = False
+  absl_logging.set_verbosity(absl_logging.INFO)
+  # orbax and grain tell each step they take.
+  logger.addFilter(lambda record: not _is_chatter(record))
+  # Of a damaged checkpoint orbax leaves tasks whose failures nobody asks for.
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+
+
+def _is_chatter(record: logging.LogRecord) -> bool:
+  if f'{os.sep}orbax{os.sep}' in record.pathname:
+    return True  # Its errors are raised as well.
+  ours = record.pathname.startswith(_PACKAGE)
+  wanted = record.module in ('logging_writer', 'parameter_overview')
+  return record.levelno < logging.ERROR and not (ours or wanted)
+
+
+def read(folder: epath.PathLike) -> list[dict[str, Any]]:
+  """All rows of a phase's metrics.jsonl; empty when there is none.
+
+  Raises:
+    UserError: a row is damaged.
+  """
+  path = epath.Path(folder) / _FILE
+  if not path.exists():
+    return []
+  # The last line is incomplete after a kill; the run resumes before it.
+  lines = path.read_bytes().rpartition(b'\n')[0].splitlines()
+  rows = []
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+      _ = row['step'] >= 0
+    except (ValueError, TypeError, KeyError):
+      raise errors.UserError(
+        f'line {number} of {path} is damaged; bring the file back from a copy, '
+        'or delete that line'
+      ) from None
+    rows.append(row)
+  return rows
+
+
+class _Files:
+  """Files that grow, or that libraries write: local ones, copied to a bucket.
+
+  A bucket takes whole files only, and each library would bring its own client.
+  """
+
+  def __init__(self, folder: epath.PathLike):
+    """Opens the folder where the files shall be in the end."""
+    self._bucket, self._sizes = None, {}
+    self.path = pathlib.Path(folder)
+    if workdirs.is_remote(folder):
+      self._bucket = epath.Path(folder)
+      self._temporary = tempfile.TemporaryDirectory(prefix='dermvq_')
+      self.path = pathlib.Path(self._temporary.name)
+
+  def upload(self):
+    """Copies what grew since the last time."""
+    if self._bucket is None:
+      return
+    for file in sorted(p for p in self.path.rglob('*') if p.is_file()):
+      size = file.stat().st_size
+      if size != self._sizes.get(file):
+        target = self._bucket / file.relative_to(self.path).as_posix()
+        target.write_bytes(file.read_bytes())
+        self._sizes[file] = size
+
+  def close(self):
+    """Uploads, and removes the local files of a bucket."""
+    self.upload()
+    if self._bucket is not None:
+      self._temporary.cleanup()
+
+
+# Steps that a trace holds, and those before it, which compile and settle.
+_TRACED_STEPS, _STEPS_BEFORE = 5, 10
+
+
+class Trace:
+  """Where the time of a few steps goes, for TensorBoard and xprof."""
+
+  def __init__(self, folder: epath.PathLike | None, start: int, end: int):
+    """Traces to `folder`, unless None, a run from step `start` to `end`."""
+    self._folder, self._files = folder, None
+    self._first = start + 1 + min(_STEPS_BEFORE, (end - start) // 2)
+
+  def step(self, step: int, tree: Any) -> jax.profiler.StepTraceAnnotation:
+    """Names a step in the trace; to be entered before it is dispatched.
+
+    Args:
+      step: its number.
+      tree: arrays of the step before, waited for at both ends of the trace.
+    """
+    if self._folder is not None and step == self._first:
+      jax.block_until_ready(tree)
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0  # Every Python call, else.
+      files = _Files(self._folder)
+      jax.profiler.start_trace(files.path, profiler_options=options)
+      self._files = files
+    elif self._files and step == self._first + _TRACED_STEPS:
+      jax.block_until_ready(tree)
+      self.close()
+    return jax.profiler.StepTraceAnnotation('train', step_num=step)
+
+  def close(self):
+    """Writes what there is."""
+    if self._files:
+      files, self._files = self._files, None
+      jax.profiler.stop_trace()
+      files.close()
+      absl_logging.info(
+        'The trace of up to %d steps from %d on is in %s.',
+        _TRACED_STEPS,
+        self._first,
+        self._folder,
+      )
+
+
+def open_log(folder: epath.PathLike, step: int) -> 'Log | NoLog':
+  """The log of a run at `step`, of which one process writes for all."""
+  return Log(folder, step) if hosts.is_primary() else NoLog()
+
+
+class NoLog:
+  """A log that writes nothing."""
+
+  def scalars(self, step: int, values: dict[str, float]):
+    """As `Log.scalars`."""
+
+  def images(self, step: int, images: dict[str, np.ndarray]):
+    """As `Log.images`."""
+
+  def parameters(self, params: Any):
+    """As `Log.parameters`."""
+
+  def flush(self):
+    """As `Log.flush`."""
+
+  def close(self):
+    """As `Log.close`."""
+
+
+class Log:
+  """Writes a phase's metrics."""
+
+  def __init__(self, folder: epath.Path, step: int):
+    """Opens the log of a run at `step`; later rows, if any, are cut off."""
+    from clu import metric_writers  # needs TensorFlow
+
+    rows = [row for row in read(folder) if row['step'] <= step]
+    self._folder, self._files = folder, _Files(folder)
+    path = epath.Path(self._files.path) / _FILE
+    workdirs.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+    self._files.upload()
+    self._file = path.open('a')
+    with self._events():
+      self._writer = metric_writers.create_default_writer(
+        os.fspath(self._files.path), asynchronous=False
+      )
+
+  @contextlib.contextmanager
+  def _events(self) -> Iterator[None]:
+    """Makes one line of what TensorFlow raises, a full disk most likely."""
+    try:
+      yield
+    except Exception as e:
+      if not type(e).__module__.startswith('tensorflow'):
+        raise
+      raise errors.UserError(
+        f'cannot write events to {self._folder} ({type(e).__name__}); make '
+        'room and check permissions there'
+      ) from e
+
+  def scalars(self, step: int, values: dict[str, float]):
+    """Writes one row."""
+    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.flush()
+    with self._events():
+      self._writer.write_scalars(step, values)
+
+  def images(self, step: int, images: dict[str, np.ndarray]):
+    """Writes pictures `[N, H, W, 3]` in [0, 1] to TensorBoard."""
+    if images:
+      with self._events():
+        self._writer.write_images(step, images)
+
+  def parameters(self, params: Any):
+    """Prints the table of parameters."""
+    from clu import parameter_overview  # needs TensorFlow
+
+    parameter_overview.log_parameter_overview(
+      params, include_stats=False, msg='Parameters:'
+    )
+
+  def flush(self):
+    """Makes sure that all is on disk, or in the bucket."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    with self._events():
+      self._writer.flush()
+    self._files.upload()
+
+  def close(self):
+    """Flushes and closes."""
+    self.flush()
+    self._file.close()
+    with self._events():
+      self._writer.close()
+    self._files.close()

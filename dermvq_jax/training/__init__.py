@@ -1,0 +1,1 @@
+"""Training of a phase: tasks, steps, the loop."""

@@ -1,0 +1,187 @@
+"""Mistakes in folders of one's own images; test_datasets has the rest."""
+
+import shutil
+
+import fabricate
+import pytest
+from PIL import Image
+
+from dermvq_jax.data import prepare, prepared
+from dermvq_jax.data.datasets import builder
+
+DATASET = 'image_folder/smoke'
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder per class."""
+  fabricate.class_folders(tmp_path / 'mine')
+  return tmp_path / 'mine'
+
+
+@pytest.fixture
+def listed(tmp_path):
+  """A folder with a metadata.csv."""
+  folder = tmp_path / 'mine'
+  folder.mkdir()
+  fabricate.listed_images(folder)
+  return folder
+
+
+def check_error(folder, match):
+  fabricate.check_error(DATASET, folder, match)
+
+
+def test_another_folder_brings_other_classes(folder, tmp_path):
+  data_dir = tmp_path / 'data'
+  prepare.run(DATASET, data_dir, folder)
+  (folder / 'mel').rename(folder / 'melanoma')
+  prepare.run(DATASET, data_dir, folder, overwrite=True)
+  names = ['basal cell', 'melanoma', 'nv']
+  assert prepared.describe(DATASET, data_dir)['class_names'] == names
+  made = builder.make(DATASET, data_dir)  # as read again
+  assert made.info.features['label'].names == names
+
+
+def test_png_and_capitals(folder, tmp_path):
+  with Image.open(folder / 'mel' / '3.jpg') as image:
+    image.save(folder / 'mel' / 'IMG 1 (2).PNG')
+  records = builder.make(DATASET, tmp_path).read_records(folder)
+  assert len(records) == 31
+  assert 'mel_IMG 1 (2)' in {record.id for record in records}
+
+
+def test_unlisted_images_are_told(listed, tmp_path, capsys):
+  prepare.run(DATASET, tmp_path / 'data', listed)
+  err = capsys.readouterr().err
+  assert 'does not list 1 of 31 images; they are left out' in err
+
+
+def test_synthetic_images_are_for_training(listed, tmp_path):
+  """And change nothing in the splits of the others."""
+  prepare.run(DATASET, tmp_path / 'data', listed)
+  names = [f'synthetic_a_{i:05d}' for i in range(30)]
+  fabricate.write_folder(listed / 'a', names)
+  path = listed / 'metadata.csv'
+  real, *rows = [row.split(',') for row in path.read_text().split()]
+  rows = [[*row, 'false'] for row in rows]
+  rows += [['a', '', name, 'true'] for name in names]
+  path.write_text(fabricate.table([*real, 'synthetic'], rows))
+  prepare.run(DATASET, tmp_path / 'both', listed)
+  for split in ('train', 'val', 'test'):
+    before, after = (
+      {e['id'] for e in prepared.open_split(DATASET, data_dir, split)}
+      for data_dir in (tmp_path / 'data', tmp_path / 'both')
+    )
+    new = {name.encode() for name in names} if split == 'train' else set()
+    assert after == before | new
+
+
+def test_synthetic_images_in_class_folders(tmp_path):
+  """As `dermvq sample` names them, copied to the real ones."""
+  folder = tmp_path / 'images'
+  for label in 'ab':
+    fabricate.write_folder(folder / label, [f'{i}' for i in range(20)])
+    fabricate.write_folder(
+      folder / label, [f'synthetic_{label}_{i:05d}' for i in range(20)]
+    )
+  prepare.run(DATASET, tmp_path / 'data', folder)
+  ids = {
+    split: [
+      e['id'] for e in prepared.open_split(DATASET, tmp_path / 'data', split)
+    ]
+    for split in ('train', 'val', 'test')
+  }
+  assert sum(b'synthetic' in name for name in ids['train']) == 40
+  assert all(
+    b'synthetic' not in name for split in ('val', 'test') for name in ids[split]
+  )
+  assert len(ids['val']) == len(ids['test']) == 4
+
+
+def test_synthetic_images_alone_have_all_splits(listed, tmp_path):
+  path = listed / 'metadata.csv'
+  header, *rows = [row.split(',') for row in path.read_text().split()]
+  rows = [[*row, 'true'] for row in rows]
+  path.write_text(fabricate.table([*header, 'synthetic'], rows))
+  prepare.run(DATASET, tmp_path / 'data', listed)
+  assert len(prepared.open_split(DATASET, tmp_path / 'data', 'val')) > 0
+
+
+def test_synthetic_is_true_or_false(listed):
+  path = listed / 'metadata.csv'
+  header, *rows = [row.split(',') for row in path.read_text().split()]
+  rows = [[*row, 'maybe'] for row in rows]
+  path.write_text(fabricate.table([*header, 'synthetic'], rows))
+  check_error(listed, "line 2: synthetic is 'maybe'; give true or false")
+
+
+# A folder per class.
+
+
+def test_an_empty_class(folder):
+  (folder / 'scc').mkdir()
+  check_error(folder, 'the class folder .*/scc holds no .jpg, .jpeg, .png')
+
+
+def test_published_splits_are_no_classes(folder):
+  """And neither is a level that unpacking added."""
+  shutil.copytree(folder, folder.with_name('two') / 'train')
+  check_error(folder.with_name('two'), 'the class folder .*/train holds no')
+
+
+def test_no_folders(tmp_path):
+  fabricate.write_folder(tmp_path / 'mine', ['a', 'b'])
+  check_error(tmp_path / 'mine', 'neither a metadata.csv nor a folder per cl')
+
+
+@pytest.mark.parametrize('name', ['a,b', 'a=1', '-', 'mel '])
+def test_class_names(folder, name):
+  (folder / 'mel').rename(folder / name)
+  check_error(folder, f"/{name}: '{name}' can not be the name of a class")
+
+
+def test_names_that_meet(folder):
+  path = folder / 'mel' / '3.jpg'
+  shutil.copy(path, path.with_suffix('.jpeg'))
+  check_error(folder, 'mel/3.jpeg and .*mel/3.jpg would both be named mel_3')
+
+
+def test_too_few(folder):
+  for path in folder.glob('*/[4-9].jpg'):
+    path.unlink()
+  check_error(folder, 'are too few, the splits test, val would be empty')
+
+
+def test_no_image(folder):
+  (folder / 'mel' / '3.jpg').write_text('<html>')
+  check_error(folder, 'mel/3.jpg is unreadable')
+
+
+# A metadata.csv.
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'match'),
+  [
+    ('label,', 'dx,', 'metadata.csv lacks the columns label; give it a header'),
+    ('a,,ISIC_0000000', 'a,,../ISIC_0000000', "'../ISIC.*without folders"),
+    ('a,,ISIC_0000000', 'a,,x/ISIC_0000000', "line 2: image 'x/ISIC_0000000'"),
+    ('a,,ISIC_0000000', r'a,,C:\ISIC_0', r"line 2: image 'C:.*without folders"),
+    ('a,,ISIC_0000000', 'a,,', "line 2: image '' is not the name of a file"),
+    ('a,,ISIC_0000000', ',,ISIC_0000000', "line 2: label: '' can not be the"),
+    ('a,,ISIC_0000000', 'a/b,,ISIC_0000000', "line 2: label: 'a/b' can not"),
+    ('a,,ISIC_0000000', 'a,,ISIC_9', r'1 row .* without an image \(ISIC_9\)'),
+    ('a,,ISIC_0000000', 'a,,ISIC_0000002', 'ISIC_0000002 is there twice'),
+    ('a,,ISIC_0000000', 'a,,ISIC_0000001', 'would both be named ISIC_0000001'),
+  ],
+)
+def test_bad_tables(listed, old, new, match):
+  fabricate.edit(listed / 'metadata.csv', old, new)
+  check_error(listed, match)
+
+
+def test_a_name_of_two_images(listed):
+  (listed / 'z').mkdir()
+  shutil.copy(listed / 'ISIC_0000010.jpg', listed / 'z')
+  check_error(listed, r'ISIC_0000010 .* may be .* or .*/z/ISIC.*; rename one')

@@ -1,0 +1,217 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dermvq_jax import errors
+from dermvq_jax.data import pipeline, prepared
+from dermvq_jax.data.datasets import builder
+
+IMAGES = 'synthetic_dermoscopy/smoke'
+
+
+@pytest.fixture
+def data_dir(smoke_run, tmp_path):
+  return shutil.copytree(smoke_run / 'data', tmp_path / 'data')
+
+
+def codes_of(data_dir):
+  [folder] = (data_dir / 'codes').iterdir()
+  return f'codes/{folder.name}'
+
+
+def test_facts_of_images(smoke_run):
+  facts = prepared.describe(IMAGES, smoke_run / 'data')
+  assert json.loads(json.dumps(facts)) == facts
+  variance = facts.pop('train_variance')
+  assert 0 < variance < 0.25
+  assert facts == {
+    'dataset': IMAGES,
+    'class_names': list(builder.CLASS_NAMES),
+    'num_train': 114,
+    'num_val': 13,
+    'num_test': 13,
+    'image_size': 16,
+  }
+
+
+def test_facts_of_codes(smoke_run):
+  dataset = codes_of(smoke_run / 'data')
+  facts = prepared.describe(dataset, smoke_run / 'data')
+  assert json.loads(json.dumps(facts)) == facts
+  assert facts == {
+    'dataset': dataset,
+    'class_names': list(builder.CLASS_NAMES),
+    'num_train': 114,
+    'num_val': 13,
+    'num_test': 13,
+    'codebook_size': 32,
+    'grid': [4, 4],
+    'levels': 1,
+    'images': IMAGES,
+    'copies': 1,
+    'vqvae_digest': dataset.partition('/')[2],
+  }
+
+
+def test_examples(smoke_run):
+  source = prepared.open_split(IMAGES, smoke_run / 'data', 'test')
+  assert len(source) == 13
+  example = source[3]
+  assert example['image'].shape == (16, 16, 3)
+  assert example['image'].dtype == np.uint8
+  assert 0 <= example['label'] < 7
+  assert isinstance(example['id'], bytes)
+  codes = prepared.open_split(
+    codes_of(smoke_run / 'data'), str(smoke_run / 'data'), 'test'
+  )
+  assert codes[0]['codes'].shape == (4, 4)
+  assert codes[0]['codes'].dtype == np.int32
+
+
+def test_reads_without_tensorflow_and_without_the_datasets_code(smoke_run):
+  code = f"""
+import sys
+from dermvq_jax.data import prepared
+source = prepared.open_split({IMAGES!r}, {str(smoke_run / 'data')!r}, 'val')
+source[0]['image']
+print(sorted({{'tensorflow', 'dermvq_jax.data.datasets.synthetic_dermoscopy'}}
+      & set(sys.modules)))
+"""
+  out = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert out.stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize(
+  ('dataset', 'message'),
+  [
+    ('ham10000/64', 'dermvq prepare --dataset=ham10000/64'),
+    ('synthetic_dermoscopy/65', 'dermvq prepare'),
+    ('codes/0123456789abcdef', 'dermvq encode --workdir=WORKDIR'),
+  ],
+)
+def test_not_prepared(smoke_run, dataset, message):
+  for use in (prepared.describe, lambda *a: prepared.open_split(*a, 'val')):
+    with pytest.raises(errors.UserError, match=message) as e:
+      use(dataset, smoke_run / 'data')
+    assert f'not prepared in {smoke_run}/data' in str(e.value)
+
+
+def test_no_such_split(smoke_run):
+  with pytest.raises(errors.UserError, match="no split 'all'; .*train"):
+    prepared.open_split(IMAGES, smoke_run / 'data', 'all')
+
+
+def test_data_dir_that_is_missing_or_a_file(tmp_path):
+  file = tmp_path / 'file'
+  file.write_text('')
+  for data_dir in (tmp_path / 'missing', file):
+    with pytest.raises(errors.UserError, match='not prepared'):
+      prepared.describe(IMAGES, data_dir)
+
+
+def test_newest_version_counts(data_dir):
+  folder = data_dir / IMAGES
+  for version in ('1.10.0', '1.9.0'):
+    new = shutil.copytree(folder / '1.0.0', folder / version)
+    file = new / 'dataset_info.json'
+    info = json.loads(file.read_text()) | {'version': version}
+    file.write_text(json.dumps(info))
+  assert prepared._builder(IMAGES, data_dir).version == '1.10.0'
+
+
+@pytest.mark.parametrize('name', ['incomplete.ABC_1.0.0', 'notes', '1.0.0.bak'])
+def test_other_folders_are_not_versions(data_dir, name):
+  """Such as what a killed `dermvq prepare --overwrite` leaves."""
+  folder = data_dir / IMAGES
+  shutil.copytree(folder / '1.0.0', folder / name)
+  assert prepared.describe(IMAGES, data_dir)['num_val'] == 13
+  shutil.rmtree(folder / '1.0.0')
+  with pytest.raises(errors.UserError, match='not prepared'):
+    prepared.describe(IMAGES, data_dir)
+
+
+# Damage, and datasets from strangers.
+
+
+def records_file(folder, split):
+  [file] = folder.glob(f'*-{split}.array_record-*')
+  return file
+
+
+@pytest.mark.parametrize('damage', ['cut', 'empty', 'gone', 'flipped'])
+def test_a_damaged_file_is_one_line(data_dir, damage):
+  folder = data_dir / IMAGES / '1.0.0'
+  file = records_file(folder, 'train')
+  data = bytearray(file.read_bytes())
+  if damage == 'cut':
+    file.write_bytes(data[: len(data) // 2])
+  elif damage == 'empty':
+    file.write_bytes(b'')
+  elif damage == 'gone':
+    file.unlink()
+  else:
+    data[5000] ^= 4
+    file.write_bytes(data)
+  source = prepared.open_split(IMAGES, data_dir, 'train')
+  with pytest.raises(errors.UserError, match=r'record \d+ of 114 in') as e:
+    for i in range(len(source)):
+      _ = source[i]
+  assert str(folder) in str(e.value) and '\n' not in str(e.value)
+  # So the pipeline says, too.
+  with pytest.raises(errors.UserError, match=r'record \d+ of 114 in'):
+    list(pipeline.eval_batches(source, batch_size=8, keys=('image',)))
+  assert len(prepared.open_split(IMAGES, data_dir, 'val')) == 13
+
+
+@pytest.mark.parametrize(
+  'name', ['dataset_info.json', 'features.json', 'metadata.json']
+)
+def test_a_damaged_description_is_one_line(data_dir, name):
+  file = data_dir / IMAGES / '1.0.0' / name
+  file.write_text(file.read_text()[:20])
+  with pytest.raises(errors.UserError, match='damaged') as e:
+    prepared.describe(IMAGES, data_dir)
+  assert '\n' not in str(e.value)
+
+
+def test_a_missing_description_is_one_line(data_dir):
+  (data_dir / IMAGES / '1.0.0' / 'features.json').unlink()
+  with pytest.raises(errors.UserError, match='missing or damaged'):
+    prepared.describe(IMAGES, data_dir)
+
+
+_REAL = 'tensorflow_datasets.core.features.text_feature.Text'
+
+
+@pytest.mark.parametrize(
+  'feature',
+  [
+    {'pythonClassName': 'stranger.X', 'text': {}},
+    {'python_class_name': 'stranger.X', 'text': {}},
+    {
+      'pythonClassName': _REAL,
+      'sequence': {'feature': {'pythonClassName': 'stranger.X'}},
+    },
+  ],
+)
+def test_a_dataset_can_not_have_code_imported(
+  data_dir, tmp_path, monkeypatch, feature
+):
+  """TFDS imports the module of any feature that it does not know."""
+  (tmp_path / 'stranger.py').write_text('raise SystemExit("it ran")')
+  monkeypatch.syspath_prepend(tmp_path)
+  file = data_dir / IMAGES / '1.0.0' / 'features.json'
+  content = json.loads(file.read_text())
+  content['featuresDict']['features']['group'] = feature
+  legacy = {'type': 'stranger.X', 'content': {}}
+  for written in (content, legacy, [legacy]):
+    file.write_text(json.dumps(written))
+    with pytest.raises(errors.UserError, match='not written by dermvq'):
+      prepared.describe(IMAGES, data_dir)
+  assert 'stranger' not in sys.modules

@@ -1,0 +1,40 @@
+"""The notebook runs from top to bottom, and is kept without its outputs."""
+
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+_PATH = pathlib.Path(__file__).parents[2] / 'experiments' / 'tour.ipynb'
+
+
+@pytest.fixture
+def notebook():
+  return nbformat.read(_PATH, as_version=4)
+
+
+def test_it_is_kept_without_outputs(notebook):
+  cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  assert len(cells) > 5
+  for cell in cells:
+    assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_it_runs(notebook, smoke_run, monkeypatch):
+  monkeypatch.setenv('DERMVQ_WORKDIR', str(smoke_run))
+  nbclient.NotebookClient(
+    notebook,
+    timeout=300,
+    kernel_name='python3',
+    resources={'metadata': {'path': _PATH.parent}},
+  ).execute()
+  outputs = [o for cell in notebook.cells for o in cell.get('outputs', ())]
+  assert not [o for o in outputs if o.output_type == 'error']
+  pictures = [o for o in outputs if 'image/png' in o.get('data', {})]
+  # Real ones, reconstructions, the code map, seven classes, temperatures,
+  # completions.
+  assert len(pictures) == 12
+  text = ''.join(o.text for o in outputs if o.output_type == 'stream')
+  for said in ('classes: akiec', 'PSNR', 'shuffled: ', 'balanced accuracy'):
+    assert said in text, text

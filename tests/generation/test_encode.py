@@ -1,0 +1,210 @@
+"""Tests of the dataset of codes."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dermvq_jax import config_files, errors, inference
+from dermvq_jax.data import pipeline, prepared
+from dermvq_jax.generation import encode
+from dermvq_jax.runs import checkpoints, workdirs
+from dermvq_jax.training import loop
+
+IMAGES = 'synthetic_dermoscopy/smoke'
+
+
+@pytest.fixture
+def workdir(smoke_run, tmp_path):
+  """A trained VQ-VAE and its images, not encoded yet."""
+  for part in ('vqvae', f'data/{IMAGES}'):
+    shutil.copytree(smoke_run / part, tmp_path / 'run' / part)
+  return tmp_path / 'run'
+
+
+@pytest.fixture(scope='module')
+def model(smoke_run):
+  return inference.load(smoke_run)
+
+
+def read(dataset, data_dir, split):
+  source = prepared.open_split(dataset, data_dir, split)
+  return [source[i] for i in range(len(source))]
+
+
+def the_codes(smoke_run):
+  return workdirs.load_config(smoke_run / 'prior')[1]['dataset']
+
+
+def bits(tree):
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+def test_codes_and_what_belongs_to_them(smoke_run, model, split):
+  images = read(IMAGES, smoke_run / 'data', split)
+  codes = read(the_codes(smoke_run), smoke_run / 'data', split)
+  assert len(codes) == len(images)
+  by_id = {record['id']: record for record in codes}
+  assert len(by_id) == len(images)
+  expected = model.encode(np.stack([record['image'] for record in images]))
+  for image, grid in zip(images, expected):
+    record = by_id[image['id']]
+    np.testing.assert_array_equal(record['codes'], grid)
+    assert record['label'] == image['label']
+    assert record['group'] == image['group']
+
+
+def test_the_prior_remembers_whose_codes_it_models(smoke_run):
+  _, facts = workdirs.load_config(smoke_run / 'prior')
+  weights = checkpoints.load_best(smoke_run / 'vqvae')
+  assert facts['vqvae_digest'] == encode.digest(weights, IMAGES)
+  assert facts['dataset'] == 'codes/' + facts['vqvae_digest']
+
+
+def test_digest(smoke_run):
+  weights = checkpoints.load_best(smoke_run / 'vqvae')
+  digest = encode.digest(weights, IMAGES)
+  assert len(digest) == 16 and int(digest, 16)
+
+  def after(part):
+    """The digest with another value in one leaf of `part`."""
+
+    def change(path, leaf):
+      leaf = np.array(leaf)
+      if f"'{part}'" in jax.tree_util.keystr(path) and not done:
+        leaf.flat[-1] += 1
+        done.append(path)
+      return leaf
+
+    done = []
+    changed = jax.tree_util.tree_map_with_path(change, weights)
+    assert done
+    return encode.digest(changed, IMAGES)
+
+  different = [after('encoder'), after('codebook'), digest]
+  different.append(encode.digest(weights, 'synthetic_dermoscopy/64'))
+  assert len(set(different)) == 4
+  # What does not change the codes: the decoder and the moving averages.
+  assert after('decoder') == after('ema_sums') == digest
+
+
+def test_extraction_changes_no_file_of_the_vqvae(workdir):
+  def files():
+    every = sorted(p for p in (workdir / 'vqvae').rglob('*') if p.is_file())
+    return {p: p.read_bytes() for p in every}
+
+  before, weights = files(), checkpoints.load_best(workdir / 'vqvae')
+  name = encode.run(workdir)
+  assert files() == before
+  after = checkpoints.load_best(workdir / 'vqvae')
+  assert bits(weights) == bits(after)
+  assert name == encode.codes_name(encode.digest(after, IMAGES))
+
+
+def test_encoder_does_not_move_the_codebook(smoke_run):
+  config, _ = workdirs.load_config(smoke_run / 'vqvae')
+  weights = checkpoints.load_best(smoke_run / 'vqvae')
+  before = bits(weights)
+  encoder = encode.make_encoder(config, weights)
+  images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+  first = np.asarray(encoder(images))
+  for _ in range(3):
+    np.testing.assert_array_equal(encoder(images), first)
+  assert bits(weights) == before
+
+
+def test_the_same_again(smoke_run, workdir, capsys):
+  name = encode.run(workdir)
+  assert name == the_codes(smoke_run)
+  for split in ('train', 'test'):
+    old = read(name, smoke_run / 'data', split)
+    new = read(name, workdir / 'data', split)
+    for a, b in zip(old, new):
+      assert a['id'] == b['id']
+      np.testing.assert_array_equal(a['codes'], b['codes'])
+  capsys.readouterr()
+  assert encode.run(workdir) == name
+  assert 'already prepared' in capsys.readouterr().err
+
+
+def test_copies(workdir, model):
+  """Only training images, the first of each as it is; the prior uses them."""
+  name = encode.run(workdir, copies=3)
+  facts = prepared.describe(name, workdir / 'data')
+  assert name.endswith('_x3') and facts['copies'] == 3
+  assert (facts['num_train'], facts['num_val']) == (3 * 114, 13)
+  images = read(IMAGES, workdir / 'data', 'train')
+  plain = model.encode(np.stack([record['image'] for record in images]))
+  by_id = {}
+  for record in read(name, workdir / 'data', 'train'):
+    by_id.setdefault(record['id'], []).append(record)
+  assert len(by_id) == 114
+  different = 0
+  for image, grid in zip(images, plain):
+    copies = by_id[image['id']]
+    assert len(copies) == 3
+    assert {r['label'] for r in copies} == {image['label']}
+    equal = [np.array_equal(r['codes'], grid) for r in copies]
+    assert any(equal)
+    different += not all(equal)
+  assert different > 50
+  # Each is the codes of a flipped or turned image.
+  flips = [np.rot90(images[0]['image'], k) for k in range(4)]
+  flips = model.encode(np.stack(flips + [image[:, ::-1] for image in flips]))
+  for record in by_id[images[0]['id']]:
+    assert any(np.array_equal(record['codes'], grid) for grid in flips)
+  config = config_files.load(
+    'prior:smoke',
+    [
+      '--config.copies=3',
+      '--config.num_train_steps=1',
+      '--config.optim.warmup_steps=0',
+    ],
+  )
+  loop.run(config, workdir)
+  assert inference.load(workdir).sample(['mel']).shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize('failure', [KeyboardInterrupt, RuntimeError('boom')])
+def test_interrupted(workdir, smoke_run, monkeypatch, failure):
+  """Nothing looks finished; the next run completes."""
+  real = pipeline.eval_batches
+
+  def broken(source, **kwargs):
+    for batch in real(source, **kwargs):
+      yield batch
+      raise failure
+
+  name = the_codes(smoke_run)
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline, 'eval_batches', broken)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+      encode.run(workdir)
+  with pytest.raises(errors.UserError, match='not prepared'):
+    prepared.describe(name, workdir / 'data')
+  assert not (workdir / 'data' / 'codes').exists()
+  assert encode.run(workdir) == name
+  assert prepared.describe(name, workdir / 'data')['num_train'] == 114
+
+
+def test_another_place_for_the_codes(workdir, smoke_run, tmp_path):
+  (workdir / 'data').rename(tmp_path / 'elsewhere')
+  with pytest.raises(errors.UserError, match='not prepared.*dermvq prepare'):
+    encode.run(workdir)
+  assert not (workdir / 'data').exists()
+  name = encode.run(workdir, data_dir=str(tmp_path / 'elsewhere'))
+  assert name == the_codes(smoke_run)
+  assert prepared.describe(name, tmp_path / 'elsewhere')['num_test'] == 13
+
+
+def test_mistakes(smoke_run, tmp_path):
+  with pytest.raises(errors.UserError, match='copies is 0'):
+    encode.run(smoke_run, copies=0)
+  with pytest.raises(errors.UserError, match='train --config=vqvae'):
+    encode.run(tmp_path)
+  shutil.copytree(smoke_run / 'vqvae', tmp_path / 'vqvae')
+  shutil.rmtree(tmp_path / 'vqvae' / 'best')
+  with pytest.raises(errors.UserError, match='no trained weights'):
+    encode.run(tmp_path)

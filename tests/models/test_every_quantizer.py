@@ -1,0 +1,138 @@
+"""The whole path with each quantizer; `smoke_run` goes it with the default."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dermvq_jax import config_files, errors, inference
+from dermvq_jax.data import prepared
+from dermvq_jax.evaluation import evaluate
+from dermvq_jax.generation import encode, generate
+from dermvq_jax.reporting import report
+from dermvq_jax.runs import checkpoints
+from dermvq_jax.training import loop
+
+_IMAGES = 'synthetic_dermoscopy/smoke'
+# Small ones that between them use every option.
+_SMALL = {
+  'vq': {
+    'codebook_size': 16,
+    'code_dim': 4,
+    'gradient': 'rotation',
+    'restart_after': 1,
+    'codebook_start': 'random',
+  },
+  'l2_norm': {'codebook_size': 16, 'code_dim': 4, 'entropy_weight': 0.1},
+  'fsq': {'levels': (5, 4)},
+  'residual': {
+    'codebook_size': 8,
+    'code_dim': 4,
+    'num_levels': 2,
+    'codebook_start': 'k_means',
+  },
+}
+
+
+# The one that differs most from the default; each takes half a minute.
+_FAST = ('residual',)
+
+
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(name, marks=() if name in _FAST else pytest.mark.slow)
+    for name in _SMALL
+  ],
+)
+def run(request, smoke_run, tmp_path_factory):
+  """A workdir with both phases trained for two steps, and its codes' name."""
+  name = request.param
+  workdir = tmp_path_factory.mktemp(name) / 'run'
+  shutil.copytree(smoke_run / 'data' / _IMAGES, workdir / 'data' / _IMAGES)
+  steps = [
+    '--config.num_train_steps=2',
+    '--config.optim.warmup_steps=1',
+    '--config.eval_every_steps=2',
+  ]
+  config = config_files.load('vqvae:smoke', steps)
+  config.quantizer = config_files.load(f'vqvae:{name}').quantizer
+  config.quantizer.update(_SMALL[name])
+  loop.run(config, workdir)
+  codes = encode.run(workdir)
+  loop.run(config_files.load('prior:smoke', steps), workdir)
+  return name, workdir, codes
+
+
+def test_whole_path(run, tmp_path):
+  name, workdir, codes_name = run
+  model = inference.load(workdir)
+  num_levels = 2 if name == 'residual' else 1
+  facts = prepared.describe(codes_name, workdir / 'data')
+  assert (facts['levels'], facts['grid']) == (num_levels, list(model.grid))
+  num_codes = {'fsq': 20}.get(name, 16)
+  assert facts['codebook_size'] == model.codebook_size == num_codes
+  assert model.grid == (4, 4 * num_levels)
+
+  source = prepared.open_split(_IMAGES, workdir / 'data', 'val')
+  images = np.stack([source[i]['image'] for i in range(3)])
+  codes = model.encode(images)
+  assert codes.shape == (3, *model.grid)
+  assert model.reconstruct(images).shape == images.shape
+  assert np.isfinite(model.classify(images)).all()
+
+  # Samples, completions too, have codes that can be decoded.
+  known = np.arange(model.grid[0])[:, None] < np.ones(model.grid) * 2
+  drawn = model.sample_codes(
+    [0, 1, 2],
+    temperature=3.0,
+    guidance_scale=2.0,
+    known_codes=codes,
+    known_mask=np.stack([known] * 3),
+  )
+  np.testing.assert_array_equal(drawn[:, known], codes[:, known])
+  assert model.decode(drawn).shape == images.shape
+  likelihood = model.log_likelihood(drawn, [0, 1, 2])
+  assert np.isfinite(likelihood).all()
+
+  generate.reconstruct(
+    workdir, tmp_path / 'out', split='val', num_images=2, through_prior=True
+  )
+  result = evaluate.run(workdir)
+  assert 0 < result['prior']['bits_per_code'] < 20
+  written = report.run(workdir)
+  assert 'index.html' in {path.name for path in written}
+
+
+def test_digest_is_of_all_that_decides_the_codes(run):
+  name, workdir, codes_name = run
+  weights = checkpoints.load_best(workdir / 'vqvae')
+
+  def is_new(path, leaf):
+    """Whether the digest is another one after a change of this leaf."""
+
+    def change(other_path, other):
+      return np.array(other) + (other_path == path)
+
+    changed = jax.tree_util.tree_map_with_path(change, weights)
+    return encode.codes_name(encode.digest(changed, _IMAGES)) != codes_name
+
+  decides = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+    keys = [key.key for key in path]
+    decides.setdefault((keys[1], keys[-1]), is_new(path, leaf))
+  statistics = {'ema_counts', 'ema_sums', 'unused_steps'}
+  for (part, leaf), new in decides.items():
+    assert new == (part != 'decoder' and leaf not in statistics), (part, leaf)
+
+
+def test_codes_of_the_wrong_level(run):
+  name, workdir, _ = run
+  model = inference.load(workdir)
+  codes = np.zeros((1, *model.grid), np.int32)
+  if name == 'residual':
+    with pytest.raises(errors.UserError, match='codes of level j % 2'):
+      model.decode(codes)
+  else:
+    model.decode(codes)

@@ -1,0 +1,360 @@
+import json
+import os
+import resource
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from dermvq_jax import errors
+from dermvq_jax.runs import checkpoints
+
+
+def tree(value):
+  """With the kinds of leaves a training state has."""
+  return {
+    'tree': {
+      'step': jnp.asarray(value, jnp.int32),
+      'params': {'kernel': jnp.full((2, 3), value, jnp.bfloat16)},
+      'ema_params': None,
+      'opt_state': (jnp.full(4, value / 3), {'count': np.int32(value)}),
+    },
+    'best': np.float32(value / 7),
+  }
+
+
+def weights(value):
+  return {
+    'params': {'w': np.full(3, value, np.float32)},
+    'model_state': {'codebook': {'counts': np.arange(3.0)}},
+  }
+
+
+def assert_same(restored, expected):
+  assert jax.tree.structure(restored) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected)):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return tmp_path / 'vqvae'
+
+
+def saved(folder, *steps):
+  store = checkpoints.Checkpoints(folder)
+  for step in steps:
+    store.save(step, tree(step))
+  store.close()
+  return checkpoints.Checkpoints(folder)
+
+
+def test_restores_what_was_saved(folder):
+  store = saved(folder, 3, 5)
+  assert store.latest_step() == 5
+  step, restored = store.restore(tree(0))
+  store.close()
+  assert step == 5
+  assert_same(restored, tree(5))
+
+
+def test_keeps_the_latest_two(folder):
+  saved(folder, 1, 2, 3).close()
+  assert sorted(p.name for p in (folder / 'checkpoints').iterdir()) == [
+    '2',
+    '3',
+  ]
+
+
+def test_nothing_saved(folder):
+  store = checkpoints.Checkpoints(folder)
+  assert store.latest_step() is None
+  like = tree(1)
+  step, restored = store.restore(like)
+  assert step == 0 and restored is like
+  store.close()
+
+
+def test_what_was_saved_does_not_change_with_donated_buffers(folder):
+  """A save goes on in the background while the next step runs."""
+  step = jax.jit(lambda x: x + 1, donate_argnums=0)
+  value = jnp.zeros((512, 512))
+  store = checkpoints.Checkpoints(folder)
+  store.save(1, {'x': value})
+  for _ in range(5):
+    value = step(value)
+  store.close()
+  store = checkpoints.Checkpoints(folder)
+  np.testing.assert_array_equal(store.restore({'x': value})[1]['x'], 0)
+  store.close()
+
+
+def test_only_complete_steps_count(folder):
+  """What a kill during a save leaves is ignored, then removed."""
+  saved(folder, 1, 2).close()
+  states = folder / 'checkpoints'
+  partial = states / '3.orbax-checkpoint-tmp'
+  shutil.copytree(states / '2', partial)
+  store = checkpoints.Checkpoints(folder)
+  assert store.latest_step() == 2
+  assert store.restore(tree(0))[0] == 2
+  store.save(3, tree(3))
+  store.close()
+  assert not partial.exists()
+
+
+def test_best_is_replaced(folder):
+  store = checkpoints.Checkpoints(folder)
+  for step in (5, 10):
+    store.save_best(step, weights(step))
+  store.close()
+  loaded = checkpoints.load_best(folder)
+  assert [p.name for p in (folder / 'best').iterdir()] == ['10']
+  jax.tree.map(np.testing.assert_array_equal, loaded, weights(10))
+
+
+def test_any_orbax_reads_the_best_weights(folder):
+  store = checkpoints.Checkpoints(folder)
+  store.save_best(5, weights(5))
+  store.close()
+  with ocp.StandardCheckpointer() as reader:
+    loaded = reader.restore(folder / 'best' / '5' / 'default')
+  jax.tree.map(np.testing.assert_array_equal, loaded, weights(5))
+
+
+@pytest.mark.parametrize('step', [10, 7])
+def test_best_after_going_back(folder, step):
+  """A resumed run reaches steps again that were the best before the kill."""
+  store = checkpoints.Checkpoints(folder)
+  store.save_best(10, weights(10))
+  store.close()
+  store = checkpoints.Checkpoints(folder)
+  store.save_best(step, weights(1))
+  store.close()
+  np.testing.assert_array_equal(checkpoints.load_best(folder)['params']['w'], 1)
+  assert [p.name for p in (folder / 'best').iterdir()] == [str(step)]
+
+
+def test_no_best_weights(folder):
+  with pytest.raises(
+    errors.UserError, match='no trained weights.*train --config=vqvae'
+  ):
+    checkpoints.load_best(folder)
+  checkpoints.Checkpoints(folder).close()  # started, nothing saved yet
+  with pytest.raises(errors.UserError, match='no trained weights'):
+    checkpoints.load_best(folder)
+
+
+def test_readers_do_not_touch_what_a_trainer_is_writing(folder):
+  store = checkpoints.Checkpoints(folder)
+  store.save_best(5, weights(5))
+  store.close()
+  writing = folder / 'best' / '10.orbax-checkpoint-tmp'
+  shutil.copytree(folder / 'best' / '5', writing)
+  loaded = checkpoints.load_best(folder)
+  np.testing.assert_array_equal(loaded['params']['w'], 5)
+  assert writing.exists()
+
+
+def test_relative_folders(folder, monkeypatch):
+  folder.mkdir()
+  monkeypatch.chdir(folder.parent)
+  store = checkpoints.Checkpoints('vqvae')
+  store.save_best(1, weights(1))
+  store.close()
+  np.testing.assert_array_equal(
+    checkpoints.load_best('vqvae')['params']['w'], 1
+  )
+
+
+# Damage.
+
+
+def files_in(folder):
+  return sorted(p for p in folder.rglob('*') if p.is_file())
+
+
+def flip(path, rng):
+  data = bytearray(path.read_bytes())
+  data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+  path.write_bytes(data)
+
+
+# What orbax leaves of its failed reads.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_flipped_bits_are_noticed_or_change_nothing(folder, tmp_path):
+  """50 of them, two and more in each file of the latest checkpoint."""
+  saved(folder, 1, 2).close()
+  names = [p.relative_to(folder) for p in files_in(folder / 'checkpoints/2')]
+  rng = np.random.default_rng(0)
+  noticed = 0
+  assert len(names) > 10
+  for i in range(max(50, 2 * len(names))):
+    copy = shutil.copytree(folder, tmp_path / str(i))
+    flip(copy / names[i % len(names)], rng)
+    store = checkpoints.Checkpoints(copy)
+    step, restored = store.restore(tree(0))
+    store.close()
+    assert step in (1, 2)
+    assert_same(restored, tree(step))
+    assert (copy / 'checkpoints' / '2').exists() == (step == 2)
+    assert (copy / 'checkpoints' / '2.damaged').exists() == (step == 1)
+    noticed += step == 1
+  assert noticed > 10  # Not all files are read.
+
+
+@pytest.mark.parametrize(
+  'damage',
+  ['cut', 'gone', 'renamed', 'checksums cut', 'no numbers', 'other numbers'],
+)
+def test_a_damaged_one_is_named_and_the_one_before_used(folder, damage, caplog):
+  saved(folder, 1, 2).close()
+  step_folder = folder / 'checkpoints' / '2'
+  arrays = files_in(step_folder / 'default' / 'd')
+  largest = max(arrays, key=lambda p: p.stat().st_size)
+  checksums = step_folder / 'checksums' / 'metadata'
+  if damage == 'cut':
+    largest.write_bytes(largest.read_bytes()[:-9])
+  elif damage == 'gone':
+    largest.unlink()
+  elif damage == 'renamed':
+    shutil.rmtree(step_folder)
+    shutil.copytree(folder / 'checkpoints' / '1', step_folder)
+  else:
+    text = {
+      'checksums cut': checksums.read_text()[:-9],
+      'no numbers': '[]',
+      'other numbers': json.dumps({'step': 2, 'crc32': {}}),
+    }
+    checksums.write_text(text[damage])
+  store = checkpoints.Checkpoints(folder)
+  step, restored = store.restore(tree(0))
+  assert step == 1
+  assert_same(restored, tree(1))
+  assert f'{step_folder} is damaged' in caplog.text
+  assert f'{step_folder}.damaged, and the one before is used' in caplog.text
+  assert store.latest_step() == 1
+  store.save(2, tree(7))  # Its place is free.
+  store.close()
+  store = checkpoints.Checkpoints(folder)
+  step, restored = store.restore(tree(0))
+  store.close()
+  assert step == 2
+  assert_same(restored, tree(7))
+
+
+def test_nothing_whole_is_no_new_start(folder):
+  saved(folder, 1, 2).close()
+  for file in files_in(folder / 'checkpoints'):
+    file.write_bytes(b'')
+  before = files_in(folder)
+  store = checkpoints.Checkpoints(folder)
+  with pytest.raises(errors.UserError, match='no checkpoint in .* is whole'):
+    store.restore(tree(0))
+  store.close()
+  assert files_in(folder) == before
+
+
+def test_without_checksums_it_says_so(folder, caplog):
+  """As they were before there were any."""
+  saved(folder, 1).close()
+  shutil.rmtree(folder / 'checkpoints' / '1' / 'checksums')
+  store = checkpoints.Checkpoints(folder)
+  assert store.restore(tree(0))[0] == 1
+  store.close()
+  assert '1 has no checksums' in caplog.text
+
+
+def test_damaged_best_weights(folder, tmp_path, caplog):
+  store = checkpoints.Checkpoints(folder)
+  store.save_best(5, weights(5))
+  store.close()
+  assert checkpoints.Checkpoints(folder).best_is_whole()
+  # Readable, but with other numbers.
+  other = checkpoints.Checkpoints(tmp_path / 'other')
+  other.save_best(5, weights(6))
+  other.close()
+  shutil.rmtree(folder / 'best' / '5' / 'default')
+  shutil.copytree(tmp_path / 'other/best/5/default', folder / 'best/5/default')
+  with pytest.raises(errors.UserError) as e:
+    checkpoints.load_best(folder)
+  assert f'{folder}/best/5 are damaged' in str(e.value)
+  assert '1 of 2 arrays differ' in str(e.value)
+  assert 'train again: the same command gives the same' in str(e.value)
+  store = checkpoints.Checkpoints(folder)
+  assert not store.best_is_whole()
+  assert 'are damaged' in caplog.text
+  store.save_best(10, weights(10))
+  store.close()
+  assert checkpoints.load_best(folder)['params']['w'][0] == 10
+
+
+def test_verify(folder):
+  store = saved(folder, 1, 2)
+  store.save_best(2, weights(2))
+  store.close()
+  assert list(checkpoints.verify(folder)) == [
+    ('checkpoints', 1, ''),
+    ('checkpoints', 2, ''),
+    ('best', 2, ''),
+  ]
+  (folder / 'checkpoints/1/default/manifest.ocdbt').unlink()
+  (folder / 'best/2/checksums/metadata').write_text('{')
+  problems = [problem for _, _, problem in checkpoints.verify(folder)]
+  assert [bool(problem) for problem in problems] == [True, False, True]
+  assert all('unreadable' in problem for problem in problems if problem)
+
+
+def test_old_steps_vanish_at_once(folder, monkeypatch):
+  """A kill while they are removed leaves no half of one among the others."""
+  store = saved(folder, 1, 2)
+  store._states.wait_until_finished()
+  states = folder / 'checkpoints'
+  whole = len(files_in(states / '1'))
+  store.save(3, tree(3))
+  store._states.wait_until_finished()
+  assert sorted(p.name for p in states.iterdir()) == ['2', '3', 'removed']
+  assert [p.name for p in (states / 'removed').iterdir()] == ['1']
+  assert len(files_in(states / 'removed')) == whole
+  store.close()
+  assert not (states / 'removed').exists()
+
+
+def test_a_full_disk_is_one_line(folder):
+  """Files may not grow over a limit, which fails as a full disk does."""
+  saved(folder, 1).close()
+  store = checkpoints.Checkpoints(folder)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, before[1]))
+  try:
+    with pytest.raises(
+      errors.UserError, match='File too large; make room'
+    ) as e:
+      store.save(2, {'x': np.random.default_rng(0).normal(size=10**5)})
+      store.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+  assert str(folder) in str(e.value) and '\n' not in str(e.value)
+  store = checkpoints.Checkpoints(folder)
+  assert store.restore(tree(0))[0] == 1
+  store.close()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_a_read_only_folder_is_one_line(folder):
+  saved(folder, 1).close()
+  (folder / 'checkpoints').chmod(0o500)
+  try:
+    with pytest.raises(errors.UserError, match='Permission denied; make room'):
+      store = checkpoints.Checkpoints(folder)
+      store.save(2, tree(2))
+      store.close()
+  finally:
+    (folder / 'checkpoints').chmod(0o700)

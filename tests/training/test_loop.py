@@ -1,0 +1,799 @@
+"""Tests of the training loop, with both phases' tasks."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dermvq_jax import config_files, errors
+from dermvq_jax.data import pipeline, prepared
+from dermvq_jax.generation import encode
+from dermvq_jax.runs import checkpoints, logs, workdirs
+from dermvq_jax.training import loop, metrics, parallel, state, tasks
+
+PHASES = ('vqvae', 'prior')
+# `test_jit_and_pmap_agree` tells that the fast one stands for both.
+every_kind = pytest.mark.parametrize(
+  'kind', ['jit', pytest.param('pmap', marks=pytest.mark.slow)]
+)
+IMAGES = 'synthetic_dermoscopy/smoke'
+
+
+def new_workdir(smoke_run, tmp_path, phase):
+  """A workdir where `phase` can start, and the option that finds the data."""
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  if phase != 'vqvae':
+    shutil.copytree(smoke_run / 'vqvae', workdir / 'vqvae')
+  return workdir, f'--config.data_dir={smoke_run}/data'
+
+
+def train_smoke(phase, workdir, *overrides):
+  loop.run(config_files.load(f'{phase}:smoke', overrides), workdir)
+
+
+def spoil_batches(monkeypatch, after, spoil):
+  """Changes training batches that come after `after` others."""
+  real = pipeline.train_batches
+
+  def batches(*args, **kwargs):
+    for i, batch in enumerate(real(*args, **kwargs)):
+      yield batch if i < after else spoil(batch)
+
+  monkeypatch.setattr(pipeline, 'train_batches', batches)
+
+
+def interrupt(monkeypatch, after):
+  def stop(_):
+    raise KeyboardInterrupt
+
+  spoil_batches(monkeypatch, after, stop)
+
+
+def steps_in(folder):
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def read_tree(folder, step=None):
+  """All arrays of a checkpoint, as they are on disk."""
+  step = max(steps_in(folder)) if step is None else step
+  tree = checkpoints._read(folder / str(step))
+  paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
+
+
+def rows_in(folder):
+  rows = logs.read(folder)
+  for row in rows:
+    row.pop('step/steps_per_second', None)
+  return rows
+
+
+def assert_same_run(folder, expected):
+  """Checkpoints, best weights and metrics are equal, bit for bit."""
+  for name in ('checkpoints', 'best'):
+    assert steps_in(folder / name) == steps_in(expected / name)
+    a, b = read_tree(folder / name), read_tree(expected / name)
+    assert a.keys() == b.keys() and len(a) > 10
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+  assert rows_in(folder) == rows_in(expected)
+
+
+# Resume.
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_resumed_is_uninterrupted(phase, smoke_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(smoke_run, tmp_path, phase)
+  # Step 6 is in the middle of an epoch (14 steps), between log steps (5, 10)
+  # and checkpoints (4, 8); best/ has the weights of step 5 by then.
+  with monkeypatch.context() as patch:
+    interrupt(patch, after=6)
+    with pytest.raises(KeyboardInterrupt):
+      train_smoke(phase, workdir, data)
+  folder = workdir / phase
+  assert steps_in(folder / 'checkpoints') == [4]
+  assert steps_in(folder / 'best') == [5]
+  assert rows_in(folder)[-1]['step'] == 5  # later than what is restored
+  train_smoke(phase, workdir, data)
+  assert_same_run(folder, smoke_run / phase)
+  saved = read_tree(folder / 'checkpoints')
+  parts = ['params', 'opt_state', 'epoch', 'window']
+  parts += ['model_state'] if phase == 'vqvae' else ['ema_params']
+  for part in parts:
+    assert any(f"['{part}']" in key for key in saved), part
+
+
+def test_resumes_after_a_kill_in_the_middle_of_a_line(run_copy):
+  """Nothing later than the checkpoint counts, not even half a row."""
+  folder = run_copy / 'prior'
+  expected = rows_in(folder)
+  shutil.rmtree(folder / 'checkpoints' / '10')
+  with (folder / 'metrics.jsonl').open('a') as f:
+    f.write(json.dumps({'step': 12, 'val/nll': 0}) + '\n{"step": 15, "va')
+  train_smoke('prior', run_copy)
+  assert rows_in(folder) == expected
+  assert steps_in(folder / 'checkpoints') == [8, 10]
+
+
+def test_finished_run_says_so_and_does_nothing(run_copy, caplog, monkeypatch):
+  def files():
+    every = [p for p in run_copy.rglob('*') if p.is_file()]
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in every}
+
+  def never(*args):
+    raise AssertionError
+
+  monkeypatch.setattr(loop, '_loop', never)
+  before = files()
+  caplog.set_level('INFO')
+  for phase in PHASES:
+    train_smoke(phase, run_copy)
+    assert f'{run_copy}/{phase} is already trained' in caplog.text
+  after = files()
+  assert before.keys() == after.keys()
+  assert all(before[p][0] == after[p][0] for p in before)
+
+
+@pytest.mark.parametrize(
+  ('phase', 'override', 'field'),
+  [
+    ('vqvae', 'seed=1', 'config.seed was 0, is 1'),
+    ('vqvae', 'model.features=8', 'config.model.features was 16, is 8'),
+    ('vqvae', 'augment.flips=False', 'config.augment.flips'),
+    ('vqvae', 'num_train_steps=20', 'config.num_train_steps'),
+    ('prior', 'optim.b2=0.9', 'config.optim.b2'),
+    ('prior', 'batch_size=16', 'config.batch_size'),
+    ('prior', 'num_train_steps=20', 'config.num_train_steps'),
+  ],
+)
+def test_refuses_another_config(smoke_run, phase, override, field):
+  file = smoke_run / phase / 'config.json'
+  before = file.read_bytes()
+  with pytest.raises(errors.UserError, match=field) as e:
+    train_smoke(phase, smoke_run, f'--config.{override}')
+  assert '--workdir' in str(e.value)
+  assert file.read_bytes() == before
+
+
+def test_free_fields_may_change(run_copy, monkeypatch):
+  monkeypatch.setattr(loop, '_loop', None)  # not reached
+  train_smoke(
+    'vqvae',
+    run_copy,
+    '--config.parallel=pmap',
+    '--config.num_workers=2',
+    f'--config.data_dir={run_copy}/data',
+    '--config.log_every_steps=1',
+    '--config.eval_every_steps=3',
+    '--config.checkpoint_every_steps=2',
+  )
+
+
+def test_constant_schedule_goes_on_longer(smoke_run, tmp_path):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  options = data, '--config.optim.schedule=constant'
+  train_smoke('prior', workdir, *options, '--config.num_train_steps=5')
+  assert steps_in(workdir / 'prior' / 'checkpoints') == [4, 5]
+  train_smoke('prior', workdir, *options, '--config.num_train_steps=7')
+  steps = [row['step'] for row in rows_in(workdir / 'prior')]
+  assert steps == [5, 5, 7, 7]
+  assert steps_in(workdir / 'prior' / 'checkpoints') == [5, 7]
+
+
+# Mistakes and failures.
+
+
+@every_kind
+def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
+  kind, smoke_run, tmp_path, monkeypatch
+):
+  """The step is named; no row and no weights come from it or after it."""
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  # No such code: its logit, and so the loss of step 7, is not a number.
+  spoil_batches(
+    monkeypatch, 6, lambda batch: batch | {'codes': batch['codes'] + 10**6}
+  )
+  with pytest.raises(errors.UserError, match='the loss .* at step 7;') as e:
+    train_smoke(
+      'prior',
+      workdir,
+      data,
+      '--config.log_every_steps=10',
+      f'--config.parallel={kind}',
+    )
+  assert 'learning_rate' in str(e.value)
+  folder = workdir / 'prior'
+  assert f'step 4 in {folder}' in str(e.value)
+  assert steps_in(folder / 'checkpoints') == [4]
+  assert {row['step'] for row in rows_in(folder)} == {5}
+  assert all(np.isfinite(x).all() for x in read_tree(folder / 'best').values())
+
+
+@every_kind
+def test_skipped_steps_are_counted(kind, smoke_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  numbers = itertools.count(7)  # of the step that a batch is for
+
+  def spoil(batch):
+    return batch | {'codes': batch['codes'] + 10**6 * (next(numbers) == 7)}
+
+  spoil_batches(monkeypatch, 6, spoil)
+  train_smoke(
+    'prior',
+    workdir,
+    data,
+    '--config.optim.skip_nonfinite=True',
+    f'--config.parallel={kind}',
+  )
+  folder = workdir / 'prior'
+  rows = rows_in(folder)
+  skipped = [row.get('step/skipped_steps') for row in rows]
+  assert skipped == [0, None, 1, None]
+  assert [row.get('train/skipped_steps') for row in rows][3] == 1
+  assert all(np.isfinite(list(row.values())).all() for row in rows)
+  saved = read_tree(folder / 'checkpoints')
+  assert saved["['tree']['state']['step']"] == 10
+  assert saved["['tree']['state']['opt_state']['1']['0']['count']"] == 9
+  assert all(np.isfinite(x).all() for x in saved.values())
+
+
+def test_skipping_everything_ends(smoke_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  spoil_batches(
+    monkeypatch, 5, lambda batch: batch | {'codes': batch['codes'] + 10**6}
+  )
+  with pytest.raises(errors.UserError, match='in all 5 steps up to step 10;'):
+    train_smoke('prior', workdir, data, '--config.optim.skip_nonfinite=True')
+
+
+# Stopping, damage, and a second training.
+
+
+@pytest.mark.parametrize(
+  'number',
+  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
+def test_a_signal_saves_and_stops(number, smoke_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  folder = workdir / 'prior'
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  handler = signal.getsignal(number)
+
+  sent = []
+
+  def stop(batch):
+    if not sent:
+      sent.append(number)
+      os.kill(os.getpid(), number)
+    return batch
+
+  with monkeypatch.context() as patch:
+    spoil_batches(patch, 6, stop)
+    with pytest.raises(errors.StoppedError) as e:
+      train_smoke('prior', workdir, data)
+  assert e.value.signal == number
+  assert signal.getsignal(number) == handler
+  signal.signal(signal.SIGINT, before)
+  assert steps_in(folder / 'checkpoints') == [4, 7]
+  train_smoke('prior', workdir, data)
+  assert_same_run(folder, smoke_run / 'prior')
+
+
+def test_damaged_checkpoints(run_copy, smoke_run, caplog):
+  """The last one is lost, and the best weights; the run ends the same."""
+  folder = run_copy / 'prior'
+  for broken in ('checkpoints/10', 'best/10'):
+    (folder / broken / 'default' / 'manifest.ocdbt').write_bytes(b'')
+  train_smoke('prior', run_copy)
+  assert f'{folder}/checkpoints/10 is damaged' in caplog.text
+  assert f'{folder}/best/10 are damaged' in caplog.text
+  assert_same_run(folder, smoke_run / 'prior')
+
+
+def test_a_second_training_is_refused(run_copy):
+  before = sorted(run_copy.rglob('*'))
+  refused = pytest.raises(errors.UserError, match='another dermvq train is')
+  with workdirs.locked(run_copy), refused:
+    train_smoke('prior', run_copy)
+  assert sorted(run_copy.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+  ('override', 'message'),
+  [
+    ('batch_size=12', '12 is not divisible by the 8 devices'),
+    ('batch_size=0', 'config.batch_size is 0'),
+    ('log_every_steps=0', 'config.log_every_steps is 0'),
+    ('checkpoint_every_steps=-1', 'config.checkpoint_every_steps is -1'),
+    ('num_train_steps=-1', 'config.num_train_steps is -1'),
+    ('eval_every_steps=-5', 'config.eval_every_steps is -5'),
+    ('parallel=both', "'both'; it must be 'jit' or 'pmap'"),
+    ('optim.schedule=linear', "'constant' or 'cosine'"),
+    ('task=tokens', "'tokens'; it must be one of"),
+    ('dtype=bf16', "'bf16'; it must be 'float32' or 'bfloat16'"),
+    ('quantizer.name=none', "no quantizer named 'none'"),
+    ('quantizer.name=../x', 'no quantizer named'),
+    ('model.downsampling=3', 'power of 2'),
+    ('model.downsampling=32', '16 px are not divisible'),
+    ('dataset=ham10000/64', 'not prepared.*dermvq prepare'),
+    ('dataset=synthetic_dermoscopy', 'form name/size'),
+    ('dataset=codes', 'form name/size'),
+    ('quantizer.codebook_size=0', 'config.quantizer.codebook_size is 0'),
+    ('quantizer.gradient=x', "config.quantizer.gradient is 'x'"),
+    ('quantizer.name=fsq', "'fsq' has no code_dim,.*--config=vqvae:fsq"),
+    ('loss.mse=0.0', 'at least one above 0'),
+    ('loss.l1=-1.0', 'config.loss are'),
+    ('model.attention_heads=5', 'a divisor of config.model.features=16'),
+    ('model.norm_groups=16', 'config.model.residual_features=8'),
+    ('model.features=0', 'config.model.features is 0'),
+    ('augment.cutout_max_holes=0', 'config.augment.cutout_max_holes is 0'),
+    ('data_dir=gs://bucket/data', 'gs:/.*give a local folder'),
+    ('data_dir=/nowhere', 'not prepared in /nowhere'),
+  ],
+)
+def test_mistakes_in_a_config_write_nothing(
+  smoke_run, tmp_path, override, message
+):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'vqvae')
+  with pytest.raises(errors.UserError, match=message):
+    train_smoke('vqvae', workdir, data, f'--config.{override}')
+  assert not list(workdir.iterdir())
+
+
+def test_dataset_of_the_other_phase(smoke_run, tmp_path):
+  codes = workdirs.load_config(smoke_run / 'prior')[1]['dataset']
+  config = config_files.load(
+    'vqvae:smoke',
+    [f'--config.dataset={codes}', f'--config.data_dir={smoke_run}/data'],
+  )
+  with pytest.raises(errors.UserError, match='can not train'):
+    loop.run(config, tmp_path / 'run')
+  for dataset in (IMAGES, 'codes/0123456789abcdef'):
+    with pytest.raises(errors.UserError, match=f'is not {codes}, the codes of'):
+      train_smoke('prior', smoke_run, f'--config.dataset={dataset}')
+  with pytest.raises(errors.UserError, match="no prior named 'layers'"):
+    train_smoke('prior', smoke_run, '--config.prior.name=layers')
+
+
+def test_prior_before_the_vqvae_or_encode(smoke_run, tmp_path):
+  with pytest.raises(errors.UserError, match='train --config=vqvae'):
+    train_smoke('prior', tmp_path)
+  shutil.copytree(smoke_run / 'vqvae', tmp_path / 'vqvae')
+  with pytest.raises(errors.UserError, match='dermvq encode'):
+    train_smoke('prior', tmp_path)
+  with pytest.raises(errors.UserError, match='_x3 is not .*--copies=3'):
+    train_smoke('prior', smoke_run, '--config.copies=3')
+
+
+def test_a_wrong_architecture_does_not_block_the_workdir(smoke_run, tmp_path):
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  before = sorted(workdir.rglob('*'))
+  with pytest.raises(errors.UserError, match='kernel_size is 4; .* odd'):
+    train_smoke('prior', workdir, data, '--config.prior.kernel_size=4')
+  assert sorted(workdir.rglob('*')) == before
+
+
+def test_data_dir_is_stored_so_that_any_folder_finds_it(
+  smoke_run, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(smoke_run)
+  train_smoke(
+    'vqvae', tmp_path, '--config.data_dir=data', '--config.num_train_steps=3'
+  )
+  config, _ = workdirs.load_config(tmp_path / 'vqvae')
+  assert config.data_dir == str(smoke_run / 'data')
+
+
+# jit and pmap.
+
+
+@pytest.mark.parametrize(
+  ('phase', 'first', 'second'),
+  [
+    ('vqvae', 'pmap', 'jit'),
+    pytest.param('prior', 'jit', 'pmap', marks=pytest.mark.slow),
+  ],
+)
+def test_checkpoints_interchange(
+  phase, first, second, smoke_run, tmp_path, monkeypatch
+):
+  """Both phases train and evaluate under pmap, on 8 devices."""
+  workdir, data = new_workdir(smoke_run, tmp_path, phase)
+  with monkeypatch.context() as patch:
+    interrupt(patch, after=6)
+    with pytest.raises(KeyboardInterrupt):
+      train_smoke(phase, workdir, data, f'--config.parallel={first}')
+  train_smoke(phase, workdir, data, f'--config.parallel={second}')
+  rows, expected = rows_in(workdir / phase), rows_in(smoke_run / phase)
+  assert [row.keys() for row in rows] == [row.keys() for row in expected]
+  # The noise differs between the two; in so few steps it changes little.
+  metric = {'vqvae': 'val/nmse', 'prior': 'val/nll'}[phase]
+  assert rows[-1][metric] == pytest.approx(expected[-1][metric], rel=0.05)
+
+
+def batches_and_task(smoke_run, phase, batch_size=8):
+  """Three batches, the task without noise, and its start."""
+  config = config_files.load(f'{phase}:smoke')
+  config.data_dir = f'{smoke_run}/data'
+  if phase == 'prior':
+    config.prior.dropout_rate = 0.0
+    config.label_dropout_rate = 0.0
+  dataset, data_dir = encode.resolve_dataset(config, smoke_run)
+  task = tasks.make(config, prepared.describe(dataset, data_dir))
+  source = prepared.open_split(dataset, data_dir, 'train')
+
+  def stream():
+    return pipeline.train_batches(
+      source, batch_size=batch_size, seed=0, keys=task.features
+    )
+
+  start = task.init(jax.random.key(0), stream())
+  return config, task, list(itertools.islice(stream(), 3)), start
+
+
+def zero_metrics(task, start, batch):
+  sums = jax.eval_shape(
+    lambda: task.loss_fn(
+      *start, batch, jax.random.key(0), train=True, axis_name=None
+    )
+  )[1][0]
+  sums = {'loss': metrics.Mean(*[jnp.zeros(())] * 2)} | sums
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums)
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_jit_and_pmap_agree(phase, smoke_run):
+  _, task, batches, start = batches_and_task(smoke_run, phase)
+  # Steps of plain gradients: their differences are the parameters'.
+  tx = optax.sgd(0.1)
+  step = loop.make_train_step(task, tx, jax.random.key(1), ema_decay=0.9)
+  zeros = zero_metrics(task, start, batches[0])
+  results = {}
+  for kind in ('jit', 'pmap'):
+    par = parallel.Parallel(kind)
+    tree = par.put_tree(
+      {
+        'state': state.TrainState.create(*start, tx, ema=True),
+        'window': zeros,
+        'epoch': zeros,
+      }
+    )
+    compiled = par.compile(step)
+    for batch in batches:
+      tree = compiled(tree, par.put_batch(batch))
+    for leaf in jax.tree.leaves(tree):
+      shards = [np.asarray(s.data) for s in leaf.addressable_shards]
+      assert len(shards) == jax.device_count()
+      for shard in shards:  # every device holds the same
+        np.testing.assert_array_equal(shard, shards[0])
+    results[kind] = jax.device_get(tree)
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), results['jit']['state'].params, start[0]
+  )
+  assert min(jax.tree.leaves(moved)) > 0
+  for a, b in zip(
+    jax.tree.leaves(results['jit']['state']),
+    jax.tree.leaves(results['pmap']['state']),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  values = {k: metrics.compute(v['epoch']) for k, v in results.items()}
+  assert values['jit'] == pytest.approx(values['pmap'], rel=1e-4)
+  assert values['jit']['loss'] > 0
+
+
+# Formulas.
+
+
+def test_vqvae_loss_is_the_formula(smoke_run):
+  config, task, batches, (params, model_state) = batches_and_task(
+    smoke_run, 'vqvae'
+  )
+  batch = batches[0]
+  loss, (parts, _) = jax.jit(
+    lambda: task.loss_fn(
+      params, model_state, batch, jax.random.key(0), train=True, axis_name=None
+    )
+  )()
+  model = tasks.vqvae_model(config)
+  variables = {'params': params, **model_state}
+  images = batch['image'] / np.float32(255)
+  z = np.asarray(model.apply(variables, images, method='latents'), np.float64)
+  codebook = np.asarray(model_state['codebook']['quantizer']['codebook'])
+  codes = np.square(z[..., None, :] - codebook).sum(-1).argmin(-1)
+  reconstruction = np.asarray(
+    model.apply(variables, codebook[codes], method=lambda m, q: m.decoder(q))
+  )
+  _, facts = workdirs.load_config(smoke_run / 'vqvae')
+  mse = np.mean((reconstruction - images) ** 2)
+  commitment = np.mean((z - codebook[codes]) ** 2)
+  weight = config.quantizer.commitment_weight
+  expected = mse / facts['train_variance'] + weight * commitment
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  values = metrics.compute(parts)
+  clipped = np.mean((np.clip(reconstruction, 0, 1) - images) ** 2)
+  np.testing.assert_allclose(values['mse'], clipped, rtol=1e-5)
+  np.testing.assert_allclose(
+    values['nmse'], clipped / facts['train_variance'], rtol=1e-5
+  )
+  np.testing.assert_allclose(values['psnr'], -10 * np.log10(clipped), rtol=1e-5)
+  np.testing.assert_allclose(values['commitment_loss'], commitment, rtol=1e-4)
+
+
+def test_train_variance_is_that_of_the_training_images(smoke_run):
+  source = prepared.open_split(IMAGES, smoke_run / 'data', 'train')
+  pixels = np.stack([source[i]['image'] for i in range(len(source))]) / 255
+  _, facts = workdirs.load_config(smoke_run / 'vqvae')
+  assert facts['train_variance'] == pytest.approx(pixels.var(), rel=1e-9)
+  assert facts['num_train'] == len(source)
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_first_step_is_optax_adamw(phase, smoke_run):
+  """One update of the loop's step against the gradient of the task."""
+  config, task, batches, start = batches_and_task(smoke_run, phase)
+  tx = optax.adamw(1e-2)
+  key = jax.random.key(1)
+  step = loop.make_train_step(task, tx, key, ema_decay=0.9)
+  zeros = zero_metrics(task, start, batches[0])
+  train_state = state.TrainState.create(*start, tx, ema=True)
+  tree = {'state': train_state, 'window': zeros, 'epoch': zeros}
+  new = jax.jit(lambda t: step(t, batches[0], axis_name=None))(tree)['state']
+  grads = jax.jit(
+    lambda p: jax.grad(
+      lambda p: task.loss_fn(
+        p,
+        start[1],
+        batches[0],
+        jax.random.fold_in(key, 0),
+        train=True,
+        axis_name=None,
+      )[0]
+    )(p)
+  )(start[0])
+  # The first step of Adam, without weight decay, is g / (|g| + eps).
+  expected = jax.tree.map(
+    lambda p, g: p - 1e-2 * (g / (np.abs(g) + 1e-8) + 1e-4 * p),
+    *(
+      jax.device_get(start[0]),
+      jax.device_get(grads),
+    ),
+  )
+  sure = jax.tree.map(lambda g: np.abs(g) > 1e-5, jax.device_get(grads))
+  jax.tree.map(
+    lambda a, b, s: np.testing.assert_allclose(
+      np.asarray(a)[s], b[s], rtol=1e-3, atol=1e-5
+    ),
+    new.params,
+    expected,
+    sure,
+  )
+  # The average starts with decay (1 + 0) / (10 + 0).
+  jax.tree.map(
+    lambda e, old, p: np.testing.assert_allclose(
+      e, 0.1 * np.asarray(old) + 0.9 * np.asarray(p), rtol=1e-4, atol=1e-6
+    ),
+    new.ema_params,
+    start[0],
+    new.params,
+  )
+  assert new.step == 1
+
+
+def test_validation_counts_every_example_once(smoke_run):
+  """13 images in batches of 8."""
+  config, facts = workdirs.load_config(smoke_run / 'vqvae')
+  assert facts['num_val'] % config.batch_size
+  [step] = steps_in(smoke_run / 'vqvae' / 'best')
+  [row] = [
+    row
+    for row in rows_in(smoke_run / 'vqvae')
+    if row['step'] == step and 'val/mse' in row
+  ]
+  from dermvq_jax import inference
+
+  model = inference.load(smoke_run)
+  source = prepared.open_split(IMAGES, smoke_run / 'data', 'val')
+  images = np.stack([source[i]['image'] for i in range(len(source))])
+  assert len(images) == facts['num_val']
+  counts = np.bincount(model.encode(images).ravel(), minlength=32)
+  p = counts[counts > 0] / counts.sum()
+  assert row['val/perplexity'] == pytest.approx(
+    np.exp(-np.sum(p * np.log(p))), rel=1e-4
+  )
+  assert row['val/codebook_usage'] == pytest.approx((counts > 0).mean())
+  mse = np.mean((model.reconstruct(images) / 255 - images / 255) ** 2)
+  assert row['val/mse'] == pytest.approx(mse, rel=2e-3)  # rounded to uint8
+  assert row['val/nmse'] == pytest.approx(
+    mse / facts['train_variance'], rel=2e-3
+  )
+
+
+# Every shipped config.
+
+
+def shrink(config):
+  """As small as smoke, with all else as it is."""
+  config.num_train_steps = 1
+  config.batch_size = 8
+  config.num_workers = 0
+  config.optim.warmup_steps = 0
+  if config.task == 'vqvae':
+    config.dataset = IMAGES
+    config.model.features = 16
+    config.model.residual_features = 8
+    config.quantizer.codebook_size = 32
+  elif config.task == 'classifier':
+    config.classifier = {'features': 16, 'num_stages': 2}
+  else:
+    small = {'num_layers': 2, 'features': 8, 'head_features': 8}
+    config.prior.update({k: small[k] for k in small if k in config.prior})
+  return config
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('vqvae:smoke', 'prior:smoke'),
+    *('prior:pixelcnn', 'prior:rnn', 'prior:transformer', 'classifier:smoke'),
+    # Their models are those of the others, wider or on larger images.
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ('vqvae:128', 'vqvae:256', 'vqvae:demo', 'prior:demo')
+    ),
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ('vqvae', 'prior', 'classifier', 'classifier:demo')
+    ),
+  ],
+)
+def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
+  phase = name.partition(':')[0]
+  workdir, _ = new_workdir(smoke_run, tmp_path, phase)
+  config = shrink(config_files.load(name))
+  config.data_dir = f'{smoke_run}/data'
+  loop.run(config, workdir)
+  rows = rows_in(workdir / phase)
+  assert [row['step'] for row in rows] == [1, 1]
+  assert np.isfinite(rows[0]['step/loss'])
+  best = {'vqvae': 'mse', 'prior': 'nll', 'classifier': 'balanced_nll'}[phase]
+  assert np.isfinite(rows[1][f'val/{best}'])
+  assert steps_in(workdir / phase / 'best') == [1]
+  assert steps_in(workdir / phase / 'checkpoints') == [1]
+
+
+# Precision.
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_bfloat16_computes_nearly_the_same(phase, smoke_run):
+  """Parameters, gradients and codebook stay float32."""
+  config, task, batches, start = batches_and_task(smoke_run, phase)
+  config.dtype = 'bfloat16'
+  dataset, data_dir = encode.resolve_dataset(config, smoke_run)
+  half = tasks.make(config, prepared.describe(dataset, data_dir))
+
+  def run(task):
+    (loss, (parts, observed)), grads = jax.jit(
+      lambda params, state: jax.value_and_grad(task.loss_fn, has_aux=True)(
+        params, state, batches[0], jax.random.key(0), train=True
+      )
+    )(*start)
+    state = task.update_state(*start, observed, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves((grads, loss))} == {
+      jnp.float32.dtype
+    }
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(start[1])):
+      assert a.dtype == b.dtype
+    return metrics.compute(parts) | {'loss': float(loss)}
+
+  assert run(half)['loss'] == pytest.approx(run(task)['loss'], rel=0.02)
+  assert run(half) != run(task)
+
+
+# Microbatches.
+
+
+@every_kind
+@pytest.mark.parametrize('phase', PHASES)
+def test_microbatches_do_what_the_batch_does(phase, kind, smoke_run):
+  """Parameters, codebook with its restarts, and metrics."""
+  _, task, batches, start = batches_and_task(smoke_run, phase, 16)
+  if phase == 'vqvae':  # Those that are not used now, restart.
+    statistics = start[1]['codebook']['quantizer']
+    statistics['unused_steps'] = np.full_like(statistics['unused_steps'], 3)
+  # Steps of plain gradients: their differences are the parameters'.
+  tx = optax.sgd(0.1)
+  zeros = zero_metrics(task, start, batches[0])
+  results = []
+  for num_microbatches in (1, 2):
+    par = parallel.Parallel(kind)
+    step = par.compile(
+      loop.make_train_step(
+        task,
+        tx,
+        jax.random.key(1),
+        ema_decay=0.9,
+        num_microbatches=num_microbatches,
+      )
+    )
+    train_state = state.TrainState.create(*start, tx, ema=True)
+    tree = par.put_tree({'state': train_state, 'window': zeros, 'epoch': zeros})
+    tree = jax.device_get(step(tree, par.put_batch(batches[0])))
+    results.append((tree['state'], metrics.compute(tree['epoch'])))
+  (whole, values), (parts, values_of_parts) = results
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), whole.params, jax.device_get(start[0])
+  )
+  assert min(jax.tree.leaves(moved)) > 0
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  assert values_of_parts == pytest.approx(values, rel=1e-4)
+
+
+# Communication.
+
+_COLLECTIVE = re.compile(
+  r'^.* = (.*) (all-reduce|all-gather|all-to-all|collective-permute|'
+  r'reduce-scatter|collective-broadcast|ragged-all-to-all)(-start)?\(',
+  re.MULTILINE,
+)
+_BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'pred': 1}
+
+
+def _bytes(shapes):
+  """Bytes of '(f32[2,3]{1,0}, s32[])', for example."""
+  return sum(
+    _BYTES[dtype] * int(np.prod([int(n) for n in dims.split(',') if n]))
+    for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', shapes)
+  )
+
+
+def _size(tree):
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_devices_exchange_reductions_only(phase, smoke_run):
+  """Of gradients, codebook statistics and metrics; no activations."""
+  _, task, batches, start = batches_and_task(smoke_run, phase)
+  tx = optax.sgd(0.1)
+  step = loop.make_train_step(task, tx, jax.random.key(1), ema_decay=0.9)
+  zeros = zero_metrics(task, start, batches[0])
+  par = parallel.Parallel('jit')
+  tree = par.put_tree(
+    {
+      'state': state.TrainState.create(*start, tx, ema=True),
+      'window': zeros,
+      'epoch': zeros,
+    }
+  )
+  program = (
+    par.compile(step, donate=True)
+    .lower(tree, par.put_batch(batches[0]))
+    .compile()
+    .as_text()
+  )
+  found = [
+    (kind, _bytes(shapes)) for shapes, kind, _ in _COLLECTIVE.findall(program)
+  ]
+  assert {kind for kind, _ in found} == {'all-reduce'}
+  exchanged = sum(size for _, size in found)
+  params, model_state = start
+  needed = _size(params) + _size(zeros)
+  if phase == 'vqvae':
+    quantizer = model_state['codebook']['quantizer']
+    # The sums and counts of latents, and as much for restart candidates.
+    needed += _size([quantizer['ema_counts'], quantizer['ema_sums']])
+    needed += _size(quantizer['codebook'])
+  assert 0.9 * _size(params) < exchanged <= 1.1 * needed

@@ -1,0 +1,135 @@
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from dermvq_jax import errors
+from dermvq_jax.training import optim
+
+_PEAK, _STEPS = 0.1, 20
+
+
+def _config(**kwargs):
+  return ml_collections.ConfigDict(
+    {
+      'learning_rate': _PEAK,
+      'schedule': 'constant',
+      'warmup_steps': 0,
+      'b2': 0.9,
+      'weight_decay': 0.0,
+      'max_grad_norm': 0.0,
+    }
+    | kwargs
+  )
+
+
+def _params():
+  rng = np.random.default_rng(0)
+  return {
+    'a': jnp.float32(rng.normal(size=(3, 2))),
+    'b': jnp.float32(rng.normal(size=4)),
+  }
+
+
+def _grads(step):
+  rng = np.random.default_rng(10 + step)
+  return jax.tree.map(
+    lambda x: jnp.float32(rng.normal(size=x.shape)), _params()
+  )
+
+
+def _train(config, steps=3):
+  tx = optim.make(config, _STEPS)
+  params = _params()
+  state = tx.init(params)
+  for step in range(steps):
+    updates, state = tx.update(_grads(step), state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def _adamw(rates, b2=0.9, weight_decay=0.0, max_grad_norm=0.0):
+  """Loshchilov and Hutter 2019, algorithm 2, with b1 = 0.9, eps = 1e-8."""
+  params = {k: np.float64(v) for k, v in _params().items()}
+  m = {k: np.zeros_like(v) for k, v in params.items()}
+  v = {k: np.zeros_like(v) for k, v in params.items()}
+  for t, rate in enumerate(rates, 1):
+    grads = {k: np.float64(g) for k, g in _grads(t - 1).items()}
+    norm = np.sqrt(sum(np.sum(g**2) for g in grads.values()))
+    if max_grad_norm and norm > max_grad_norm:
+      grads = {k: g * max_grad_norm / norm for k, g in grads.items()}
+    for k, g in grads.items():
+      m[k] = 0.9 * m[k] + 0.1 * g
+      v[k] = b2 * v[k] + (1 - b2) * g**2
+      m_hat, v_hat = m[k] / (1 - 0.9**t), v[k] / (1 - b2**t)
+      update = m_hat / (np.sqrt(v_hat) + 1e-8) + weight_decay * params[k]
+      params[k] = params[k] - rate * update
+  return params
+
+
+@pytest.mark.parametrize(
+  'kwargs',
+  [
+    {},
+    {'b2': 0.99},
+    {'weight_decay': 0.3},
+    {'max_grad_norm': 0.5},
+    {'max_grad_norm': 2.5, 'weight_decay': 0.1},  # Clips some steps only.
+  ],
+)
+def test_adamw_against_numpy(kwargs):
+  actual, expected = _train(_config(**kwargs)), _adamw([_PEAK] * 3, **kwargs)
+  for k in expected:
+    np.testing.assert_allclose(actual[k], expected[k], rtol=1e-4, atol=1e-5)
+
+
+def _rate(step, schedule, warmup):
+  if step < warmup:
+    return _PEAK * step / warmup
+  if schedule == 'constant':
+    return _PEAK
+  share = (step - warmup) / (_STEPS - warmup)
+  return _PEAK * (1 + np.cos(np.pi * share)) / 2
+
+
+@pytest.mark.parametrize('warmup', [0, 5])
+@pytest.mark.parametrize('schedule', ['constant', 'cosine'])
+def test_schedule(schedule, warmup):
+  # The same gradient at each step: Adam moves by the learning rate.
+  tx = optim.make(
+    _config(schedule=schedule, warmup_steps=warmup), num_train_steps=_STEPS
+  )
+  params, gradient = jnp.zeros(()), jnp.ones(())
+  update = jax.jit(tx.update)
+  state = tx.init(params)
+  for step in range(_STEPS + 3):
+    updates, state = update(gradient, state, params)
+    expected = _rate(min(step, _STEPS), schedule, warmup)
+    np.testing.assert_allclose(-updates, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_constant_schedule_does_not_depend_on_the_number_of_steps():
+  config = _config(warmup_steps=5)
+  gradients = jnp.ones(())
+  rates = []
+  for steps in (2, 2000):
+    tx = optim.make(config, steps)
+    updates, _ = tx.update(gradients, tx.init(gradients), gradients)
+    rates.append(float(updates))
+  assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize(
+  'kwargs, message',
+  [
+    ({'schedule': 'linear'}, "'linear'.*'constant' or 'cosine'"),
+    ({'schedule': 'cosine', 'warmup_steps': _STEPS}, 'warmup_steps=20'),
+    ({'schedule': 'cosine', 'warmup_steps': 100}, 'warmup_steps=100'),
+  ],
+)
+def test_mistakes_are_told(kwargs, message):
+  with pytest.raises(errors.UserError, match=message) as e:
+    optim.make(_config(**kwargs), _STEPS)
+  assert '\n' not in str(e.value)

@@ -1,0 +1,179 @@
+"""Tests of what the tasks make of their loss options."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dermvq_jax import config_files, errors
+from dermvq_jax.models import losses
+from dermvq_jax.training import metrics, tasks
+
+_FACTS = {
+  'dataset': 'codes/0',
+  'codebook_size': 5,
+  'class_names': ['a', 'b'],
+}
+
+
+def _task(*overrides):
+  config = config_files.load('prior:smoke', overrides)
+  return tasks.make(config, _FACTS), config
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+@pytest.mark.parametrize('loss', losses.LOSSES)
+def test_loss_is_as_chosen_and_metrics_are_the_likelihood(loss, smoothing):
+  task, config = _task(
+    f'--config.loss={loss}', f'--config.label_smoothing={smoothing}'
+  )
+  rng = np.random.default_rng(0)
+  batch = {
+    'codes': jnp.asarray(rng.integers(0, 5, (4, 3, 3)), jnp.int32),
+    'label': jnp.asarray([0, 1, 1, 0]),
+  }
+  # An initialisation would take seconds.
+  shapes, state = jax.eval_shape(
+    lambda key: task.init(key, iter([batch])), jax.random.key(0)
+  )
+  params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), shapes)
+  model = tasks.prior_model(config, _FACTS)
+
+  @jax.jit
+  def run(params, batch):
+    logits = model.apply(
+      {'params': params}, batch['codes'], batch['label'], train=False
+    )
+    key = jax.random.key(1)
+    return logits, task.loss_fn(params, state, batch, key, train=False)
+
+  logits, (value, (parts, _)) = run(params, batch)
+  expected = losses.code_loss(logits, batch['codes'], loss, smoothing).mean()
+  assert value == pytest.approx(float(expected), rel=1e-5)
+  nll = float(losses.nll(logits, batch['codes'], loss).mean())
+  told = metrics.compute(parts)
+  assert told['nll'] == pytest.approx(nll, rel=1e-5)
+  assert told['bits_per_code'] == pytest.approx(nll / np.log(2), rel=1e-5)
+  if loss == 'cross_entropy' and not smoothing:
+    assert value == pytest.approx(nll, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('override', 'message'),
+  [
+    ('--config.loss=mse', "config.loss is 'mse'"),
+    ('--config.label_smoothing=1.0', 'label_smoothing is 1.0'),
+    ('--config.label_smoothing=-0.1', 'label_smoothing is -0.1'),
+  ],
+)
+def test_mistakes(override, message):
+  with pytest.raises(errors.UserError, match=message):
+    _task(override)
+
+
+def test_fields_of_another_prior():
+  with pytest.raises(errors.UserError, match="'rnn' has no .*prior:rnn"):
+    _task('--config.prior.name=rnn')
+
+
+def test_vqvae_loss_is_the_mixture_of_the_config():
+  config = config_files.load(
+    'vqvae:smoke', ['--config.loss.mse=0.5', '--config.loss.gradient=2.0']
+  )
+  variance = 0.03
+  task = tasks.make(
+    config, {'dataset': 'x/16', 'image_size': 16, 'train_variance': variance}
+  )
+  model = tasks.vqvae_model(config)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.float32(images))
+  variables = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape) / 5, x.dtype), shapes
+  )
+  params, state = variables['params'], {'codebook': variables['codebook']}
+  batch = {'image': images, 'target': images[::-1]}
+
+  @jax.jit
+  def run(params, state, batch):
+    output = model.apply(
+      {'params': params, **state}, tasks.to_unit(batch['image'])
+    )
+    return output, *(
+      task.loss_fn(params, state, batch, jax.random.key(1), train=train)
+      for train in (False, True)
+    )
+
+  output, (value, (parts, _)), (value_in_training, (in_training, _)) = run(
+    params, state, batch
+  )
+  target = np.float32(batch['target']) / 255
+  expected = output.quantized.loss + losses.reconstruction(
+    output.reconstruction, target, {'mse': 0.5, 'gradient': 2.0}, variance
+  )
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  np.testing.assert_allclose(value_in_training, expected, rtol=1e-5)
+  told = metrics.compute(parts)
+  clipped = np.clip(output.reconstruction, 0, 1)
+  mse = np.mean((clipped - target) ** 2)
+  ssim = losses.ssim(clipped, target).mean()
+  dead = 32 - len(np.unique(output.quantized.codes))
+  for name, number in (
+    ('mse', mse),
+    ('nmse', mse / variance),
+    ('psnr', -10 * np.log10(mse)),
+    ('ssim', ssim),
+    ('dead_codes', dead),
+    ('codebook_usage', 1 - dead / 32),
+  ):
+    assert told[name] == pytest.approx(float(number), rel=1e-4), name
+  assert {'quantization_error', 'latent_norm', 'commitment_loss'} <= set(told)
+  assert set(told) - set(in_training) == {'ssim'}
+
+
+# The classifier.
+
+
+def test_classifier_is_told_the_class_shares():
+  """Its loss is that of logits plus their logs; its metrics are balanced."""
+  config = config_files.load('classifier:smoke')
+  facts = {
+    'dataset': 'images/8',
+    'image_size': 8,
+    'num_train': 12,
+    'class_names': ['a', 'b', 'c'],
+  }
+  task = tasks.make(config, facts)
+  rng = np.random.default_rng(0)
+  labels = np.array([0, 0, 0, 1])
+  batch = {
+    'image': rng.integers(0, 256, (4, 8, 8, 3), np.uint8),
+    'label': labels,
+    'mask': np.float32([1, 1, 0, 1]),
+  }
+  # Three batches are an epoch; one more of each class is counted.
+  params, state = task.init(jax.random.key(0), iter([batch] * 9))
+  shares = np.array([9 + 1, 3 + 1, 0 + 1]) / 15
+  told = state['class_balance']['log_shares']
+  np.testing.assert_allclose(told, np.log(shares), rtol=1e-6)
+
+  model = tasks.classifier_model(config, facts)
+  logits = model.apply({'params': params}, tasks.to_unit(batch['image']))
+  loss, (parts, observed) = task.loss_fn(
+    params, state, batch, jax.random.key(1), train=True
+  )
+  joint = np.exp(logits) * shares
+  likely = (joint / joint.sum(1, keepdims=True))[np.arange(4), labels]
+  assert loss == pytest.approx(-np.log(likely).mean(), rel=1e-5)
+  kept = task.update_state(params, state, observed, jax.random.key(1))
+  assert kept is state
+  # Without the masked one, each class counts as one.
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  nll = -np.log(p[np.arange(4), labels])
+  expected = ((nll[0] + nll[1]) / 2 + nll[3]) / 2
+  found = metrics.compute(parts)
+  assert found['balanced_nll'] == pytest.approx(expected, rel=1e-5)
+  right = p.argmax(1) == labels
+  expected = ((int(right[0]) + int(right[1])) / 2 + right[3]) / 2
+  assert found['balanced_accuracy'] == pytest.approx(expected)
+  assert found['accuracy'] == pytest.approx(right[[0, 1, 3]].mean())
