@@ -12,11 +12,9 @@ import numpy as np
 from etils import epath
 
 from dermvq_jax import errors, progress
-from dermvq_jax.generation import encode
-from dermvq_jax.models import layers, losses
-from dermvq_jax.models.priors import sampler
-from dermvq_jax.runs import checkpoints, workdirs
-from dermvq_jax.training import tasks
+from dermvq_jax.models import build
+from dermvq_jax.models.priors import base, sampler
+from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
 Labels = Sequence[str | int]
@@ -31,7 +29,7 @@ def load(workdir: epath.PathLike) -> 'Model':
     UserError: no trained VQ-VAE there, or the prior there was trained on the
       codes of another VQ-VAE.
   """
-  return Model(workdir)
+  return Model(run_lib.Run(workdir))
 
 
 def load_part(
@@ -40,27 +38,25 @@ def load_part(
   """Loads one part of the VQ-VAE in `workdir`, without the others.
 
   Args:
-    workdir: with a trained VQ-VAE.
+    workdir: the folder of a run with a trained VQ-VAE.
     part: 'encoder', 'codebook' or 'decoder'.
 
   Returns:
     The encoder: uint8 images `[B, H, W, 3]` to latents float32 `[B, h, w, D]`.
-    The codebook: float32 `[K, D]`, what each code stands for; with L levels
-    `[L*K, D]`, what each adds. The decoder: such vectors `[B, h, w, D]` to
+    The codebook: float32 `[K, D]`, the vector of each code; with L levels
+    `[L*K, D]`, what each code adds. The decoder: such vectors `[B, h, w, D]` to
     uint8 images.
 
   Raises:
     UserError: no such part, or no trained VQ-VAE there.
   """
-  if part not in tasks.VQVAE_PARTS:
+  if part not in build.VQVAE_PARTS:
     raise errors.UserError(
       f'a VQ-VAE has no part {part!r}; there are '
-      + ', '.join(tasks.VQVAE_PARTS)
+      + ', '.join(build.VQVAE_PARTS)
     )
-  folder = workdirs.phase_dir(workdir, 'vqvae')
-  config, _ = workdirs.load_config(folder)
-  weights = checkpoints.load_best(folder)
-  apply, variables = tasks.vqvae_part(config, weights, part)
+  vqvae = run_lib.Run(workdir).vqvae
+  apply, variables = build.vqvae_part(vqvae.config, vqvae.weights, part)
   if part == 'codebook':
     return np.asarray(apply(variables))
   apply, variables = jax.jit(apply), jax.device_put(variables)
@@ -108,31 +104,50 @@ class Masked:
     return {k: np.repeat(v[None], count, axis=0) for k, v in both.items()}
 
 
-def in_chunks(f: Callable[..., PyTree], *arrays: np.ndarray) -> PyTree:
-  """Applies `f` to the rows of `arrays`, `_CHUNK` at a time.
+def in_chunks(f: Callable[..., PyTree], *trees: PyTree) -> PyTree:
+  """Applies `f` to the rows of arrays, `_CHUNK` rows at a time.
 
-  The last chunk is padded, so `f` compiles once.
+  The last chunk is padded with zeros, so `f` compiles once.
+
+  Args:
+    f: a function of arrays, or trees of arrays, of `_CHUNK` rows each.
+    *trees: its arguments, of any number of rows N.
+
+  Returns:
+    What `f` returns, of N rows.
   """
-  n = len(arrays[0])
+  n = len(jax.tree.leaves(trees)[0])
   results = []
-  for start in range(0, max(n, 1), _CHUNK):  # none still tells the shapes
-    parts = [a[start : start + _CHUNK] for a in arrays]
-    missing = _CHUNK - len(parts[0])
-    padded = [
-      np.concatenate([p, np.zeros((missing, *p.shape[1:]), p.dtype)])
-      for p in parts
-    ]
-    out = jax.device_get(f(*padded))
-    results.append(jax.tree.map(lambda x: x[: _CHUNK - missing], out))  # noqa: B023
+  for start in range(0, max(n, 1), _CHUNK):  # No row still tells the shapes.
+    size = min(_CHUNK, n - start)
+
+    def chunk(rows: np.ndarray) -> np.ndarray:
+      part = rows[start : start + _CHUNK]  # noqa: B023
+      padding = [(0, _CHUNK - size)] + [(0, 0)] * (part.ndim - 1)  # noqa: B023
+      return np.pad(part, padding)
+
+    out = jax.device_get(f(*jax.tree.map(chunk, trees)))
+    results.append(jax.tree.map(lambda x: x[:size], out))  # noqa: B023
   return jax.tree.map(lambda *xs: np.concatenate(xs), *results)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prior:
+  """A trained prior: what sampling and scoring need of it."""
+
+  model: base.Prior
+  variables: PyTree
+  loss: str
+  score: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 class Model:
   """VQ-VAE and prior of one run, with their best weights.
 
-  Any number of images may be given: they are worked on in chunks.
+  Any number of images may be given: they are processed in chunks.
 
   Attributes:
+    run: where everything comes from.
     class_names: names of the labels 0, 1, ...; the label `len(class_names)`
       is the null label, 'of any class'.
     config: the configs of the phases: `config.vqvae`, `config.prior`.
@@ -142,52 +157,45 @@ class Model:
     num_levels: codes a latent, L; adjacent, of level 0 to L - 1.
   """
 
-  def __init__(self, workdir: epath.PathLike):
+  def __init__(self, run: run_lib.Run):
     """See `load`."""
-    self._workdir = epath.Path(workdir).expanduser()
-    folder = workdirs.phase_dir(workdir, 'vqvae')
-    config, facts = workdirs.load_config(folder)
-    weights = checkpoints.load_best(folder)
+    self.run = run
+    config, facts = run.vqvae.config, run.vqvae.facts
     self.config = ml_collections.ConfigDict({'vqvae': config})
     self.class_names = tuple(facts['class_names'])
     self.image_size = facts['image_size']
-    quantizer = tasks.vqvae_model(config).quantizer
+    self._codec = build.codec(config, run.vqvae.weights)
+    quantizer = self._codec.model.quantizer
     self.num_levels = quantizer.num_levels
     side = self.image_size // config.model.downsampling
     self.grid = (side, side * self.num_levels)
     self.codebook_size = quantizer.num_codes
-    self._digest = encode.digest(weights, facts['dataset'])
-    self._encode = encode.make_encoder(config, weights)
-    self._embed, self._decode = _make_decoder(config, weights)
-    folder = workdirs.phase_dir(workdir, 'prior')
-    self._has_prior = workdirs.exists(folder)
-    if self._has_prior:
-      self.config.prior, facts = workdirs.load_config(folder)
-      if facts['vqvae_digest'] != self._digest:
-        raise errors.UserError(
-          f'the prior in {folder} was trained on the codes of another VQ-VAE; '
-          f'move {folder} away, then run dermvq encode and train the prior anew'
-        )
+    if run.prior.started:
+      self.config.prior = run.prior.config
+      run.check_prior()
 
   @functools.cached_property
-  def _prior(self) -> tuple[Any, PyTree, str]:
-    """The prior's module, its variables and what it was trained with."""
-    if not self._has_prior:
+  def _prior(self) -> _Prior:
+    workdir, phase = self.run.workdir, self.run.prior
+    if not phase.started:
       raise errors.UserError(
-        f'{self._workdir} has no trained prior; run dermvq encode --workdir='
-        f'{self._workdir}, then dermvq train --config=prior --workdir='
-        f'{self._workdir}'
+        f'{workdir} has no trained prior; run dermvq encode --workdir='
+        f'{workdir}, then dermvq train --config=prior --workdir={workdir}'
       )
-    folder = workdirs.phase_dir(self._workdir, 'prior')
-    config, facts = workdirs.load_config(folder)
-    weights = checkpoints.load_best(folder)
-    variables = {'params': weights['params'], **weights['model_state']}
-    prior = tasks.prior_model(config, facts)
-    return prior, jax.device_put(variables), config.loss
+    model = build.prior(phase.config, phase.facts)
+    variables = jax.device_put(build.variables(phase.weights))
+    loss = phase.config.loss
+    score = functools.partial(build.likelihood(model, loss), variables)
+    return _Prior(model, variables, loss, score)
 
   def check_prior(self):
     """Raises UserError unless the run has a trained prior."""
     _ = self._prior
+
+  def _conditions(self, labels: np.ndarray) -> base.Conditions:
+    """Conditions of images of which the label alone is known, int32 `[B]`."""
+    null = self._prior.model.null_conditions(len(labels))
+    return {name: np.asarray(x) for name, x in null.items()} | {'label': labels}
 
   def labels(self, labels: Labels) -> np.ndarray:
     """Class names or numbers to numbers, int32 `[B]`.
@@ -228,7 +236,7 @@ class Model:
         f'images of {images.shape[1]}x{images.shape[2]} px are not divisible '
         f'by the downsampling, {factor}'
       )
-    return in_chunks(self._encode, images)
+    return in_chunks(self._codec.encode, images)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """Codes int32 `[B, h, w]` to uint8 images `[B, H, W, 3]`.
@@ -236,7 +244,7 @@ class Model:
     Raises:
       UserError: codes outside [0, K).
     """
-    return in_chunks(self._decode, self._check_codes(codes))
+    return in_chunks(self._codec.decode, self._check_codes(codes))
 
   def embed(self, codes: np.ndarray) -> np.ndarray:
     """Codes int32 `[B, h, w]` to what the decoder reads, `[B, h, w, D]`.
@@ -244,7 +252,7 @@ class Model:
     Raises:
       UserError: codes outside [0, K).
     """
-    return in_chunks(self._embed, self._check_codes(codes))
+    return in_chunks(self._codec.embed, self._check_codes(codes))
 
   def codes_without(self, hidden: np.ndarray) -> np.ndarray:
     """Which codes do not depend on hidden pixels, bool `[h, w]`.
@@ -271,8 +279,7 @@ class Model:
         f'the mask of hidden pixels must be bool [H, W], both divisible by '
         f'{factor}; it is {hidden.dtype} {list(hidden.shape)}'
       )
-    model = tasks.vqvae_model(self.config.vqvae)
-    free = ~model.encoder.reached_by(hidden)
+    free = ~self._codec.model.encoder.reached_by(hidden)
     return free.repeat(self.num_levels, axis=1)
 
   def hide(self, image: np.ndarray, hidden: np.ndarray) -> Masked:
@@ -327,9 +334,7 @@ class Model:
         f'{len(codes)} grids of codes, {len(labels)} labels'
       )
     labels = np.broadcast_to(labels, (len(codes),))
-    return in_chunks(
-      functools.partial(_teacher_forced, *self._prior), codes, labels
-    )
+    return in_chunks(self._prior.score, codes, self._conditions(labels))
 
   def class_log_likelihoods(
     self, codes: np.ndarray, *, show_progress: bool = False
@@ -419,7 +424,7 @@ class Model:
       seed: an image depends on seed, label and id (and its known codes) alone,
         not on the others.
       temperature: divides the log-probabilities; 0 takes the most likely code.
-      top_k: draws from the so many most likely codes; 0: from all.
+      top_k: samples only from the k most likely codes; 0: from all codes.
       top_p: draws from the most likely codes of this total probability; 1: off.
       guidance_scale: above 1 more typical of the class; 1: off.
       known_codes: int `[B, h, w]`, codes to complete; they come back untouched.
@@ -430,29 +435,30 @@ class Model:
 
     Raises:
       UserError: no trained prior, an unknown class, a control out of its range
-        (`sample.Controls`), known codes that do not fit, or guidance by a prior
-        that was trained without label dropout.
+        (`sampler.Controls`), known codes that do not fit, or guidance by a
+        prior that was trained without dropping its conditions.
     """
     controls = sampler.Controls(temperature, top_k, top_p, guidance_scale)
     labels = self.labels(labels)
     if ids is not None and len(ids) != len(labels):
       raise errors.UserError(f'{len(labels)} labels but {len(ids)} ids')
-    prior, variables, loss = self._prior
-    if guidance_scale != 1 and not self.config.prior.label_dropout_rate:
+    prior = self._prior
+    drop_rates = self.config.prior.conditions.values()
+    if guidance_scale != 1 and not any(drop_rates):
       raise errors.UserError(
         f'guidance_scale is {guidance_scale}, but this prior was trained with '
-        'config.label_dropout_rate=0 and does not know the null label'
+        'config.conditions.label=0 and does not know the null label'
       )
     return sampler.sample_in_batches(
-      prior,
-      variables,
-      labels,
+      prior.model,
+      prior.variables,
+      self._conditions(labels),
       sampler.image_keys(seed, labels, ids),
       self.grid,
       controls,
       known_codes=known_codes,
       known_mask=known_mask,
-      loss=loss,
+      loss=prior.loss,
       chunk_size=_CHUNK,
       show_progress=show_progress,
     )
@@ -482,33 +488,3 @@ class Model:
         f'j holds codes of level j % {self.num_levels}; these codes do not'
       )
     return codes.astype(np.int32)
-
-
-def _make_decoder(
-  config: ml_collections.ConfigDict, weights: PyTree
-) -> tuple[Callable, Callable]:
-  """Codes int32 `[B, h, w]` to their vectors, and to images, uint8."""
-  model = tasks.vqvae_model(config)
-  variables = {'params': weights['params'], **weights['model_state']}
-
-  @jax.jit
-  def embed(variables, codes):
-    return model.apply(variables, codes, method='embed')
-
-  @jax.jit
-  def decode(variables, codes):
-    return tasks.to_uint8(model.apply(variables, codes, method='decode'))
-
-  variables = jax.device_put(variables)
-  return (
-    functools.partial(embed, variables),
-    functools.partial(decode, variables),
-  )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _teacher_forced(prior, variables, loss, codes, labels):
-  logits = prior.apply(variables, codes, labels, train=False)
-  nll = losses.nll(logits, codes, loss)  # [B, h, w]
-  predicted = layers.argmax(logits)
-  return predicted, -nll.sum((1, 2))

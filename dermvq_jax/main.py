@@ -45,6 +45,19 @@ _SYSTEM_ERRORS = {
 }
 
 
+def _run_of(args: argparse.Namespace):
+  """The run that a command is about."""
+  from dermvq_jax.runs import run
+
+  return run.Run(args.workdir, getattr(args, 'data_dir', ''))
+
+
+def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:
+  """How images are sampled, as `sampler.Controls` names it."""
+  names = ('temperature', 'top_k', 'top_p', 'guidance_scale')
+  return {name: getattr(args, name) for name in names}
+
+
 def _prepare(args: argparse.Namespace):
   from dermvq_jax.data import prepare
 
@@ -62,83 +75,74 @@ def _train(args: argparse.Namespace):
 
   config = config_files.load(args.config, args.overrides)
   hosts.initialize(args.coordinator, args.num_processes, args.process_id)
-  loop.run(config, args.workdir, profile=args.profile)
+  loop.train(config, _run_of(args), profile=args.profile)
 
 
 def _encode(args: argparse.Namespace):
   from dermvq_jax.generation import encode
 
-  encode.run(args.workdir, args.data_dir, args.copies)
+  encode.encode(_run_of(args), args.copies)
 
 
 def _sample(args: argparse.Namespace):
-  from dermvq_jax.generation import generate
+  from dermvq_jax.generation import samples
 
-  generate.sample(
-    args.workdir,
+  samples.sample(
+    _run_of(args),
     args.out,
     counts=None if args.balance else args.counts,
     balance=args.balance,
     seed=args.seed,
-    data_dir=args.data_dir,
     complete=args.complete,
     mask=args.mask,
     reject_memorised=args.reject_memorised,
-    temperature=args.temperature,
-    top_k=args.top_k,
-    top_p=args.top_p,
-    guidance_scale=args.guidance_scale,
+    **_controls_of(args),
   )
 
 
 def _reconstruct(args: argparse.Namespace):
-  from dermvq_jax.generation import generate
+  from dermvq_jax.generation import reconstructions
 
-  generate.reconstruct(
-    args.workdir,
+  reconstructions.reconstruct(
+    _run_of(args),
     args.out,
     paths=args.images,
     split=args.split,
     num_images=args.num_images,
     through_prior=args.through_prior,
     label=args.label,
-    data_dir=args.data_dir,
   )
 
 
 def _evaluate(args: argparse.Namespace):
   from dermvq_jax.evaluation import evaluate, feature_spaces
 
-  evaluate.run(
-    args.workdir,
+  evaluate.evaluate(
+    _run_of(args),
     args.split,
-    args.data_dir,
     space=feature_spaces.Inception(args.inception) if args.inception else None,
     num_samples=args.num_samples,
     seed=args.seed,
-    temperature=args.temperature,
-    top_k=args.top_k,
-    top_p=args.top_p,
-    guidance_scale=args.guidance_scale,
+    **_controls_of(args),
   )
 
 
 def _check(args: argparse.Namespace) -> int:
   from dermvq_jax.runs import check
 
-  return 0 if check.run(args.workdir, args.data_dir) else _DAMAGED
+  return 0 if check.check(_run_of(args)) else _DAMAGED
 
 
 def _report(args: argparse.Namespace):
   from dermvq_jax.reporting import report
 
-  report.run(args.workdir, args.seed, args.data_dir)
+  report.report(_run_of(args), args.seed)
 
 
 def _demo(args: argparse.Namespace):
   from dermvq_jax import demo
 
-  demo.run(args.workdir, args.size)
+  demo.demo(args.workdir, args.size)
 
 
 def _folder(text: str) -> str:

@@ -1,5 +1,6 @@
 """Reads prepared datasets: from their files alone, without their code."""
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -11,14 +12,14 @@ from etils import epath
 
 from dermvq_jax import errors
 
-# Of what a features.json may name; TFDS imports the module of anything else.
+# A features.json may name these; TFDS would import the module of others.
 _FEATURES = 'tensorflow_datasets.core.features.'
-# Beside TFDS' own files: what `provenance.describe` said.
+# A file beside those of TFDS: what `provenance.describe` said.
 MADE_BY = 'made_by.json'
 
 
-class _Records:
-  """A split's examples; damaged files are the user's to mend."""
+class Records:
+  """A split as a sequence of records; a damaged record is a UserError."""
 
   def __init__(self, source: Any, where: epath.Path):
     self._source = source
@@ -72,20 +73,22 @@ def _check_features(folder: epath.Path):
     )
 
 
-def _builder(
-  dataset: str, data_dir: epath.PathLike
-) -> tfds.core.DatasetBuilder:
-  if not re.fullmatch('[a-z0-9_]+/[a-z0-9_]+', dataset):
-    raise errors.UserError(f'dataset {dataset!r} is not of the form name/size')
-  name, _, config = dataset.partition('/')
-  folder = epath.Path(data_dir).expanduser() / name / config
-  versions = [
+def _versions(folder: epath.Path) -> list[epath.Path]:
+  """The complete versions of a dataset in its folder."""
+  return [
     path
     for path in (folder.iterdir() if folder.is_dir() else ())
     # Others are incomplete, or put aside while they are prepared again.
     if re.fullmatch(r'\d+\.\d+\.\d+', path.name)
     and (path / 'dataset_info.json').exists()
   ]
+
+
+def _builder(dataset: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
+  if not re.fullmatch('[a-z0-9_]+/[a-z0-9_]+', dataset):
+    raise errors.UserError(f'dataset {dataset!r} is not of the form name/size')
+  name, _, config = dataset.partition('/')
+  versions = _versions(data_dir / name / config)
   if not versions:
     command = f'prepare --dataset={dataset}'
     if name == 'codes':
@@ -111,96 +114,127 @@ def _builder(
     ) from e
 
 
-def describe(dataset: str, data_dir: epath.PathLike) -> dict[str, Any]:
-  """What models must know of a dataset, as JSON values.
+class Dataset:
+  """A prepared dataset; its files are read when they are needed.
+
+  Attributes:
+    name: 'name/config', for example 'ham10000/64' or 'codes/<digest>'.
+    data_dir: the local folder of prepared datasets.
+  """
+
+  def __init__(self, name: str, data_dir: epath.PathLike):
+    self.name = name
+    self.data_dir = epath.Path(data_dir).expanduser()
+
+  @functools.cached_property
+  def _builder(self) -> tfds.core.DatasetBuilder:
+    return _builder(self.name, self.data_dir)
+
+  def check(self):
+    """Raises UserError unless the dataset is prepared and can be described."""
+    _ = self._builder
+
+  @functools.cached_property
+  def facts(self) -> dict[str, Any]:
+    """What models must know of the dataset, as JSON values.
+
+    Returns:
+      `dataset` (its name), `class_names`, `conditions` (name to the names of
+      its values; `label` is always there), `num_train`, `num_val`, `num_test`,
+      `image_size` if it has images, and what the dataset's own metadata says,
+      for example `train_variance`, `codebook_size`, `grid`.
+
+    Raises:
+      UserError: the dataset is not prepared.
+    """
+    info = self._builder.info
+    class_names = list(info.features['label'].names)
+    metadata = dict(info.metadata or {})
+    conditions = {'label': class_names, **metadata.pop('conditions', {})}
+    facts = {
+      'dataset': self.name,
+      'class_names': class_names,
+      'conditions': conditions,
+      **{f'num_{k}': info.splits[k].num_examples for k in info.splits},
+      **metadata,
+    }
+    if 'image' in info.features:
+      facts['image_size'] = info.features['image'].shape[0]
+    return facts
+
+  @property
+  def description(self) -> str:
+    """What the dataset's builder says about it, in one paragraph.
+
+    Raises:
+      UserError: the dataset is not prepared.
+    """
+    return ' '.join(self._builder.info.description.split())
+
+  @property
+  def made_by(self) -> dict[str, Any]:
+    """`provenance.describe` of its preparation; empty if unknown."""
+    try:
+      said = json.loads((self._builder.data_path / MADE_BY).read_text())
+      return {key: said[key] for key in ('command', 'date', 'versions')}
+    except (errors.UserError, OSError, ValueError, TypeError, KeyError):
+      return {}  # There is no such file, or an earlier version wrote it.
+
+  def split(self, name: str, *, decode_images: bool = True) -> 'Records':
+    """Returns a split as a sequence of records.
+
+    Args:
+      name: 'train', 'val' or 'test'.
+      decode_images: whether images are decoded; otherwise they are PNG bytes.
+
+    Returns:
+      A sequence, for example for `grain.MapDataset.source`. Its items are
+      dictionaries with `image` uint8 `[size, size, 3]` or `codes` int32
+      `[h, w]`, `label` int, `id` and `group` bytes, and further fields. A
+      damaged record raises UserError when it is read.
+
+    Raises:
+      UserError: the dataset is not prepared, or it has no such split.
+    """
+    builder = self._builder
+    if name not in builder.info.splits:
+      raise errors.UserError(
+        f'{self.name} has no split {name!r}; choose one of: '
+        + ', '.join(builder.info.splits)
+      )
+    decoders = None
+    if not decode_images and 'image' in builder.info.features:
+      decoders = {'image': tfds.decode.SkipDecoding()}
+    source = builder.as_data_source(name, decoders=decoders)
+    return Records(source, builder.data_path)
+
+  def labels(self, split: str) -> np.ndarray:
+    """Labels of a split, int32 `[N]`; its images are not decoded.
+
+    Raises:
+      UserError: the dataset is not prepared, or it has no such split.
+    """
+    records = self.split(split, decode_images=False)
+    return np.array([record['label'] for record in records], np.int32)
+
+
+def names_in(data_dir: epath.PathLike, prefix: str) -> list[str]:
+  """Names of the prepared datasets in `data_dir` that start with `prefix`.
 
   Args:
-    dataset: 'name/config', for example 'ham10000/64' or 'codes/<digest>'.
-    data_dir: where it was prepared.
+    data_dir: the local folder of prepared datasets.
+    prefix: for example 'codes/<digest>'.
 
   Returns:
-    `dataset`, `class_names`, `num_train`, `num_val`, `num_test`, of images
-    `image_size`, and what the dataset's own metadata says, for example
-    `train_variance`, `codebook_size`, `grid`.
-
-  Raises:
-    UserError: the dataset is not prepared.
+    Names like 'codes/<digest>_x4', in alphabetical order.
   """
-  info = _builder(dataset, data_dir).info
-  facts = {
-    'dataset': dataset,
-    'class_names': list(info.features['label'].names),
-    **{f'num_{k}': info.splits[k].num_examples for k in info.splits},
-    **(info.metadata or {}),
-  }
-  if 'image' in info.features:
-    facts['image_size'] = info.features['image'].shape[0]
-  return facts
-
-
-def open_split(
-  dataset: str,
-  data_dir: epath.PathLike,
-  split: str,
-  *,
-  decode_images: bool = True,
-):
-  """Returns a split as a sequence of examples.
-
-  Args:
-    dataset: 'name/config', for example 'ham10000/64' or 'codes/<digest>'.
-    data_dir: where it was prepared.
-    split: 'train', 'val' or 'test'.
-    decode_images: whether images are decoded; else they are PNG bytes.
-
-  Returns:
-    A sequence, for example for `grain.MapDataset.source`; its items are
-    dictionaries with `image` uint8 `[size, size, 3]` or `codes` int32
-    `[h, w]`, `label` int, `id` and `group` bytes, and extra features. A
-    damaged record raises UserError when it is read.
-
-  Raises:
-    UserError: the dataset is not prepared, or it has no such split.
-  """
-  builder = _builder(dataset, data_dir)
-  if split not in builder.info.splits:
-    raise errors.UserError(
-      f'{dataset} has no split {split!r}; choose one of: '
-      + ', '.join(builder.info.splits)
-    )
-  decoders = None
-  if not decode_images and 'image' in builder.info.features:
-    decoders = {'image': tfds.decode.SkipDecoding()}
-  source = builder.as_data_source(split, decoders=decoders)
-  return _Records(source, builder.data_path)
-
-
-def description(dataset: str, data_dir: epath.PathLike) -> str:
-  """What the dataset's builder says of it, in one paragraph.
-
-  Raises:
-    UserError: the dataset is not prepared.
-  """
-  return ' '.join(_builder(dataset, data_dir).info.description.split())
-
-
-def load_provenance(dataset: str, data_dir: epath.PathLike) -> dict[str, Any]:
-  """What `provenance.describe` said when it was prepared; empty if unknown."""
-  try:
-    path = _builder(dataset, data_dir).data_path / MADE_BY
-    said = json.loads(path.read_text())
-    return {key: said[key] for key in ('command', 'date', 'versions')}
-  except (errors.UserError, OSError, ValueError, TypeError, KeyError):
-    return {}  # not there, or prepared by an earlier version
-
-
-def read_labels(
-  dataset: str, data_dir: epath.PathLike, split: str
-) -> np.ndarray:
-  """Labels of a split, int32 `[N]`, without decoding its images.
-
-  Raises:
-    UserError: the dataset is not prepared, or it has no such split.
-  """
-  source = open_split(dataset, data_dir, split, decode_images=False)
-  return np.array([source[i]['label'] for i in range(len(source))], np.int32)
+  name, _, config = prefix.partition('/')
+  folder = epath.Path(data_dir).expanduser() / name
+  if not folder.is_dir():
+    return []
+  configs = sorted(p.name for p in folder.iterdir())
+  return [
+    f'{name}/{c}'
+    for c in configs
+    if c.startswith(config) and _versions(folder / c)
+  ]

@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from dermvq_jax import errors
-from dermvq_jax.runs import hosts, workdirs
+from dermvq_jax import errors, files
+from dermvq_jax.runs import hosts
 
 PyTree = Any
 _KEEP = 2
@@ -48,7 +48,7 @@ class DamagedError(Exception):
 def _absolute(folder: epath.PathLike) -> epath.Path:
   """As orbax wants it; etils takes gs:// for a folder of the current one."""
   folder = epath.Path(folder)
-  return folder if workdirs.is_remote(folder) else folder.resolve()
+  return folder if files.is_remote(folder) else folder.resolve()
 
 
 def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
@@ -152,9 +152,14 @@ def _saving(folder: epath.Path) -> Iterator[None]:
 
 
 class Checkpoints:
-  """Saves and restores one phase. A step counts only when committed."""
+  """Saves and restores one phase. A step counts only when committed.
+
+  Attributes:
+    folder: the phase's folder.
+  """
 
   def __init__(self, folder: epath.Path):
+    self.folder = epath.Path(folder)
     self._folder = _absolute(folder)
     with _saving(self._folder):
       self._states = _manager(self._folder / 'checkpoints', _KEEP)
@@ -182,17 +187,17 @@ class Checkpoints:
     }
     manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-  def restore(self, like: PyTree) -> tuple[int, PyTree]:
-    """The latest whole tree and its step.
+  def restore(self, like: PyTree) -> tuple[int, PyTree | None]:
+    """Restores the latest tree that is intact.
 
     Damaged ones are named and put aside.
 
     Args:
-      like: gives the structure.
+      like: gives the structure; its leaves may be shapes.
 
     Returns:
-      The step and the tree, of NumPy arrays; 0 and `like` when nothing was
-      saved yet.
+      The step and the tree, of NumPy arrays; 0 and None if nothing was saved
+      yet.
 
     Raises:
       UserError: there are checkpoints, but none is whole.
@@ -214,7 +219,7 @@ class Checkpoints:
         f'{reason}); bring the folder back from a copy, or start again with '
         'another --workdir'
       )
-    return 0, like
+    return 0, None
 
   def _put_aside(self, damaged: dict[int, str]):
     """Makes room for these steps; nothing of theirs is deleted."""

@@ -20,8 +20,8 @@ import tqdm
 from absl import logging as absl_logging
 from etils import epath
 
-from dermvq_jax import errors
-from dermvq_jax.runs import hosts, workdirs
+from dermvq_jax import errors, files
+from dermvq_jax.runs import hosts
 
 _FILE = 'metrics.jsonl'
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -93,7 +93,7 @@ class _Files:
     """Opens the folder where the files shall be in the end."""
     self._bucket, self._sizes = None, {}
     self.path = pathlib.Path(folder)
-    if workdirs.is_remote(folder):
+    if files.is_remote(folder):
       self._bucket = epath.Path(folder)
       self._temporary = tempfile.TemporaryDirectory(prefix='dermvq_')
       self.path = pathlib.Path(self._temporary.name)
@@ -195,7 +195,7 @@ class Log:
     rows = [row for row in read(folder) if row['step'] <= step]
     self._folder, self._files = folder, _Files(folder)
     path = epath.Path(self._files.path) / _FILE
-    workdirs.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+    files.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
     self._files.upload()
     self._file = path.open('a')
     with self._events():

@@ -160,5 +160,12 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
 
 
 def compute(metrics: Metrics, prefix: str = '') -> dict[str, float]:
-  """Divides, once: `{prefix + name: value}`."""
-  return {prefix + k: float(m.compute()) for k, m in metrics.items()}
+  """Divides, once: `{prefix + name: value}`.
+
+  Means of nothing are left out.
+  """
+  return {
+    prefix + name: float(metric.compute())
+    for name, metric in metrics.items()
+    if not (isinstance(metric, Mean) and metric.count == 0)
+  }

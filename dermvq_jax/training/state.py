@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 PyTree = Any
-# What can stop being finite, in the order in which it is looked at.
+# What can stop being finite, in the order of the checks.
 FAILURES = ('the loss', 'a gradient', 'a weight')
 
 
@@ -23,8 +23,8 @@ class TrainState:
     model_state: other collections, for example the codebook's statistics.
     ema_params: moving average of params; None when it is off.
     opt_state: of the optimiser.
-    failure: int32 `[2]`: the step whose result was not finite, and of what in
-      `FAILURES`, counted from 1. Zeros while all is well.
+    failure: int32 `[2]`: the first step whose result was not finite, and the
+      number in `FAILURES`, from 1, of what was not. Zeros if there is none.
   """
 
   step: jax.Array
@@ -59,42 +59,53 @@ class TrainState:
     model_state: PyTree,
     tx: optax.GradientTransformation,
     ema_decay: float,
-  ) -> Self:
-    """One update. The average's decay starts small: (1 + t) / (10 + t)."""
+  ) -> tuple[Self, PyTree]:
+    """One update. The average's decay starts small: (1 + t) / (10 + t).
+
+    Args:
+      grads: like `params`.
+      model_state: the new one.
+      tx: of the optimiser.
+      ema_decay: of the moving average of params, if there is one.
+
+    Returns:
+      The new state, and what was added to the parameters.
+    """
     updates, opt_state = tx.update(grads, self.opt_state, self.params)
     params = optax.apply_updates(self.params, updates)
     ema_params = self.ema_params
     if ema_params is not None:
       decay = jnp.minimum(ema_decay, (1 + self.step) / (10 + self.step))
       ema_params = optax.incremental_update(params, ema_params, 1 - decay)
-    return self.replace(
+    new = self.replace(
       step=self.step + 1,
       params=params,
       model_state=model_state,
       ema_params=ema_params,
       opt_state=opt_state,
     )
+    return new, updates
 
   def accept(
     self, new: Self, loss: jax.Array, grads: PyTree, *, skip: bool
   ) -> tuple[Self, jax.Array]:
-    """Takes `new` only if it and what led to it are finite.
+    """Takes `new` only if it, the loss and the gradients are finite.
 
-    Else this state stays as it is, for good (`failure` tells why), or, if
-    `skip`, until the next step.
+    Otherwise this state stays as it is: for good, with the reason in
+    `failure`; or, with `skip`, until the next step.
 
     Args:
       new: the state after this one.
       loss: scalar, the same on all devices.
       grads: the same on all devices.
-      skip: whether to go on after a step that is not finite.
+      skip: whether to continue after a step that is not finite.
 
     Returns:
       The next state, and whether it is `new`, bool scalar.
     """
     finite = jnp.stack([_all_finite(tree) for tree in (loss, grads, new)])
-    # Else XLA fuses the flags of all arrays into the update of each array, and
-    # compiling takes the square of their number.
+    # Otherwise XLA fuses the flags of all arrays into the update of each array,
+    # and the time to compile grows with the square of their number.
     finite = lax.optimization_barrier(finite)
     good = finite.all()
     if skip:

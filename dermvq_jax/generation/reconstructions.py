@@ -1,0 +1,155 @@
+"""Reconstructions of images as a folder of files."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from dermvq_jax import errors, files, inference
+from dermvq_jax.data import images
+from dermvq_jax.generation import tables
+from dermvq_jax.runs import run as run_lib
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png')
+_SHEET_COLUMNS = 16
+
+
+def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
+  """The image files that are named, and those in the folders."""
+  files = []
+  for path in map(epath.Path, paths):
+    if path.is_dir():
+      found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES]
+      if not found:
+        raise errors.UserError(f'there is no .jpg or .png file in {path}')
+      files += sorted(found)
+    elif path.exists():
+      files.append(path)
+    else:
+      raise errors.UserError(f'there is no file {path}')
+  return files
+
+
+def _unique_stems(names: Sequence[str]) -> list[str]:
+  """File names without suffix; one that occurred before gets a number."""
+  seen, stems = set(), []
+  for name in names:
+    base = stem = tables.file_stem(name.rpartition('.')[0] or name)
+    number = 2
+    while stem in seen:
+      stem, number = f'{base}_{number}', number + 1
+    seen.add(stem)
+    stems.append(stem)
+  return stems
+
+
+def _read_inputs(
+  model: inference.Model,
+  paths: Sequence[epath.PathLike],
+  split: str | None,
+  num_images: int,
+) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+  """Returns names, images uint8 `[B, H, W, 3]` and labels `[B]` or None."""
+  if bool(paths) == bool(split):
+    raise errors.UserError('give either image files or --split')
+  if paths:
+    found = _find_files(paths)
+    pixels = [images.read_square(f, model.image_size) for f in found]
+    return [f.name for f in found], np.stack(pixels), None
+  source = model.run.images.split(split)
+  if num_images < 1:
+    raise errors.UserError(f'--num_images is {num_images}; give 1 or more')
+  records = [source[i] for i in range(min(num_images, len(source)))]
+  return (
+    [record['id'].decode() for record in records],
+    np.stack([record['image'] for record in records]),
+    np.array([record['label'] for record in records], np.int32),
+  )
+
+
+def reconstruct(
+  run: run_lib.Run,
+  out: epath.PathLike,
+  *,
+  paths: Sequence[epath.PathLike] = (),
+  split: str | None = None,
+  num_images: int = 16,
+  through_prior: bool = False,
+  label: str | None = None,
+):
+  """Writes reconstructions, `sheet.png` and `errors.csv`; prints the means.
+
+  With `through_prior` each code is also replaced by the prior's most likely
+  one given the image's true codes before it (the source report's inference).
+
+  Args:
+    run: a run with a trained VQ-VAE.
+    out: the new folder.
+    paths: files or folders of images; cropped and resized as in training.
+    split: instead of paths, 'train', 'val' or 'test' of the run's dataset.
+    num_images: how many images of the split.
+    through_prior: whether to go through the prior too.
+    label: class of the images in `paths`; by default the null label.
+
+  Raises:
+    UserError: not trained, unreadable images, `out` exists.
+  """
+  if split and label is not None:
+    raise errors.UserError('--split has labels of its own; leave out --label')
+  model = inference.Model(run)
+  train_variance = run.vqvae.facts['train_variance']
+  names, originals, labels = _read_inputs(model, paths, split, num_images)
+  if labels is None:
+    null_label = len(model.class_names)
+    labels = np.repeat(
+      model.labels([null_label if label is None else label]), len(names)
+    )
+  with files.new_folder(out) as folder:
+    codes = model.encode(originals)
+    results = {'reconstruction': model.decode(codes)}
+    rows = [{'image': name} for name in names]
+    stems = _unique_stems(names)
+    if through_prior:
+      predicted, log_likelihood = model.predict(codes, labels)
+      results['through_prior'] = model.decode(predicted)
+    for result, made in results.items():
+      mse = np.square((made / 255.0) - originals / 255.0).mean((1, 2, 3))
+      for row, stem, image, error in zip(rows, stems, made, mse):
+        images.save_png(folder / f'{stem}_{result}.png', image)
+        row |= {
+          f'{result}_mse': f'{error:.6g}',
+          f'{result}_psnr': f'{-10 * np.log10(max(error, 1e-10)):.4g}',
+        }
+      logging.info(
+        '%s: MSE %.5f, PSNR %.2f dB, NMSE %.4f',
+        result,
+        mse.mean(),
+        -10 * np.log10(mse.mean()),
+        mse.mean() / train_variance,
+      )
+    if through_prior:
+      for row, value in zip(rows, log_likelihood):
+        row['nll_nats'] = f'{-value:.6g}'
+        row['bits_per_code'] = f'{-value / np.log(2) / codes[0].size:.5g}'
+      logging.info(
+        'prior: nll %.1f nats an image, %.3f bits per code; perplexity of the '
+        'true codes %.1f, of the predicted %.1f',
+        -log_likelihood.mean(),
+        -log_likelihood.mean() / np.log(2) / codes[0].size,
+        _perplexity(codes),
+        _perplexity(predicted),
+      )
+    tables.write_csv(folder / 'errors.csv', rows)
+    sheet = [originals, *results.values()]
+    images.save_png(
+      folder / 'sheet.png',
+      images.sheet([row[:_SHEET_COLUMNS] for row in sheet]),
+    )
+  logging.info('Wrote %s', out)
+
+
+def _perplexity(codes: np.ndarray) -> float:
+  """exp(entropy of code usage) over all codes."""
+  p = np.unique(codes, return_counts=True)[1] / codes.size
+  return float(np.exp(-np.sum(p * np.log(p))))

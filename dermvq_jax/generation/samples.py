@@ -1,0 +1,229 @@
+"""New images, and completions of given ones, as a folder of files."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from dermvq_jax import __version__, errors, files, inference
+from dermvq_jax.data import images
+from dermvq_jax.evaluation import memorisation
+from dermvq_jax.generation import tables
+from dermvq_jax.models.priors import sampler
+from dermvq_jax.runs import run as run_lib
+
+_SHEET_COLUMNS = 16
+# In the text chunks of every image that `sample` writes.
+_MARKS = {
+  'Synthetic': 'true',
+  'Description': 'Synthetic image, made by a model. Not a patient, not for '
+  'diagnosis.',
+  'Software': f'dermvq_jax {__version__}',
+}
+
+
+def _read_mask(mask: str, size: int) -> np.ndarray:
+  """A mask by its name or from a file: bool `[size, size]`."""
+  if mask in images.MASKS:
+    return images.named_mask(mask, size)
+  if epath.Path(mask).is_file():
+    return images.read_mask(epath.Path(mask), size)
+  raise errors.UserError(
+    f'there is no mask {mask!r}; give {", ".join(images.MASKS)} or an image '
+    'file that is white where the image is hidden'
+  )
+
+
+def _hide(
+  model: inference.Model, image: epath.PathLike, mask: str
+) -> tuple[np.ndarray, inference.Masked]:
+  """Reads an image, uint8 `[H, W, 3]`, and hides a part of it."""
+  if not epath.Path(image).is_file():
+    raise errors.UserError(f'there is no file {image} to complete')
+  original = images.read_square(epath.Path(image), model.image_size)
+  masked = model.hide(original, _read_mask(mask, model.image_size))
+  logging.info(
+    'Keeping %d of %d codes; resampling the rest.',
+    masked.known.sum(),
+    masked.known.size,
+  )
+  return original, masked
+
+
+def _balancing_counts(model: inference.Model) -> dict[str, int]:
+  """How many images each class lacks to be as frequent as the largest one."""
+  model.check_prior()
+  # The codes have the labels, and are read much faster than images.
+  codes = model.run.codes
+  counts = np.bincount(codes.labels('train'), minlength=len(model.class_names))
+  counts //= codes.facts['copies']
+  lacking = dict(zip(model.class_names, (counts.max() - counts).tolist()))
+  for name, have in zip(model.class_names, counts):
+    logging.info('%s: %d training images, %d new', name, have, lacking[name])
+  return lacking
+
+
+def sample(
+  run: run_lib.Run,
+  out: epath.PathLike,
+  *,
+  counts: dict[str, int] | None = None,
+  balance: bool = False,
+  seed: int = 0,
+  complete: epath.PathLike | None = None,
+  mask: str | None = None,
+  reject_memorised: float = 0.0,
+  **controls,
+):
+  """Writes new images: a folder of PNG files for each class, `metadata.csv`.
+
+  The dataset `image_folder` reads that, and so does torchvision's ImageFolder.
+  Every image is marked as synthetic: in its name, its PNG text chunks and the
+  CSV file. `sheet.png` shows some of them.
+
+  With `complete` they are completions of an image of which a part is hidden:
+  hidden pixels are blanked before encoding, and every code whose receptive
+  field touches one of them is resampled. `original.png` and `masked.png` are
+  written too and are the first row of the sheet.
+
+  Args:
+    run: a run with trained VQ-VAE and prior.
+    out: the new folder.
+    counts: images of each class; the class '' stands for every class.
+    balance: instead of counts, tops up every class until it is as large as the
+      largest class of the training split.
+    seed: an image depends on seed, class and its number in the class alone.
+    complete: an image file, cropped and resized as in training.
+    mask: what of it to hide: one of `images.MASKS`, or an image file that is
+      white there.
+    reject_memorised: drops images that look copied from a training image,
+      those with a memorisation ratio below this (see `memorisation`); 0: none.
+    **controls: of the prior; see `sampler.Controls`.
+
+  Raises:
+    UserError: not trained, an unknown class, a control out of its range, no
+      such image or mask, a mask that leaves no code or hides nothing, `out`
+      exists, nothing to balance, the training images are needed and not found,
+      or all images are dropped.
+  """
+  settings = dataclasses.asdict(sampler.Controls(**controls))
+  if (complete is None) != (mask is None):
+    raise errors.UserError('give --complete and --mask, or neither')
+  if balance and (counts or complete is not None):
+    raise errors.UserError('--balance goes without --counts and --complete')
+  model = inference.Model(run)
+  if balance:
+    counts = _balancing_counts(model)
+  elif counts and '' in counts:
+    counts = dict.fromkeys(model.class_names, counts['']) | counts
+    del counts['']
+  labels = model.labels(
+    [name for name, n in (counts or {}).items() for _ in range(n)]
+  )
+  if not len(labels):
+    raise errors.UserError(
+      'the classes are balanced already; give --counts for new images'
+      if balance
+      else '--counts asks for no image'
+    )
+  known, sheet = {}, []
+  if complete is not None:
+    original, masked = _hide(model, complete, mask)
+    known = masked.repeat(len(labels))
+    sheet = [np.stack([original, masked.image])]
+  reject = _rejection(run, reject_memorised)
+  with files.new_folder(out) as folder:
+    new = model.sample(
+      labels, seed=seed, show_progress=True, **settings, **known
+    )
+    if complete is not None:
+      images.save_png(folder / 'original.png', original)
+      images.save_png(folder / 'masked.png', masked.image)
+      settings |= {'complete': str(complete), 'mask': mask}
+    if reject_memorised:
+      settings['reject_memorised'] = reject_memorised
+    kept = np.flatnonzero(~reject(new))
+    names = [model.class_names[labels[i]] for i in kept]
+    ids = sampler.count_within_labels(labels)[kept]
+    settings = {'seed': seed} | settings
+    sheet += _write_samples(folder, new[kept], names, ids, settings)
+    images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
+  logging.info('Wrote %s', out)
+
+
+def _write_samples(
+  folder: epath.Path,
+  new: np.ndarray,
+  names: Sequence[str],
+  ids: Sequence[int],
+  settings: dict[str, Any],
+) -> list[np.ndarray]:
+  """Writes PNG files and `metadata.csv`.
+
+  Args:
+    folder: the folder to write into.
+    new: the images, uint8 `[B, H, W, 3]`.
+    names: the class of each.
+    ids: the number of each in its class.
+    settings: further columns, the same for all.
+
+  Returns:
+    The first images of each class, uint8 `[N, H, W, 3]`.
+  """
+  rows, by_class = [], {}
+  for name, number, image in zip(names, ids, new):
+    stem = tables.file_stem(name)
+    file = f'synthetic_{stem}_{number:05d}.png'
+    (folder / stem).mkdir(exist_ok=True)
+    images.save_png(folder / stem / file, image, _MARKS | {'Label': name})
+    row = {'image': file, 'label': name, 'synthetic': 'true'}
+    rows.append(row | {'id': number} | settings)
+    by_class.setdefault(name, []).append(image)
+  tables.write_csv(folder / 'metadata.csv', rows)
+  return [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
+
+
+def _rejection(
+  run: run_lib.Run, limit: float
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Makes the function that finds images that look copied.
+
+  Args:
+    run: whose training images they may be copied from.
+    limit: the memorisation ratio below which an image looks copied; 0: none
+      does.
+
+  Returns:
+    A function of uint8 `[B, H, W, 3]`, to bool `[B]`.
+
+  Raises:
+    UserError: the limit is out of its range, or there are no training images.
+  """
+  if not 0 <= limit <= 1:
+    raise errors.UserError(
+      f'--reject_memorised is {limit}; give a number from 0 to 1, such as 0.6'
+    )
+  if not limit:
+    return lambda new: np.zeros(len(new), bool)
+  training = run.images.split('train')
+
+  def reject(new: np.ndarray) -> np.ndarray:
+    bank = memorisation.make_bank(training, None, 'training images')
+    near = memorisation.nearest_pixels(new, bank.pixels, bank.groups)
+    copied = near.ratio < limit
+    logging.info(
+      'Dropped %d of %d images that look copied from a training image.',
+      copied.sum(),
+      len(new),
+    )
+    if copied.all():
+      raise errors.UserError(
+        'every image looks copied from a training image; lower '
+        f'--reject_memorised={limit}'
+      )
+    return copied
+
+  return reject

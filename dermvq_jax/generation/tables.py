@@ -1,0 +1,35 @@
+"""CSV tables that are safe to open, and file names from metadata."""
+
+import csv
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+_FORMULA_STARTS = ('=', '+', '-', '@', '\t', '\r')
+
+
+def _no_formula(value: Any) -> Any:
+  """Puts an apostrophe before text that a spreadsheet would run."""
+  if not isinstance(value, str) or not value.startswith(_FORMULA_STARTS):
+    return value
+  try:
+    float(value)
+    return value
+  except ValueError:
+    return f"'{value}"
+
+
+def write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
+  """Writes rows of the same keys, which become the header."""
+  with path.open('w') as f:
+    writer = csv.DictWriter(f, rows[0], lineterminator='\n')
+    writer.writeheader()
+    for row in rows:
+      writer.writerow({k: _no_formula(v) for k, v in row.items()})
+
+
+def file_stem(name: str) -> str:
+  """A name from metadata as a file name that stays in its folder."""
+  return re.sub(r'[^\w .()-]', '_', name).lstrip('.') or '_'

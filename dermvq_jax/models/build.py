@@ -1,0 +1,376 @@
+"""Builds models from configs, and functions from models and weights.
+
+A component is chosen by its name in a config, which can not point outside of
+`dermvq_jax.models`. Modules take explicit fields, never a config.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dermvq_jax import errors
+from dermvq_jax.models import classifier as classifier_lib
+from dermvq_jax.models import losses, nearest, quantizers
+from dermvq_jax.models import vqvae as vqvae_lib
+from dermvq_jax.models.priors import base, levels
+
+PyTree = Any
+# A config, or a part of one; `ml_collections.ConfigDict` is read like this.
+Config = Any
+Facts = Mapping[str, Any]
+
+VQVAE_PARTS = ('encoder', 'codebook', 'decoder')
+_PRIORS = 'dermvq_jax.models.priors'
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+  """Converts uint8 images to float32 in [0, 1]."""
+  return images.astype(jnp.float32) / 255
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+  """Converts images around [0, 1] to uint8."""
+  return jnp.rint(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
+
+
+def init(
+  model: nn.Module, rng: jax.Array, *inputs: Any, **options: Any
+) -> tuple[PyTree, PyTree]:
+  """Returns the parameters and the other collections of a new model."""
+  # As one program: op by op, a start compiles a hundred.
+  apply = jax.jit(functools.partial(model.init, **options))
+  state, params = flax.core.pop(apply(rng, *inputs), 'params')
+  return params, state
+
+
+def variables(weights: PyTree) -> PyTree:
+  """Turns `{'params': ..., 'model_state': ...}` into a model's variables."""
+  return {'params': weights['params'], **weights['model_state']}
+
+
+def _dtype(config: Config) -> jnp.dtype:
+  if config.dtype not in ('float32', 'bfloat16'):
+    raise errors.UserError(
+      f"config.dtype is {config.dtype!r}; it must be 'float32' or 'bfloat16'"
+    )
+  return jnp.dtype(config.dtype)
+
+
+def _make(
+  component: type, config: Config, kind: str, configs: str, **fields: Any
+) -> Any:
+  """Makes a component from the fields in its config.
+
+  Args:
+    component: the module's class.
+    config: `name` and fields of the component.
+    kind: what it is, for messages.
+    configs: the file in configs/ whose argument is the component's name.
+    **fields: those that are not in the config.
+
+  Raises:
+    UserError: a field that it does not have, or one that it lacks.
+  """
+  given = {k: v for k, v in config.items() if k != 'name'} | fields
+  known = {
+    f.name: f.default is dataclasses.MISSING
+    for f in dataclasses.fields(component)
+    if f.init and f.name not in ('parent', 'name')
+  }
+  problems = (
+    ('has no', sorted(set(given) - set(known))),
+    ('lacks', [k for k, needed in known.items() if needed and k not in given]),
+  )
+  for problem, names in problems:
+    if names:
+      raise errors.UserError(
+        f'the {kind} {config.name!r} {problem} {", ".join(names)}; start '
+        f'from its own config, --config={configs}:{config.name}'
+      )
+  return component(**given)
+
+
+def vqvae(config: Config) -> vqvae_lib.VQVAE:
+  """Builds the VQ-VAE from `config.model` and `config.quantizer`.
+
+  Raises:
+    UserError: an unknown quantizer, or fields that it does not have.
+  """
+  name = config.quantizer.name
+  if name not in quantizers.QUANTIZERS:
+    raise errors.UserError(
+      f'there is no quantizer named {name!r}; there are '
+      + ', '.join(quantizers.QUANTIZERS)
+    )
+  quantizer = _make(
+    quantizers.QUANTIZERS[name], config.quantizer, 'quantizer', 'vqvae'
+  )
+  shared = {**config.model, 'dtype': _dtype(config)}
+  return vqvae_lib.VQVAE(
+    encoder=vqvae_lib.Encoder(code_dim=quantizer.code_dim, **shared),
+    quantizer=quantizer,
+    decoder=vqvae_lib.Decoder(**shared),
+  )
+
+
+def check_vqvae(config: Config, image_size: int):
+  """Checks a VQ-VAE's config against the size of its images.
+
+  Raises:
+    UserError: a value out of its range, or one that the images do not fit.
+  """
+  model = config.model
+  factor = model.downsampling
+  if factor < 2 or factor & (factor - 1):
+    raise errors.UserError(
+      f'config.model.downsampling is {factor}; it must be a power of 2, '
+      'from 2 up'
+    )
+  for name in ('features', 'residual_features'):
+    if model[name] < 1:
+      raise errors.UserError(
+        f'config.model.{name} is {model[name]}; give 1 or more'
+      )
+  if model.activation not in vqvae_lib.ACTIVATIONS:
+    raise errors.UserError(
+      f'config.model.activation is {model.activation!r}; it must be one of '
+      + ', '.join(map(repr, vqvae_lib.ACTIVATIONS))
+    )
+  for name, widths in (
+    ('norm_groups', ('features', 'residual_features')),
+    ('attention_heads', ('features',)),
+  ):
+    number = model.get(name, 0)
+    if number < 0 or (number and any(model[w] % number for w in widths)):
+      raise errors.UserError(
+        f'config.model.{name} is {number}; give 0 for none, or a divisor of '
+        + ' and '.join(f'config.model.{w}={model[w]}' for w in widths)
+      )
+  if image_size < losses.SSIM_WINDOW:
+    raise errors.UserError(
+      f'images of {image_size} px are smaller than the {losses.SSIM_WINDOW} px '
+      'that SSIM is measured over; choose another dataset size'
+    )
+  if image_size % factor:
+    raise errors.UserError(
+      f'images of {image_size} px are not divisible by '
+      f'config.model.downsampling={factor}; choose another dataset size or '
+      'downsampling'
+    )
+
+
+def prior(config: Config, facts: Facts) -> base.Prior:
+  """Builds the prior `config.prior.name`, the `Prior` of that module.
+
+  Args:
+    config: of the prior's phase.
+    facts: those of the dataset of codes.
+
+  Raises:
+    UserError: an unknown prior, fields that it does not have, or a condition
+      that the codes do not have.
+  """
+  name = config.prior.name
+  path = f'{_PRIORS}.{name}'
+  is_module = re.fullmatch('[a-z0-9_]+', name) and importlib.util.find_spec(
+    path
+  )
+  component = is_module and getattr(
+    importlib.import_module(path), 'Prior', None
+  )
+  if (
+    not component or component is base.Prior
+  ):  # Not a prior, but a module beside them.
+    raise errors.UserError(f'there is no prior named {name!r}')
+  unknown = [c for c in config.conditions if c not in facts['conditions']]
+  if unknown:
+    raise errors.UserError(
+      f'config.conditions has {", ".join(unknown)}; the codes have '
+      + ', '.join(facts['conditions'])
+    )
+  model = _make(
+    component,
+    config.prior,
+    'prior',
+    'prior',
+    codebook_size=facts['codebook_size'],
+    conditions=tuple(
+      (c, len(facts['conditions'][c])) for c in config.conditions
+    ),
+    dtype=_dtype(config),
+  )
+  num_levels = facts.get('num_levels', 1)
+  return model if num_levels == 1 else levels.LeveledPrior(model, num_levels)
+
+
+def classifier(config: Config, facts: Facts) -> classifier_lib.Classifier:
+  """Builds the classifier from `config.classifier`.
+
+  Raises:
+    UserError: a width that does not fit, or images that can not be halved so
+      often.
+  """
+  features, stages = config.classifier.features, config.classifier.num_stages
+  if stages < 1 or features < 1 or features % (8 << (stages - 1)):
+    raise errors.UserError(
+      f'config.classifier.features is {features}; with num_stages={stages} it '
+      f'must be a multiple of {8 << max(stages - 1, 0)}, and there must be 1 '
+      'stage or more'
+    )
+  if facts['image_size'] % (1 << stages):
+    raise errors.UserError(
+      f'images of {facts["image_size"]} px can not be halved {stages} times; '
+      'lower config.classifier.num_stages'
+    )
+  return classifier_lib.Classifier(
+    num_classes=len(facts['class_names']),
+    dtype=_dtype(config),
+    **config.classifier,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+  """A trained VQ-VAE as compiled functions.
+
+  Attributes:
+    model: the VQ-VAE.
+    encode: uint8 images `[B, H, W, 3]` to codes int32 `[B, h, w*L]`.
+    embed: codes to what the decoder reads, `[B, h, w, D]`.
+    decode: codes to uint8 images.
+  """
+
+  model: vqvae_lib.VQVAE
+  encode: Callable[[np.ndarray], jax.Array]
+  embed: Callable[[np.ndarray], jax.Array]
+  decode: Callable[[np.ndarray], jax.Array]
+
+
+def codec(config: Config, weights: PyTree) -> Codec:
+  """Builds the functions of a trained VQ-VAE.
+
+  Args:
+    config: the VQ-VAE's.
+    weights: `{'params': ..., 'model_state': ...}`.
+  """
+  model = vqvae(config)
+  on_device = jax.device_put(variables(weights))
+
+  @jax.jit
+  def encode(variables, images):
+    return model.apply(variables, to_unit(images), method='encode')
+
+  @jax.jit
+  def embed(variables, codes):
+    return model.apply(variables, codes, method='embed')
+
+  @jax.jit
+  def decode(variables, codes):
+    return to_uint8(model.apply(variables, codes, method='decode'))
+
+  functions = (functools.partial(f, on_device) for f in (encode, embed, decode))
+  return Codec(model, *functions)
+
+
+def vqvae_part(
+  config: Config, weights: PyTree, part: str
+) -> tuple[Callable[..., jax.Array], PyTree]:
+  """One of `VQVAE_PARTS` as a pure function of its own variables.
+
+  Args:
+    config: the VQ-VAE's.
+    weights: `{'params': ..., 'model_state': ...}`.
+    part: 'encoder', 'codebook' or 'decoder'.
+
+  Returns:
+    The function and its variables. The encoder's takes variables and uint8
+    images `[B, H, W, 3]`, and returns latents `[B, h, w, D]`; the decoder's
+    takes latents and returns images; the codebook's takes variables alone and
+    returns float32 `[L*K, D]`.
+  """
+  model = vqvae(config)
+  name = 'quantizer' if part == 'codebook' else part
+  own = {k: v[name] for k, v in variables(weights).items() if name in v}
+  apply = getattr(model, name).apply
+  functions = {
+    'encoder': lambda variables, images: apply(variables, to_unit(images)),
+    'codebook': lambda variables: apply(variables, method='vectors'),
+    'decoder': lambda variables, vectors: to_uint8(apply(variables, vectors)),
+  }
+  return functions[part], own
+
+
+def likelihood(
+  model: base.Prior, loss: str
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Builds the function that scores codes with a prior.
+
+  Args:
+    model: the prior.
+    loss: what the prior was trained with, see `losses.log_probs`.
+
+  Returns:
+    A compiled function of the prior's variables, codes int32 `[B, h, w]` and
+    conditions. It returns the most likely code at each place given the true
+    codes before it, int32 `[B, h, w]`, and the log-likelihood of the codes,
+    nats `[B]`.
+  """
+
+  @jax.jit
+  def apply(variables, codes, conditions):
+    logits = model.apply(variables, codes, conditions, train=False)
+    nll = losses.nll(logits, codes, loss)  # [B, h, w]
+    return nearest.argmax(logits), -nll.sum((1, 2))
+
+  return apply
+
+
+def encoding_weights(weights: PyTree) -> dict[str, PyTree]:
+  """Returns the part of a VQ-VAE's weights that decides an image's codes.
+
+  Args:
+    weights: `{'params': ..., 'model_state': ...}`.
+
+  Returns:
+    Encoder and quantizer without its running statistics: nested dictionaries.
+  """
+  params = weights['params']
+  parts = {'encoder': params['encoder']}
+  if 'quantizer' in params:
+    parts['quantizer'] = params['quantizer']
+  state = flax.traverse_util.flatten_dict(
+    weights['model_state']['codebook']['quantizer']
+  )
+  for path, leaf in state.items():
+    if path[-1] not in quantizers.STATISTICS:
+      parts['/'.join(path)] = leaf
+  return parts
+
+
+def encoding_digest(weights: PyTree, images: str) -> str:
+  """Names a VQ-VAE's codes of a dataset by a hash, 16 hexadecimal digits.
+
+  Args:
+    weights: `{'params': ..., 'model_state': ...}` of the VQ-VAE.
+    images: name of the dataset that is encoded.
+  """
+  parts = encoding_weights(weights)
+  sha = hashlib.sha256(images.encode())
+  for name, leaf in sorted(
+    flax.traverse_util.flatten_dict(parts, sep='/').items()
+  ):
+    leaf = np.asarray(leaf)
+    sha.update(f'{name}{leaf.shape}{leaf.dtype}'.encode())
+    sha.update(leaf.tobytes())
+  return sha.hexdigest()[:16]

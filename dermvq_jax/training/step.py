@@ -1,0 +1,212 @@
+"""One step of training and one of evaluation, as pure functions."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dermvq_jax.training import metrics, optim, state, tasks
+
+PyTree = Any
+# What is logged of each sub-tree of the parameters beside its learning rate.
+NORMS = ('grad_norm', 'update_norm', 'param_norm')
+
+
+def _gradients(
+  task: tasks.Task,
+  old: state.TrainState,
+  batch: PyTree,
+  rng: jax.Array,
+  axis_name: str | None,
+  num_microbatches: int,
+) -> tuple[PyTree, metrics.Metrics, PyTree]:
+  """Gradients of a batch's mean loss, metrics, and what was observed.
+
+  Microbatches run one after the other, so that only one's activations are in
+  memory; together they give what the whole batch gives.
+  """
+
+  def of_part(part: PyTree, rng: jax.Array):
+    grad_fn = jax.value_and_grad(task.loss_fn, has_aux=True)
+    (loss, (parts, observed)), grads = grad_fn(
+      old.params, old.model_state, part, rng, train=True, axis_name=axis_name
+    )
+    return grads, {'loss': metrics.Mean.of(loss[None]), **parts}, observed
+
+  if num_microbatches == 1:
+    return of_part(batch, rng)
+
+  def add(sums, numbered):
+    n, part = numbered
+    grads, parts, observed = of_part(part, jax.random.fold_in(rng, n))
+    grads = jax.tree.map(jnp.add, sums[0], grads)
+    return (grads, metrics.merge(sums[1], parts)), observed
+
+  # Microbatch i holds every m-th example from i on: an example thus stays on
+  # its device.
+  def split(x: jax.Array) -> jax.Array:
+    return einops.rearrange(x, '(b m) ... -> m b ...', m=num_microbatches)
+
+  def join(x: jax.Array) -> jax.Array:
+    return einops.rearrange(x, 'm b ... -> (b m) ...')
+
+  microbatches = jax.tree.map(split, batch)
+  first = jax.tree.map(lambda x: x[0], microbatches)
+  shapes = jax.eval_shape(of_part, first, rng)[:2]
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  (grads, parts), observed = jax.lax.scan(
+    add, zeros, (jnp.arange(num_microbatches), microbatches)
+  )
+  grads = jax.tree.map(lambda g: g / num_microbatches, grads)
+  return grads, parts, jax.tree.map(join, observed)
+
+
+def _norm_names(subtree: str) -> list[str]:
+  """'grad_norm', ..., with the name of the sub-tree if it has one."""
+  return [f'{norm}/{subtree}' if subtree else norm for norm in NORMS]
+
+
+def _norms(
+  optimizer: optim.Optimizer, grads: PyTree, updates: PyTree, params: PyTree
+) -> dict[str, jax.Array]:
+  """Euclidean norms of all values of each sub-tree, float32 scalars."""
+  norms = {}
+  trees = [optimizer.subtrees(tree) for tree in (grads, updates, params)]
+  for subtree in optimizer.schedules:
+    for name, tree in zip(_norm_names(subtree), trees):
+      norms[name] = optax.global_norm(tree[subtree]).astype(jnp.float32)
+  return norms
+
+
+def make_train_step(
+  task: tasks.Task,
+  optimizer: optim.Optimizer,
+  rng: jax.Array,
+  *,
+  ema_decay: float = 0.0,
+  skip_nonfinite: bool = False,
+  num_microbatches: int = 1,
+  is_logged: Callable[[jax.Array], jax.Array] = lambda _: True,
+) -> Callable[..., PyTree]:
+  """One update, as a function for `parallel.Parallel.compile`.
+
+  The tree that it maps holds `state` (TrainState) and two sums of metrics:
+  `window` since the last log step and `epoch` since the last validation. The
+  step's randomness is a function of its number, so nothing random is stored. A
+  step whose result is not finite changes none of them; see `TrainState.accept`.
+
+  Args:
+    task: what is trained.
+    optimizer: that of the task's parameters.
+    rng: the root of all randomness.
+    ema_decay: decay of the moving average of the parameters.
+    skip_nonfinite: whether to continue after a step that is not finite.
+    num_microbatches: how many parts of the batch run one after the other.
+    is_logged: whether norms are measured in a step, by its number from 1.
+  """
+
+  def train_step(tree: PyTree, batch: PyTree, *, axis_name: str | None):
+    old = tree['state']
+    step_rng = jax.random.fold_in(rng, old.step)
+    grads, parts, observed = _gradients(
+      task, old, batch, step_rng, axis_name, num_microbatches
+    )
+    model_state = task.update_state(
+      old.params, old.model_state, observed, step_rng, axis_name=axis_name
+    )
+    if axis_name is not None:
+      grads = jax.lax.pmean(grads, axis_name)
+      parts = jax.lax.psum(parts, axis_name)
+    updated, updates = old.update(grads, model_state, optimizer.tx, ema_decay)
+    new, good = old.accept(
+      updated, parts['loss'].total, grads, skip=skip_nonfinite
+    )
+    window = parts | _norm_metrics(
+      jnp.asarray(is_logged(old.step + 1)),
+      functools.partial(_norms, optimizer, grads, updates, old.params),
+    )
+    window, parts = jax.tree.map(
+      lambda x: jnp.where(good, x, 0), (window, parts)
+    )
+    if skip_nonfinite:
+      skipped = {'skipped_steps': metrics.Count(1 - good.astype(jnp.int32))}
+      window, parts = window | skipped, parts | skipped
+    return {
+      'state': new,
+      'window': metrics.merge(tree['window'], window),
+      'epoch': metrics.merge(tree['epoch'], parts),
+    }
+
+  return train_step
+
+
+def _norm_metrics(
+  is_due: jax.Array, measure: Callable[[], dict[str, jax.Array]]
+) -> metrics.Metrics:
+  """Norms as metrics; they cost nothing where they are not due."""
+  zeros = {name: jnp.zeros(()) for name in jax.eval_shape(measure)}
+  norms = jax.lax.cond(is_due, measure, lambda: zeros)
+  count = is_due.astype(jnp.float32)
+  return {name: metrics.Mean(norm, count) for name, norm in norms.items()}
+
+
+def make_eval_step(task: tasks.Task) -> Callable[..., PyTree]:
+  """Adds one batch's metrics; for `parallel.Parallel.compile`."""
+
+  def eval_step(tree: PyTree, batch: PyTree, *, axis_name: str | None):
+    _, (parts, _) = task.loss_fn(
+      tree['params'],
+      tree['model_state'],
+      batch,
+      jax.random.key(0),  # evaluation draws nothing
+      train=False,
+      axis_name=axis_name,
+    )
+    if axis_name is not None:
+      parts = jax.lax.psum(parts, axis_name)
+    return metrics.merge(tree['metrics'], parts)
+
+  return eval_step
+
+
+def zero_metrics(
+  task: tasks.Task, train_state: state.TrainState, batch: PyTree, *, train: bool
+) -> metrics.Metrics:
+  """The sums of the metrics of `task.loss_fn` before the first batch."""
+  _, (parts, _) = jax.eval_shape(
+    functools.partial(task.loss_fn, train=train, axis_name=None),
+    train_state.params,
+    train_state.model_state,
+    batch,
+    jax.random.key(0),
+  )
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), parts)
+
+
+def zero_sums(
+  task: tasks.Task,
+  optimizer: optim.Optimizer,
+  train_state: state.TrainState,
+  batch: PyTree,
+  *,
+  skip_nonfinite: bool = False,
+) -> Mapping[str, metrics.Metrics]:
+  """`window` and `epoch` of `make_train_step` before the first step."""
+  zero = np.zeros((), np.float32)
+  epoch = {
+    'loss': metrics.Mean(zero, zero),
+    **zero_metrics(task, train_state, batch, train=True),
+  }
+  if skip_nonfinite:
+    epoch['skipped_steps'] = metrics.Count(np.zeros((), np.int32))
+  norms = {
+    name: metrics.Mean(zero, zero)
+    for subtree in optimizer.schedules
+    for name in _norm_names(subtree)
+  }
+  return {'window': epoch | norms, 'epoch': epoch}

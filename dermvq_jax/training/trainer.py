@@ -1,0 +1,213 @@
+"""A phase's training as an object: all but the loop and the files."""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+from dermvq_jax import errors
+from dermvq_jax.data import augment, pipeline
+from dermvq_jax.training import (
+  metrics,
+  optim,
+  parallel,
+  state,
+  tasks,
+)
+from dermvq_jax.training import step as step_lib
+
+PyTree = Any
+
+
+def resolve(
+  config: ml_collections.ConfigDict, facts: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """Turns epochs into steps: an epoch is `num_train // batch_size` steps.
+
+  Args:
+    config: a phase's config.
+    facts: those of its dataset.
+
+  Returns:
+    A copy in which nothing is left to be derived.
+
+  Raises:
+    UserError: a number of steps or a size is less than 1.
+  """
+  for name in (
+    'batch_size',
+    'num_microbatches',
+    'log_every_steps',
+    'checkpoint_every_steps',
+  ):
+    if config[name] < 1:
+      raise errors.UserError(f'config.{name} is {config[name]}; give 1 or more')
+  config = ml_collections.ConfigDict(config.to_dict())
+  epoch = max(1, facts['num_train'] // config.batch_size)
+  if config.data_dir:  # later commands may run in another folder
+    config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
+  config.num_train_steps = config.num_train_steps or math.ceil(
+    config.num_epochs * epoch
+  )
+  config.eval_every_steps = config.eval_every_steps or epoch
+  for name in ('num_train_steps', 'eval_every_steps'):
+    if config[name] < 1:
+      raise errors.UserError(
+        f'config.{name} is {config[name]}; give a number of steps, or 0 to '
+        'derive it from the epochs'
+      )
+  return config
+
+
+class Trainer:
+  """What the training of a phase sets up once, and its steps.
+
+  Attributes:
+    config: the phase's config, resolved.
+    task: what is trained.
+    optimizer: that of the task's parameters.
+    parallel: how steps run on devices.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    facts: Mapping[str, Any],
+    sources: Mapping[str, Sequence[dict[str, Any]]],
+  ):
+    """Sets up a training.
+
+    Args:
+      config: from `resolve`.
+      facts: those of the dataset.
+      sources: the splits 'train' and 'val' as sequences of records; 'val' is
+        needed for `evaluate` only.
+
+    Raises:
+      UserError: the config is wrong, or does not fit the data or the devices.
+    """
+    self.config = config
+    self.task = tasks.make(config, facts)
+    self.optimizer = optim.make(config, self.task.optimizers)
+    self.parallel = parallel.Parallel(config.parallel)
+    self.parallel.check_batch_size(config.batch_size, config.num_microbatches)
+    self._sources = sources
+    root = jax.random.key(config.seed)
+    self._init_rng, self._step_rng = jax.random.split(root)
+    self._augment = augment.Augment(**config.get('augment', {}))
+    self._eval_step = self.parallel.compile(step_lib.make_eval_step(self.task))
+
+  def train_batches(self, start_step: int = 0, **kwargs) -> Iterator[PyTree]:
+    """Batches from a step on; by default this host's part of them."""
+    kwargs = {
+      'process_index': jax.process_index(),
+      'process_count': jax.process_count(),
+      'num_workers': self.config.num_workers,
+    } | kwargs
+    return pipeline.train_batches(
+      self._sources['train'],
+      batch_size=self.config.batch_size,
+      seed=self.config.seed,
+      keys=self.task.keys,
+      start_step=start_step,
+      augment=self._augment,
+      **kwargs,
+    )
+
+  def val_batches(self) -> Iterator[PyTree]:
+    """This host's part of the validation split."""
+    return pipeline.eval_batches(
+      self._sources['val'],
+      batch_size=self.config.batch_size,
+      keys=self.task.keys,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def is_logged(self, step: int | jax.Array) -> bool | jax.Array:
+    """Whether metrics are logged after this step."""
+    every, end = self.config.log_every_steps, self.config.num_train_steps
+    return (step % every == 0) | (step == end)
+
+  def compile_train_step(self) -> Callable[..., PyTree]:
+    """Compiles one update; it reuses the memory of the tree it is given."""
+    train_step = step_lib.make_train_step(
+      self.task,
+      self.optimizer,
+      self._step_rng,
+      ema_decay=self.config.params_ema_decay,
+      skip_nonfinite=self.config.optim.skip_nonfinite,
+      num_microbatches=self.config.num_microbatches,
+      is_logged=self.is_logged,
+    )
+    return self.parallel.compile(train_step, donate=True)
+
+  def _whole_batches(self) -> Iterator[PyTree]:
+    """The unsharded stream, the same on every host."""
+    return self.train_batches(process_index=0, process_count=1, num_workers=0)
+
+  def _start(self, batches: Iterator[PyTree], example: PyTree) -> PyTree:
+    params, model_state = self.task.init(self._init_rng, batches)
+    train_state = state.TrainState.create(
+      params,
+      model_state,
+      self.optimizer.tx,
+      ema=self.config.params_ema_decay > 0,
+    )
+    sums = step_lib.zero_sums(
+      self.task,
+      self.optimizer,
+      train_state,
+      example,
+      skip_nonfinite=self.config.optim.skip_nonfinite,
+    )
+    return {'state': train_state, **sums}
+
+  def start(self) -> PyTree:
+    """Returns the tree before the first step, the same on every host."""
+    return self._start(self._whole_batches(), next(self._whole_batches()))
+
+  def structure(self) -> PyTree:
+    """Returns `start()` with shapes for arrays; it reads a single batch."""
+    example = next(self._whole_batches())
+    return jax.eval_shape(
+      lambda: self._start(itertools.repeat(example), example)
+    )
+
+  def learning_rates(self, num_steps: int) -> dict[str, float]:
+    """The learning rate of the last of `num_steps` updates, by sub-tree."""
+    return {
+      f'learning_rate/{name}' if name else 'learning_rate': float(
+        schedule(num_steps - 1)
+      )
+      for name, schedule in self.optimizer.schedules.items()
+    }
+
+  def evaluate(self, train_state: state.TrainState) -> dict[str, float]:
+    """Metrics over the whole validation split, with the prefix 'val/'."""
+    weights = {
+      'params': train_state.eval_params,
+      'model_state': train_state.model_state,
+    }
+    sums = None
+    for batch in self.val_batches():
+      if sums is None:
+        zeros = step_lib.zero_metrics(
+          self.task, train_state, batch, train=False
+        )
+        sums = self.parallel.put_tree(zeros)
+      sums = self._eval_step(
+        weights | {'metrics': sums}, self.parallel.put_batch(batch)
+      )
+    return metrics.compute(jax.device_get(sums), 'val/')
+
+  def kept_weights(self, train_state: state.TrainState) -> PyTree:
+    """The weights that are used after training."""
+    return {
+      'params': self.task.kept(train_state.eval_params),
+      'model_state': train_state.model_state,
+    }
