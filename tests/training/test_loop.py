@@ -16,7 +16,9 @@ import pytest
 from dermvq_jax import config_files, errors
 from dermvq_jax.data import pipeline, prepared
 from dermvq_jax.generation import encode
-from dermvq_jax.runs import checkpoints, logs, workdirs
+from dermvq_jax.models import build
+from dermvq_jax.runs import checkpoints, logs
+from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop, metrics, parallel, state, tasks
 
 PHASES = ('vqvae', 'prior')
@@ -37,7 +39,9 @@ def new_workdir(smoke_run, tmp_path, phase):
 
 
 def train_smoke(phase, workdir, *overrides):
-  loop.run(config_files.load(f'{phase}:smoke', overrides), workdir)
+  loop.train(
+    config_files.load(f'{phase}:smoke', overrides), run_lib.Run(workdir)
+  )
 
 
 def spoil_batches(monkeypatch, after, spoil):
@@ -303,7 +307,7 @@ def test_damaged_checkpoints(run_copy, smoke_run, caplog):
 def test_a_second_training_is_refused(run_copy):
   before = sorted(run_copy.rglob('*'))
   refused = pytest.raises(errors.UserError, match='another dermvq train is')
-  with workdirs.locked(run_copy), refused:
+  with run_lib.Run(run_copy).locked(), refused:
     train_smoke('prior', run_copy)
   assert sorted(run_copy.rglob('*')) == before
 
@@ -351,13 +355,13 @@ def test_mistakes_in_a_config_write_nothing(
 
 
 def test_dataset_of_the_other_phase(smoke_run, tmp_path):
-  codes = workdirs.load_config(smoke_run / 'prior')[1]['dataset']
+  codes = run_lib.Run(smoke_run).prior.facts['dataset']
   config = config_files.load(
     'vqvae:smoke',
     [f'--config.dataset={codes}', f'--config.data_dir={smoke_run}/data'],
   )
   with pytest.raises(errors.UserError, match='can not train'):
-    loop.run(config, tmp_path / 'run')
+    loop.train(config, run_lib.Run(tmp_path / 'run'))
   for dataset in (IMAGES, 'codes/0123456789abcdef'):
     with pytest.raises(errors.UserError, match=f'is not {codes}, the codes of'):
       train_smoke('prior', smoke_run, f'--config.dataset={dataset}')
@@ -390,7 +394,7 @@ def test_data_dir_is_stored_so_that_any_folder_finds_it(
   train_smoke(
     'vqvae', tmp_path, '--config.data_dir=data', '--config.num_train_steps=3'
   )
-  config, _ = workdirs.load_config(tmp_path / 'vqvae')
+  config = run_lib.Run(tmp_path).vqvae.config
   assert config.data_dir == str(smoke_run / 'data')
 
 
@@ -429,8 +433,8 @@ def batches_and_task(smoke_run, phase, batch_size=8):
     config.prior.dropout_rate = 0.0
     config.label_dropout_rate = 0.0
   dataset, data_dir = encode.resolve_dataset(config, smoke_run)
-  task = tasks.make(config, prepared.describe(dataset, data_dir))
-  source = prepared.open_split(dataset, data_dir, 'train')
+  task = tasks.make(config, prepared.Dataset(dataset, data_dir).facts)
+  source = prepared.Dataset(dataset, data_dir).split('train')
 
   def stream():
     return pipeline.train_batches(
@@ -505,7 +509,7 @@ def test_vqvae_loss_is_the_formula(smoke_run):
       params, model_state, batch, jax.random.key(0), train=True, axis_name=None
     )
   )()
-  model = tasks.vqvae_model(config)
+  model = build.vqvae(config)
   variables = {'params': params, **model_state}
   images = batch['image'] / np.float32(255)
   z = np.asarray(model.apply(variables, images, method='latents'), np.float64)
@@ -514,7 +518,7 @@ def test_vqvae_loss_is_the_formula(smoke_run):
   reconstruction = np.asarray(
     model.apply(variables, codebook[codes], method=lambda m, q: m.decoder(q))
   )
-  _, facts = workdirs.load_config(smoke_run / 'vqvae')
+  facts = run_lib.Run(smoke_run).vqvae.facts
   mse = np.mean((reconstruction - images) ** 2)
   commitment = np.mean((z - codebook[codes]) ** 2)
   weight = config.quantizer.commitment_weight
@@ -531,9 +535,9 @@ def test_vqvae_loss_is_the_formula(smoke_run):
 
 
 def test_train_variance_is_that_of_the_training_images(smoke_run):
-  source = prepared.open_split(IMAGES, smoke_run / 'data', 'train')
+  source = prepared.Dataset(IMAGES, smoke_run / 'data').split('train')
   pixels = np.stack([source[i]['image'] for i in range(len(source))]) / 255
-  _, facts = workdirs.load_config(smoke_run / 'vqvae')
+  facts = run_lib.Run(smoke_run).vqvae.facts
   assert facts['train_variance'] == pytest.approx(pixels.var(), rel=1e-9)
   assert facts['num_train'] == len(source)
 
@@ -592,7 +596,8 @@ def test_first_step_is_optax_adamw(phase, smoke_run):
 
 def test_validation_counts_every_example_once(smoke_run):
   """13 images in batches of 8."""
-  config, facts = workdirs.load_config(smoke_run / 'vqvae')
+  phase = run_lib.Run(smoke_run).vqvae
+  config, facts = phase.config, phase.facts
   assert facts['num_val'] % config.batch_size
   [step] = steps_in(smoke_run / 'vqvae' / 'best')
   [row] = [
@@ -603,7 +608,7 @@ def test_validation_counts_every_example_once(smoke_run):
   from dermvq_jax import inference
 
   model = inference.load(smoke_run)
-  source = prepared.open_split(IMAGES, smoke_run / 'data', 'val')
+  source = prepared.Dataset(IMAGES, smoke_run / 'data').split('val')
   images = np.stack([source[i]['image'] for i in range(len(source))])
   assert len(images) == facts['num_val']
   counts = np.bincount(model.encode(images).ravel(), minlength=32)
@@ -662,7 +667,7 @@ def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
   workdir, _ = new_workdir(smoke_run, tmp_path, phase)
   config = shrink(config_files.load(name))
   config.data_dir = f'{smoke_run}/data'
-  loop.run(config, workdir)
+  loop.train(config, run_lib.Run(workdir))
   rows = rows_in(workdir / phase)
   assert [row['step'] for row in rows] == [1, 1]
   assert np.isfinite(rows[0]['step/loss'])
@@ -681,7 +686,7 @@ def test_bfloat16_computes_nearly_the_same(phase, smoke_run):
   config, task, batches, start = batches_and_task(smoke_run, phase)
   config.dtype = 'bfloat16'
   dataset, data_dir = encode.resolve_dataset(config, smoke_run)
-  half = tasks.make(config, prepared.describe(dataset, data_dir))
+  half = tasks.make(config, prepared.Dataset(dataset, data_dir).facts)
 
   def run(task):
     (loss, (parts, observed)), grads = jax.jit(
