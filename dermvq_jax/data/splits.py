@@ -8,7 +8,7 @@ import collections
 import hashlib
 from collections.abc import Iterable, Sequence
 
-TRAIN, VAL, TEST = SPLITS = ('train', 'val', 'test')
+SPLITS = ('train', 'val', 'test')
 _VAL_SHARE = 0.1
 _TEST_SHARE = 0.1
 # In a fold, every n-th of the groups that are not held out is for validation.
@@ -63,9 +63,9 @@ def assign(groups: Sequence[str], labels: Sequence[str]) -> list[str]:
   for members in _shuffled_by_class(groups, labels):
     num_val = round(_VAL_SHARE * len(members))
     num_test = round(_TEST_SHARE * len(members))
-    split_of |= dict.fromkeys(members, TRAIN)
-    split_of |= dict.fromkeys(members[:num_val], VAL)
-    split_of |= dict.fromkeys(members[num_val : num_val + num_test], TEST)
+    split_of |= dict.fromkeys(members, 'train')
+    split_of |= dict.fromkeys(members[:num_val], 'val')
+    split_of |= dict.fromkeys(members[num_val : num_val + num_test], 'test')
   return [split_of[group] for group in groups]
 
 
@@ -91,10 +91,10 @@ def assign_fold(
   split_of = {}
   for members in _shuffled_by_class(groups, labels):
     others = [g for i, g in enumerate(members) if i % num_folds != fold]
-    split_of |= dict.fromkeys(members, TEST)
-    split_of |= dict.fromkeys(others, TRAIN)
+    split_of |= dict.fromkeys(members, 'test')
+    split_of |= dict.fromkeys(others, 'train')
     # Not the first: a class with few groups needs them all for training.
-    split_of |= dict.fromkeys(others[_VAL_EVERY - 1 :: _VAL_EVERY], VAL)
+    split_of |= dict.fromkeys(others[_VAL_EVERY - 1 :: _VAL_EVERY], 'val')
   return [split_of[group] for group in groups]
 
 
