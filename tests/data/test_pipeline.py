@@ -219,7 +219,7 @@ class _Counting:
 @pytest.mark.parametrize('share', [1, 0.5, 0])
 def test_records_are_read_once_while_they_fit(share, monkeypatch):
   size = _source(1)[0]['image'].nbytes + np.asarray(0).nbytes
-  monkeypatch.setattr(pipeline, '_KEPT_BYTES', int(share * _N * size))
+  monkeypatch.setattr(pipeline, 'CACHE_BYTES', int(share * _N * size))
   source = _Counting()
   batches = _take(
     pipeline.train_batches(

@@ -38,7 +38,7 @@ def test_another_folder_brings_other_classes(folder, tmp_path):
   (folder / 'mel').rename(folder / 'melanoma')
   prepare.run(DATASET, data_dir, folder, overwrite=True)
   names = ['basal cell', 'melanoma', 'nv']
-  assert prepared.describe(DATASET, data_dir)['class_names'] == names
+  assert prepared.Dataset(DATASET, data_dir).facts['class_names'] == names
   made = builder.make(DATASET, data_dir)  # as read again
   assert made.info.features['label'].names == names
 
@@ -70,7 +70,7 @@ def test_synthetic_images_are_for_training(listed, tmp_path):
   prepare.run(DATASET, tmp_path / 'both', listed)
   for split in ('train', 'val', 'test'):
     before, after = (
-      {e['id'] for e in prepared.open_split(DATASET, data_dir, split)}
+      {e['id'] for e in prepared.Dataset(DATASET, data_dir).split(split)}
       for data_dir in (tmp_path / 'data', tmp_path / 'both')
     )
     new = {name.encode() for name in names} if split == 'train' else set()
@@ -88,7 +88,7 @@ def test_synthetic_images_in_class_folders(tmp_path):
   prepare.run(DATASET, tmp_path / 'data', folder)
   ids = {
     split: [
-      e['id'] for e in prepared.open_split(DATASET, tmp_path / 'data', split)
+      e['id'] for e in prepared.Dataset(DATASET, tmp_path / 'data').split(split)
     ]
     for split in ('train', 'val', 'test')
   }
@@ -105,7 +105,7 @@ def test_synthetic_images_alone_have_all_splits(listed, tmp_path):
   rows = [[*row, 'true'] for row in rows]
   path.write_text(fabricate.table([*header, 'synthetic'], rows))
   prepare.run(DATASET, tmp_path / 'data', listed)
-  assert len(prepared.open_split(DATASET, tmp_path / 'data', 'val')) > 0
+  assert len(prepared.Dataset(DATASET, tmp_path / 'data').split('val')) > 0
 
 
 def test_synthetic_is_true_or_false(listed):
@@ -132,25 +132,25 @@ def test_published_splits_are_no_classes(folder):
 
 def test_no_folders(tmp_path):
   fabricate.write_folder(tmp_path / 'mine', ['a', 'b'])
-  check_error(tmp_path / 'mine', 'neither a metadata.csv nor a folder per cl')
+  check_error(tmp_path / 'mine', 'neither a metadata.csv nor folders; sort')
 
 
 @pytest.mark.parametrize('name', ['a,b', 'a=1', '-', 'mel '])
 def test_class_names(folder, name):
   (folder / 'mel').rename(folder / name)
-  check_error(folder, f"/{name}: '{name}' can not be the name of a class")
+  check_error(folder, f"/{name}: '{name}' cannot be the name of a class")
 
 
 def test_names_that_meet(folder):
   path = folder / 'mel' / '3.jpg'
   shutil.copy(path, path.with_suffix('.jpeg'))
-  check_error(folder, 'mel/3.jpeg and .*mel/3.jpg would both be named mel_3')
+  check_error(folder, 'mel/3.jpeg and .*mel/3.jpg would both have the id mel_3')
 
 
 def test_too_few(folder):
   for path in folder.glob('*/[4-9].jpg'):
     path.unlink()
-  check_error(folder, 'are too few, the splits test, val would be empty')
+  check_error(folder, 'are too few: the splits test, val would be empty')
 
 
 def test_no_image(folder):
@@ -168,12 +168,16 @@ def test_no_image(folder):
     ('a,,ISIC_0000000', 'a,,../ISIC_0000000', "'../ISIC.*without folders"),
     ('a,,ISIC_0000000', 'a,,x/ISIC_0000000', "line 2: image 'x/ISIC_0000000'"),
     ('a,,ISIC_0000000', r'a,,C:\ISIC_0', r"line 2: image 'C:.*without folders"),
-    ('a,,ISIC_0000000', 'a,,', "line 2: image '' is not the name of a file"),
-    ('a,,ISIC_0000000', ',,ISIC_0000000', "line 2: label: '' can not be the"),
-    ('a,,ISIC_0000000', 'a/b,,ISIC_0000000', "line 2: label: 'a/b' can not"),
+    ('a,,ISIC_0000000', 'a,,', "line 2: image '' is not a file name"),
+    ('a,,ISIC_0000000', ',,ISIC_0000000', "line 2: label: '' cannot be the"),
+    ('a,,ISIC_0000000', 'a/b,,ISIC_0000000', "line 2: label: 'a/b' cannot"),
     ('a,,ISIC_0000000', 'a,,ISIC_9', r'1 row .* without an image \(ISIC_9\)'),
     ('a,,ISIC_0000000', 'a,,ISIC_0000002', 'ISIC_0000002 is there twice'),
-    ('a,,ISIC_0000000', 'a,,ISIC_0000001', 'would both be named ISIC_0000001'),
+    (
+      'a,,ISIC_0000000',
+      'a,,ISIC_0000001',
+      'would both have the id ISIC_0000001',
+    ),
   ],
 )
 def test_bad_tables(listed, old, new, match):
@@ -184,4 +188,4 @@ def test_bad_tables(listed, old, new, match):
 def test_a_name_of_two_images(listed):
   (listed / 'z').mkdir()
   shutil.copy(listed / 'ISIC_0000010.jpg', listed / 'z')
-  check_error(listed, r'ISIC_0000010 .* may be .* or .*/z/ISIC.*; rename one')
+  check_error(listed, r'ISIC_0000010 .* could be .* or .*/z/ISIC.*; rename one')
