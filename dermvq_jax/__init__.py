@@ -2,14 +2,14 @@
 
 import os
 
-# Of a workdir on gs://. etils uses TensorFlow's client where TensorFlow is
-# installed, whose files are not Python's and whose import takes seconds; gcsfs
-# serves it without. Its listings must not be kept: other machines write there,
-# and so does tensorstore. Both are read once, when the libraries are imported.
+# For workdirs on gs://. Where TensorFlow is installed, etils uses TensorFlow's
+# client, whose files are not Python's and whose import takes seconds; gcsfs
+# does without it. Listings must not be cached, since other machines and
+# tensorstore write there too. The libraries read both when they are imported.
 os.environ.setdefault('EPATH_USE_TF', 'false')
 os.environ.setdefault('FSSPEC_GCS', '{"use_listings_cache": false}')
 
-__version__ = '0.1.0'
+__version__ = '0.2.0.dev0'
 
 
 def load(workdir):

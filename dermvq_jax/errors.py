@@ -1,18 +1,19 @@
-"""Exceptions that are no bugs, and their texts."""
+"""Exceptions that are not bugs, and their texts."""
 
 
 class UserError(Exception):
-  """A mistake the user can mend; its text is one line: what and what to do.
+  """A problem the user can fix.
 
-  The command line prints it without a traceback and exits with code 2.
+  The message says what is wrong and how to fix it, in one line. The command
+  line prints it without a traceback and exits with code 2.
   """
 
 
 class StoppedError(Exception):
-  """A training was asked to stop; it saved its state first.
+  """A training was asked to stop, and saved its state first.
 
   Attributes:
-    signal: that asked for it.
+    signal: the number of the signal that asked for it.
   """
 
   def __init__(self, signal: int):
@@ -21,5 +22,5 @@ class StoppedError(Exception):
 
 
 def one_line(error: object) -> str:
-  """The text of an exception without its line breaks."""
+  """Returns the text of an exception without its line breaks."""
   return ' '.join(str(error).split())

@@ -1,4 +1,4 @@
-"""How something was made: JSON values for people, which nothing depends on."""
+"""How something was made: JSON values that people read and no code needs."""
 
 import datetime
 import os
@@ -11,10 +11,10 @@ from dermvq_jax import __version__
 
 
 def describe(*packages: str) -> dict[str, Any]:
-  """Says how this process was started.
+  """Describes how this process was started.
 
   Args:
-    *packages: whose versions matter, besides this one's.
+    *packages: names of packages whose versions matter, beside this one.
 
   Returns:
     `command`, `date` (UTC), `versions`.

@@ -92,15 +92,15 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
 
   from dermvq_jax import config_files
   from dermvq_jax.data import prepared
-  from dermvq_jax.generation import encode
-  from dermvq_jax.runs import checkpoints, workdirs
-  from dermvq_jax.training import tasks
+  from dermvq_jax.models import build
+  from dermvq_jax.runs import checkpoints
+  from dermvq_jax.runs import run as run_lib
 
-  workdir = tmp_path_factory.mktemp('narrow') / 'run'
+  run = run_lib.Run(tmp_path_factory.mktemp('narrow') / 'run')
 
   def save(config, facts, init, *inputs):
-    folder = workdirs.phase_dir(workdir, config.task)
-    workdirs.save_config(folder, config, facts)
+    phase = run.phase(config.task)
+    phase.start(config, facts)
     shapes = jax.eval_shape(init, jax.random.key(0), *inputs)
     rng = np.random.default_rng(0)
 
@@ -111,7 +111,7 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
 
     variables = dict(jax.tree.map(draw, shapes))
     weights = {'params': variables.pop('params'), 'model_state': variables}
-    store = checkpoints.Checkpoints(folder)
+    store = checkpoints.Checkpoints(phase.folder)
     store.save_best(1, weights)
     store.close()
 
@@ -123,17 +123,17 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
       f'--config.data_dir={smoke_run}/data',
     ],
   )
-  facts = prepared.describe(config.dataset, config.data_dir)
+  facts = prepared.Dataset(config.dataset, config.data_dir).facts
   image = np.zeros((1, 16, 16, 3), np.float32)
-  save(config, facts, tasks.vqvae_model(config).init, image)
-  weights = checkpoints.load_best(workdir / 'vqvae')
+  save(config, facts, build.vqvae(config).init, image)
   facts = {
     'class_names': facts['class_names'],
+    'conditions': facts['conditions'],
     'codebook_size': config.quantizer.codebook_size,
-    'vqvae_digest': encode.digest(weights, facts['dataset']),
+    'vqvae_digest': run.vqvae_digest,
   }
   config = config_files.load('prior:smoke', ['--config.loss=bce'])
   codes = np.zeros((1, 8, 8), np.int32)
-  init = functools.partial(tasks.prior_model(config, facts).init, train=False)
-  save(config, facts, init, codes, codes[0, 0, :1])
-  return workdir
+  init = functools.partial(build.prior(config, facts).init, train=False)
+  save(config, facts, init, codes, {'label': codes[0, 0, :1]})
+  return run.workdir

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dermvq_jax import config_files, errors
-from dermvq_jax.training import optim, tasks
+from dermvq_jax.models import build
+from dermvq_jax.training import optim
 
 # Number of parameters and of values in other collections. The prior's depends
 # on the codebook, here as its own argument's VQ-VAE has it.
@@ -65,15 +66,15 @@ def _facts(argument):
 def _variables(name, argument):
   config = _module(name).get_config(argument)
   if name == 'vqvae':
-    init = tasks.vqvae_model(config).init
+    init = build.vqvae(config).init
     inputs = (jnp.zeros((1, 16, 16, 3)),)
   elif name == 'classifier':
-    model = tasks.classifier_model(config, _facts(argument))
+    model = build.classifier(config, _facts(argument))
     return jax.eval_shape(
       model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3))
     )
   else:
-    prior = tasks.prior_model(config, _facts(argument))
+    prior = build.prior(config, _facts(argument))
     init = functools.partial(prior.init, train=False)
     inputs = jnp.zeros((1, 4, 4), jnp.int32), jnp.zeros((1,), jnp.int32)
   return jax.eval_shape(init, jax.random.key(0), *inputs)
@@ -93,7 +94,7 @@ def test_number_of_parameters(name, argument):
 def test_number_of_parameters_of_an_architecture(override):
   config = config_files.load('vqvae', [f'--config.model.{override}'])
   images = jnp.zeros((1, 16, 16, 3))
-  init = tasks.vqvae_model(config).init
+  init = build.vqvae(config).init
   shapes = jax.eval_shape(init, jax.random.key(0), images)
   assert _size(shapes['params']) == ARCHITECTURES[override]
 

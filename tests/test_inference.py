@@ -12,8 +12,9 @@ import dermvq_jax
 from dermvq_jax import errors, inference
 from dermvq_jax.data import prepared
 from dermvq_jax.data.datasets import builder
-from dermvq_jax.runs import checkpoints, logs, workdirs
-from dermvq_jax.training import tasks
+from dermvq_jax.models import build
+from dermvq_jax.runs import checkpoints, logs
+from dermvq_jax.runs import run as run_lib
 
 IMAGES = 'synthetic_dermoscopy/smoke'
 LABELS = [3, 0, 3, 7, 6]
@@ -27,7 +28,7 @@ def model(smoke_run):
 
 @pytest.fixture(scope='module')
 def images(smoke_run):
-  source = prepared.open_split(IMAGES, smoke_run / 'data', 'train')
+  source = prepared.Dataset(IMAGES, smoke_run / 'data').split('train')
   return np.stack([source[i]['image'] for i in range(33)])
 
 
@@ -82,9 +83,9 @@ def test_no_such_part(smoke_run, tmp_path):
 
 
 def test_encode_and_decode_are_those_of_the_vqvae(smoke_run, model, images):
-  config, _ = workdirs.load_config(smoke_run / 'vqvae')
+  config = run_lib.Run(smoke_run).vqvae.config
   weights = checkpoints.load_best(smoke_run / 'vqvae')
-  vqvae = tasks.vqvae_model(config)
+  vqvae = build.vqvae(config)
   variables = {'params': weights['params'], **weights['model_state']}
   output = vqvae.apply(variables, images[:5] / np.float32(255))
   np.testing.assert_array_equal(
@@ -250,9 +251,10 @@ def test_ids_for_other_labels(model):
 @pytest.mark.parametrize('n', BATCH_SIZES)
 def test_likelihood_and_prediction(smoke_run, model, codes, n):
   codes, labels = codes[:n], some_labels(n)
-  config, facts = workdirs.load_config(smoke_run / 'prior')
+  phase = run_lib.Run(smoke_run).prior
+  config, facts = phase.config, phase.facts
   weights = checkpoints.load_best(smoke_run / 'prior')
-  prior = tasks.prior_model(config, facts)
+  prior = build.prior(config, facts)
   likelihood = model.log_likelihood(codes, labels)
   assert likelihood.shape == (n,) and likelihood.dtype == np.float32
   predicted, same = model.predict(codes, labels)
@@ -277,8 +279,8 @@ def test_likelihood_is_the_nll_that_training_reports(smoke_run, model):
     for row in logs.read(smoke_run / 'prior')
     if row['step'] == step and 'val/nll' in row
   ]
-  _, facts = workdirs.load_config(smoke_run / 'prior')
-  source = prepared.open_split(facts['dataset'], smoke_run / 'data', 'val')
+  facts = run_lib.Run(smoke_run).prior.facts
+  source = prepared.Dataset(facts['dataset'], smoke_run / 'data').split('val')
   records = [source[i] for i in range(len(source))]
   codes = np.stack([record['codes'] for record in records])
   labels = [record['label'] for record in records]
@@ -308,9 +310,10 @@ def test_one_label_for_all_and_wrong_numbers_of_labels(model, codes):
 
 def _all_likelihoods(workdir, codes, loss='cross_entropy'):
   """log p(codes | class) [B, 7], directly from the prior's logits."""
-  config, facts = workdirs.load_config(workdir / 'prior')
+  phase = run_lib.Run(workdir).prior
+  config, facts = phase.config, phase.facts
   weights = checkpoints.load_best(workdir / 'prior')
-  prior = tasks.prior_model(config, facts)
+  prior = build.prior(config, facts)
   result = []
   for label in range(7):
     labels = np.full(len(codes), label)

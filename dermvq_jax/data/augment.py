@@ -1,7 +1,7 @@
 """Augmentations of uint8 images, in NumPy, for grain's `random_map`.
 
-Coarse cut-out and RGB shift have the meaning of Albumentations 2.0.8
-(`CoarseDropout`, `RGBShift`; Buslaev et al. 2020).
+Coarse cut-out and RGB shift do the same as `CoarseDropout` and `RGBShift` of
+Albumentations 2.0.8 (Buslaev et al. 2020).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ CLEAN, AUGMENTED = 'clean', 'augmented'
 
 
 def flip_and_turn(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Applies one of the square's eight symmetries to `[H, W, C]`, uniformly."""
+  """Applies one of the square's eight symmetries to `[H, W, C]`, at random."""
   image = np.rot90(image, k=rng.integers(4))
   return image[:, ::-1] if rng.integers(2) else image
 
@@ -27,17 +27,17 @@ def coarse_cutout(
   min_side: float,
   max_side: float,
 ) -> np.ndarray:
-  """Blackens 1 to `max_holes` boxes, each wholly inside the image.
+  """Blackens 1 to `max_holes` boxes, each entirely inside the image.
 
   Args:
     image: `[H, W, C]`.
-    rng: source of randomness.
-    max_holes: at most so many boxes.
-    min_side: least side of a box, as a share of the image's side.
-    max_side: greatest side, likewise.
+    rng: random generator.
+    max_holes: maximum number of boxes.
+    min_side: minimum side of a box, as a share of the image's side.
+    max_side: maximum side of a box, as a share of the image's side.
 
   Returns:
-    A changed copy.
+    A changed copy of the image.
   """
   image = image.copy()
   size = np.array(image.shape[:2])
@@ -53,29 +53,29 @@ def coarse_cutout(
 def rgb_shift(
   image: np.ndarray, rng: np.random.Generator, limit: int
 ) -> np.ndarray:
-  """Adds to each channel one uniform shift in +-`limit` (of 255), clipped."""
+  """Shifts each channel by a uniform number in +-`limit` (of 255) and clips."""
   shift = rng.uniform(-limit, limit, size=image.shape[-1])
   return np.clip(np.rint(image + shift), 0, 255).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment(grain.transforms.RandomMap):
-  """Changes `record['image']`; a record without an image is left alone.
+  """Augments `record['image']`; records without an image stay as they are.
 
   Attributes:
     flips: whether to apply a random flip and quarter turn.
-    rgb_shift_probability: how often the colours are shifted.
-    rgb_shift_limit: greatest shift of a channel, of 255.
-    cutout_probability: how often boxes are cut out.
-    cutout_max_holes: at most so many boxes.
-    cutout_min_side: least side of a box, as a share of the image's.
-    cutout_max_side: greatest side of a box, likewise.
+    rgb_shift_probability: probability that the colours are shifted.
+    rgb_shift_limit: maximum shift of a channel (of 255).
+    cutout_probability: probability that boxes are cut out.
+    cutout_max_holes: maximum number of boxes.
+    cutout_min_side: minimum side of a box, as a share of the image's side.
+    cutout_max_side: maximum side of a box, as a share of the image's side.
     cutout_target: 'clean' adds `record['target']`, the image before the
-      cut-out, which the model then learns to restore; 'augmented' makes the
-      boxes themselves part of the target.
+      cut-out, so the model learns to fill the boxes; with 'augmented' there is
+      no such field, so the model learns to reproduce the boxes.
 
   Raises:
-    UserError: a value out of its range.
+    UserError: a value is out of range.
   """
 
   flips: bool = False
@@ -88,13 +88,13 @@ class Augment(grain.transforms.RandomMap):
   cutout_target: str = CLEAN
 
   def __post_init__(self):
-    """Checks what would otherwise silently mean something else."""
+    """Raises UserError for values that would fail late or silently."""
     if self.cutout_target not in (CLEAN, AUGMENTED):
       raise errors.UserError(
         f'config.augment.cutout_target is {self.cutout_target!r}; it must be '
         f'{CLEAN!r} or {AUGMENTED!r}'
       )
-    in_range = {
+    is_valid = {
       'rgb_shift_probability': 0 <= self.rgb_shift_probability <= 1,
       'rgb_shift_limit': 0 <= self.rgb_shift_limit <= 255,
       'cutout_probability': 0 <= self.cutout_probability <= 1,
@@ -102,12 +102,12 @@ class Augment(grain.transforms.RandomMap):
       'cutout_min_side': 0 < self.cutout_min_side <= self.cutout_max_side,
       'cutout_max_side': self.cutout_max_side <= 1,
     }
-    for name, right in in_range.items():
-      if not right:
+    for name, valid in is_valid.items():
+      if not valid:
         raise errors.UserError(
-          f'config.augment.{name} is {getattr(self, name)}, out of its range: '
-          'probabilities and sides are shares from 0 to 1 (min <= max), the '
-          'shift is of 255, holes are 1 or more'
+          f'config.augment.{name} is {getattr(self, name)}, which is out of '
+          'range: probabilities and sides go from 0 to 1 (sides above 0, min '
+          '<= max), the shift from 0 to 255, holes from 1'
         )
 
   def random_map(

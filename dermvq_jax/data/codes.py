@@ -1,43 +1,55 @@
 """The dataset of codes that `dermvq encode` makes for the prior."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dermvq_jax.data import splits
 from dermvq_jax.data.datasets import builder
 
-# split -> examples with `codes`, `label`, `id` and `group`.
+# split -> examples with `codes`, `label`, `id`, `group` and the conditions.
 Examples = Callable[[str], Iterable[dict[str, Any]]]
 
 
 @dataclasses.dataclass(kw_only=True)
 class CodesConfig(tfds.core.BuilderConfig):
-  """One VQ-VAE's codes; `name` is the digest, then `_x<copies>` if several.
+  """The codes that one VQ-VAE makes of one dataset of images.
+
+  `name` is the digest of the VQ-VAE, followed by `_x<copies>` if there are
+  several copies.
 
   Attributes:
     codebook_size: number of codes, of all levels together.
-    grid: height and width of the codes of one image, the levels adjacent.
-    levels: number of levels, L; column j holds codes of level j % L.
-    class_names: of the labels.
+    grid: height and width of the codes of one image; the levels of a position
+      are adjacent in a row.
+    num_levels: number of levels, L; column j holds codes of level j % L.
+    class_names: names of the labels.
+    conditions: names of the values of each further condition, by its name; as
+      in `builder.ImageBuilder`.
     images: the dataset that was encoded.
-    copies: how often each training image is in it, augmented each time.
-    examples: where the examples come from; needed only for writing.
+    copies: how often each training image is encoded, augmented differently each
+      time.
+    examples: returns the examples of a split; a condition's value is its
+      number, or the number of values if it is not known.
   """
 
   codebook_size: int
   grid: tuple[int, int]
-  levels: int = 1
-  class_names: tuple[str, ...]
+  num_levels: int = 1
+  class_names: Sequence[str]
+  conditions: Mapping[str, Sequence[str]] = dataclasses.field(
+    default_factory=dict
+  )
   images: str
   copies: int
   examples: Examples
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Codes of images: int32 grids with the images' labels, ids and groups."""
+  """Codes of images, with the images' labels, conditions, ids and groups."""
 
   name = 'codes'
   VERSION = tfds.core.Version('1.0.0')
@@ -50,15 +62,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       features=tfds.features.FeaturesDict(
         {
           'codes': tfds.features.Tensor(shape=config.grid, dtype=np.int32),
-          'label': tfds.features.ClassLabel(names=list(config.class_names)),
-          'id': tfds.features.Text(),
-          'group': tfds.features.Text(),
+          **builder.shared_features(config.class_names, config.conditions),
         }
       ),
       metadata=tfds.core.MetadataDict(
         codebook_size=config.codebook_size,
         grid=list(config.grid),
-        levels=config.levels,
+        num_levels=config.num_levels,
+        conditions={k: list(names) for k, names in config.conditions.items()},
         images=config.images,
         copies=config.copies,
         vqvae_digest=config.name.partition('_')[0],
@@ -67,7 +78,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    return {s: self._generate_examples(s) for s in ('train', 'val', 'test')}
+    return {s: self._generate_examples(s) for s in splits.SPLITS}
 
   def _generate_examples(self, split: str):
     yield from enumerate(self.builder_config.examples(split))

@@ -1,4 +1,4 @@
-"""Pictures: image files to arrays, arrays to PNG files and sheets."""
+"""Reads image files into arrays; writes arrays as PNG files and sheets."""
 
 import pathlib
 import warnings
@@ -12,17 +12,18 @@ from PIL import Image, PngImagePlugin
 
 from dermvq_jax import errors
 
-# Dermoscopic cameras reach 24 million pixels; far more is a mistake or an
-# attack, and decoding it would fill the memory.
+# Dermoscopic cameras reach 24 million pixels. An image with far more is a
+# mistake or an attack, and decoding it would fill the memory.
 MAX_PIXELS = 50_000_000
 _IMAGE_FORMATS = ('JPEG', 'PNG')
-# A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is fast, as long
-# as that leaves this many times the pixels (a side) for the proper filter.
+# A JPEG can be decoded quickly at 1/2, 1/4 or 1/8 of its size. This is done if
+# the sides are then still this many times as long as needed, so that the proper
+# filter has enough pixels.
 _DRAFT_MARGIN = 2
 
 MASKS = ('left', 'right', 'top', 'bottom', 'center', 'border')
-_WHITE = 128  # of a mask, and more
-_NO_PART = 1e-6  # Weights of the filter that are zero, as floats have it.
+_WHITE = 128  # Pixels of a mask are white from this value on.
+_NO_PART = 1e-6  # Weights of the filter below this are rounding errors.
 
 _GAP = 2  # pixels between the images of a sheet
 
@@ -32,7 +33,7 @@ def save_png(
   image: np.ndarray,
   text: Mapping[str, str] | None = None,
 ):
-  """Writes uint8 `[H, W, 3]`, with `text` in the file's text chunks."""
+  """Writes uint8 `[H, W, 3]` to a PNG file, with `text` as its metadata."""
   info = PngImagePlugin.PngInfo()
   for key, value in (text or {}).items():
     info.add_itxt(key, value)
@@ -41,10 +42,10 @@ def save_png(
 
 
 def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
-  """Puts images in rows on white.
+  """Arranges images in rows on a white background.
 
   Args:
-    rows: each uint8 `[N, H, W, 3]`; all of one H and W, N may differ.
+    rows: for each row uint8 `[N, H, W, 3]`; only N may differ between rows.
 
   Returns:
     uint8 `[H', W', 3]`.
@@ -62,7 +63,7 @@ def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def symmetries(images: np.ndarray) -> list[np.ndarray]:
-  """The square's flips and turns: eight times `[B, S, S, C]`."""
+  """Returns `[B, S, S, C]` images in the square's eight symmetries."""
   turned = [np.rot90(images, k, (1, 2)) for k in range(4)]
   return turned + [image[:, :, ::-1] for image in turned]
 
@@ -72,36 +73,36 @@ def read_square(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
 
   Args:
     source: a JPEG or PNG file.
-    size: pixels a side.
+    size: the side in pixels.
 
   Returns:
     uint8 `[size, size, 3]`.
 
   Raises:
-    UserError: not a readable image, or one of more than `MAX_PIXELS`.
+    UserError: it is not a readable image, or has more than `MAX_PIXELS`.
   """
   return _read(source, lambda image: crop_and_resize(image, size))
 
 
 def read_mask(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
-  """Reads the central square of a mask, for an image read by `read_square`.
+  """Reads the central square of a mask, to go with `read_square`.
 
   Args:
-    source: a JPEG or PNG file, black and white.
-    size: pixels a side.
+    source: a JPEG or PNG file in black and white.
+    size: the side in pixels.
 
   Returns:
-    bool `[size, size]`: true where anything white has a part in the pixel, so
-    that the others hold nothing of what is white in an image as big as the
-    mask.
+    bool `[size, size]`: true for each pixel that any white pixel of the file
+    contributes to. If an image of the same size as the file is read by
+    `read_square`, the other pixels do not depend on its masked part.
 
   Raises:
-    UserError: not a readable image, or one of more than `MAX_PIXELS`.
+    UserError: it is not a readable image, or has more than `MAX_PIXELS`.
   """
 
   def convert(image: Image.Image) -> np.ndarray:
     white = np.asarray(image.convert('L')) >= _WHITE
-    # Floats: the negative weights of the filter count too.
+    # As floats, so that negative weights of the filter count too.
     parts = _resize(Image.fromarray(white.astype(np.float32)), size)
     return np.abs(np.asarray(parts)) > _NO_PART
 
@@ -109,10 +110,11 @@ def read_mask(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
 
 
 def named_mask(name: str, size: int) -> np.ndarray:
-  """Where `name`, of `MASKS`, hides the image: bool `[size, size]`.
+  """Returns one of `MASKS`, bool `[size, size]`: true where it hides the image.
 
-  Halves of the image; the central third of its side, rounded down, so that the
-  codes of images of 64 px see enough around it; a border of a sixteenth.
+  'left', 'right', 'top' and 'bottom' hide half of the image. 'center' hides the
+  central third of each side, rounded down, so that the codes of images of 64 px
+  still see enough around it. 'border' hides a sixteenth at each side.
   """
   y, x = np.mgrid[:size, :size]
   half, third, edge = size // 2, -(-size // 3), max(1, size // 16)
@@ -134,7 +136,7 @@ def _read(
   source: pathlib.Path | zipfile.Path,
   convert: Callable[[Image.Image], np.ndarray],
 ) -> np.ndarray:
-  """Opens an image file and returns what `convert` makes of it."""
+  """Opens an image file and returns `convert` of it."""
   try:
     with warnings.catch_warnings(), source.open('rb') as file:
       warnings.simplefilter('error', Image.DecompressionBombWarning)
@@ -148,7 +150,7 @@ def _read(
       f'the image {source} has more than {MAX_PIXELS:,} pixels '
       f'({e}); replace it with the published one or scale it down'
     ) from None
-  # Pillow and zipfile raise all of these for damaged files.
+  # Pillow and zipfile raise any of these for damaged files.
   except (
     OSError,
     EOFError,
@@ -165,13 +167,13 @@ def _read(
 
 def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
   """Returns the central square at `size`, uint8 `[size, size, 3]`."""
-  # Decodes a JPEG at a fraction of its size where that is enough.
+  # Decodes a JPEG at a fraction of its size if that is enough.
   image.draft(None, (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))
   return np.asarray(_resize(image.convert('RGB'), size))
 
 
 def _resize(image: Image.Image, size: int) -> Image.Image:
-  """The central square at `size`."""
+  """Returns the central square at `size`."""
   width, height = image.size
   side = min(width, height)
   left, top = (width - side) / 2, (height - side) / 2

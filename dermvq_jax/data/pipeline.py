@@ -1,7 +1,7 @@
-"""The grain pipeline of both phases.
+"""From records to batches, with grain; the same for all models.
 
-The global batch of a step is a pure function of (seed, step): any number of
-workers and hosts sees the same ones, and a run resumes by starting at its step.
+The global batch of a step is a pure function of (seed, step). So it does not
+depend on the number of workers and hosts, and a run resumes at any step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,31 @@ import numpy as np
 from dermvq_jax.data import augment as augment_lib
 
 Batch = dict[str, np.ndarray]
-# Batches made ahead: a step never waits, and memory stays small.
+# Batches that are made ahead: enough that a step never waits, few enough for
+# little memory.
 _PREFETCH = 4
 _THREADS = 4
-# Decoded records in memory, a process: all of 20,000 images of 64 px.
-_KEPT_BYTES = 2**28
+# Decoded records that each process keeps: 20,000 images of 64 px.
+CACHE_BYTES = 2**28
+
+
+class _Selected:
+  """A source whose records have only the fields `keys`."""
+
+  def __init__(self, source: Any, keys: Sequence[str]):
+    self._source = source
+    self._keys = keys
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = self._source[index]
+    return {key: record[key] for key in self._keys}
 
 
 class _Padded:
-  """A source lengthened to a multiple of the batch size; `mask` 0 marks it."""
+  """A source padded to a multiple of the batch size; `mask` 0 is padding."""
 
   def __init__(self, source: Any, batch_size: int):
     self._source = source
@@ -31,17 +47,16 @@ class _Padded:
     return self._length
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    real = index < len(self._source)
-    record = self._source[index if real else 0]
-    return {**record, 'mask': np.float32(real)}
+    is_real = index < len(self._source)
+    record = self._source[index if is_real else 0]
+    return {**record, 'mask': np.float32(is_real)}
 
 
-class _Kept:
-  """Some features of a source, which stay in memory once they were read."""
+class _Cached:
+  """A source whose records stay in memory after the first reading."""
 
-  def __init__(self, source: Any, keys: Sequence[str]):
+  def __init__(self, source: Any):
     self._source = source
-    self._keys = keys
     self._records: dict[int, dict[str, Any]] = {}
     self._bytes = 0
 
@@ -51,17 +66,12 @@ class _Kept:
   def __getitem__(self, index: int) -> dict[str, Any]:
     record = self._records.get(index)
     if record is None:
-      whole = self._source[index]
-      record = {key: whole[key] for key in self._keys}
+      record = self._source[index]
       size = sum(np.asarray(value).nbytes for value in record.values())
-      if self._bytes + size <= _KEPT_BYTES:
+      if self._bytes + size <= CACHE_BYTES:
         self._records[index] = record
         self._bytes += size
     return dict(record)
-
-
-def _select(dataset: grain.MapDataset, keys: Sequence[str]) -> grain.MapDataset:
-  return dataset.map(lambda record: {key: record[key] for key in keys})
 
 
 def _iterate(dataset: grain.MapDataset, num_workers: int) -> Iterator[Batch]:
@@ -90,30 +100,31 @@ def train_batches(
   process_count: int = 1,
   num_workers: int = 0,
 ) -> Iterator[Batch]:
-  """Endless shuffled, augmented batches from `start_step` on.
+  """Endless shuffled, augmented batches, beginning with that of `start_step`.
 
-  Decoded records stay in memory, 256 MiB of them a process: reading them again
-  in each epoch would cost twice as much as all the rest.
+  Each process keeps up to 256 MiB of decoded records in memory. Reading them
+  again in each epoch would take twice as long as everything else.
 
   Args:
-    source: random access source of records, for example a TFDS data source.
+    source: random-access source of records, for example a split of a dataset.
     batch_size: global batch size.
-    seed: seeds order and augmentation.
-    keys: features to read from each record.
-    start_step: the step of the first batch returned.
-    augment: applied to each record.
-    process_index: this host, which gets every `process_count`-th example.
+    seed: seed of the order and of the augmentation.
+    keys: fields to read from each record.
+    start_step: step of the first batch.
+    augment: is applied to each record.
+    process_index: number of this host, which gets every `process_count`-th
+      example.
     process_count: number of hosts; must divide `batch_size`.
-    num_workers: worker processes; 0 reads in threads of this process.
+    num_workers: number of worker processes; 0 reads in threads of this process.
 
   Yields:
     Batches of `batch_size // process_count` examples.
   """
-  dataset = grain.MapDataset.source(_Kept(source, keys))
+  dataset = grain.MapDataset.source(_Cached(_Selected(source, keys)))
   dataset = dataset.seed(seed).shuffle().repeat()
   if augment is not None:
     dataset = dataset.random_map(augment)
-  # Sliced after random_map: then augmentations do not depend on the hosts.
+  # After random_map, so that augmentations do not depend on the hosts.
   dataset = dataset[process_index::process_count]
   dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
   return _iterate(dataset[start_step:], num_workers)
@@ -130,15 +141,15 @@ def eval_batches(
   process_count: int = 1,
   num_workers: int = 0,
 ) -> Iterator[Batch]:
-  """Every example once, in order; the last batch is padded.
+  """Batches of every example once, in order; the last batch is padded.
 
-  Arguments are those of `train_batches`.
+  The arguments are those of `train_batches`.
 
   Yields:
-    Batches with a feature `mask`, float32 `[B]`: 1 for examples, 0 for padding.
+    Batches that also have `mask`, float32 `[B]`: 1 for examples, 0 for padding.
   """
-  dataset = grain.MapDataset.source(_Padded(source, batch_size))
-  dataset = _select(dataset, (*keys, 'mask'))
+  padded = _Padded(_Selected(source, keys), batch_size)
+  dataset = grain.MapDataset.source(padded)
   if augment is not None:
     dataset = dataset.seed(seed).random_map(augment)
   dataset = dataset[process_index::process_count]

@@ -1,4 +1,4 @@
-"""Prepares datasets: their files appear whole or not at all."""
+"""Prepares datasets: either all of their files appear or none."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ from dermvq_jax import errors, provenance
 from dermvq_jax.data import prepared
 from dermvq_jax.data.datasets import builder as builder_lib
 
-# Names that TFDS gives to what it is still writing, and to a note of its own.
+# TFDS' names for a folder that it is still writing and for a note of its own.
 _INCOMPLETE = 'incomplete.'
 _CONFIG_NOTE = '.config'
 
@@ -29,28 +29,29 @@ def run(
   manual_dir: epath.PathLike | None = None,
   overwrite: bool = False,
 ) -> tfds.core.DatasetBuilder:
-  """Prepares `dataset` to ArrayRecord files, unless that was done before.
+  """Writes `dataset` as ArrayRecord files, unless that was done before.
 
-  Nothing is downloaded. While it runs, the files are in a folder
-  `incomplete.*` beside their place; it is renamed at the end, and removed if
-  anything fails, or by the next run if this one is killed.
+  Nothing is downloaded. The files are written into a folder `incomplete.*`,
+  which is renamed at the end. It is removed if anything fails, or by the next
+  run if this one is killed.
 
   Args:
     dataset: 'name/config', see `builder.make`.
     data_dir: a local folder for prepared datasets.
-    manual_dir: folder of the source, for datasets that need one.
-    overwrite: prepares again; what was there comes back if that fails.
+    manual_dir: folder with the user's files, for datasets that need them.
+    overwrite: whether to prepare again what is already prepared; the old files
+      are restored if that fails.
 
   Returns:
     The prepared builder.
 
   Raises:
-    UserError: the source is missing or bad, or `data_dir` is not local or
-      can't be written.
+    UserError: the user's files are missing or malformed, or `data_dir` is not
+      local or can't be written.
   """
   if '://' in str(data_dir):
     raise errors.UserError(
-      f'datasets can not be read from {data_dir}; give a local folder as '
+      f'datasets cannot be stored in {data_dir}; give a local folder as '
       '--data_dir'
     )
   return write(
@@ -63,7 +64,7 @@ def write(
   manual_dir: epath.PathLike | None = None,
   overwrite: bool = False,
 ) -> tfds.core.DatasetBuilder:
-  """`run` for builders that `builder.make` can't make by name.
+  """Does the same as `run` for a builder that has no name to make it by.
 
   Args:
     make_builder: returns a new builder each time, always for the same data.
@@ -75,8 +76,8 @@ def write(
   if _is_prepared(builder) and not overwrite:
     _say(f'{name} is already prepared in {path}')
     return builder
-  if _needs_manual_dir(builder):
-    manual_dir = builder_lib.check_manual_dir(type(builder), manual_dir)
+  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS is not None:
+    manual_dir = _check_manual_dir(builder, manual_dir)
   data_dir = pathlib.Path(builder.data_path.parents[2])
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def write(
         with _replacing(path):
           builder = make_builder()
           _write(builder, manual_dir)
-        # Only when nothing would have to be undone any more.
+        # Last, because a failure here must not undo the rest.
         made_by = json.dumps(provenance.describe(), indent=2)
         (path / prepared.MADE_BY).write_text(made_by + '\n')
   except (OSError, RuntimeError) as e:
@@ -105,7 +106,7 @@ def write(
 def _write(
   builder: tfds.core.DatasetBuilder, manual_dir: epath.PathLike | None
 ) -> None:
-  """Lets TFDS prepare, without its own bars and `downloads` folder."""
+  """Lets TFDS prepare, without its progress bars and `downloads` folder."""
   tfds.disable_progress_bar()
   config = tfds.download.DownloadConfig(
     manual_dir=manual_dir, try_download_gcs=False
@@ -113,7 +114,7 @@ def _write(
   try:
     with (
       tempfile.TemporaryDirectory() as unused_downloads,
-      # TFDS prints about downloads, of which there are none.
+      # TFDS prints messages about downloads, although there are none.
       open(os.devnull, 'w') as devnull,
       contextlib.redirect_stdout(devnull),
     ):
@@ -130,7 +131,7 @@ def _write(
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
-  """Waits until no other process prepares data in `folder`."""
+  """Waits until no other process prepares data in `folder`, and locks it."""
   descriptor = os.open(folder, os.O_RDONLY)
   try:
     try:
@@ -150,14 +151,14 @@ def _aside(path: pathlib.Path) -> pathlib.Path:
 
 
 def _bring_back(path: pathlib.Path) -> None:
-  """Undoes what a run did that was killed while it replaced `path`."""
+  """Restores `path` if a run was killed while it replaced it."""
   if _aside(path).exists() and not path.exists():
     _aside(path).rename(path)
 
 
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[None]:
-  """Puts `path` aside; brings it back, and removes all traces, on failure."""
+  """Moves `path` aside; on failure, restores it and removes all traces."""
   aside = _aside(path)
   _remove_incomplete(path)
   if path.exists():
@@ -173,21 +174,21 @@ def _replacing(path: pathlib.Path) -> Iterator[None]:
 
 
 def _remove_incomplete(path: pathlib.Path) -> None:
-  """Removes what unfinished preparations of `path` left behind."""
+  """Removes the remains of unfinished preparations of `path`."""
   for folder in path.parent.glob(f'{_INCOMPLETE}*_{path.name}'):
     shutil.rmtree(folder)
-  # <data_dir>/<name>/<config>, then <data_dir>/<name>, where TFDS notes the
-  # default config before anything else.
+  # <data_dir>/<name>/<config>, then <data_dir>/<name>, into which TFDS writes a
+  # note on the default config first.
   for folder in (path.parent, path.parent.parent):
     if {p.name for p in folder.glob('*')} <= {_CONFIG_NOTE}:
       shutil.rmtree(folder, ignore_errors=True)
 
 
 def _system_failure(error: Exception) -> str | None:
-  """Returns what the operating system refused, None for other errors."""
+  """Returns the operating system's message, or None for other errors."""
   if isinstance(error, OSError):
     return errors.one_line(error)
-  # ArrayRecord's way to say so.
+  # ArrayRecord reports it as a RuntimeError.
   found = re.search(r'(open|write|close)\(\) failed: [^;]+', str(error))
   return found and errors.one_line(found[0])
 
@@ -201,8 +202,34 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
   return builder.data_path.exists() and builder.is_prepared()
 
 
-def _needs_manual_dir(builder: tfds.core.DatasetBuilder) -> bool:
-  return builder.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
+def _check_manual_dir(
+  builder: tfds.core.DatasetBuilder, manual_dir: epath.PathLike | None
+) -> pathlib.Path:
+  """Returns the folder with the user's files.
+
+  Raises:
+    UserError: it was not given, does not exist, or is empty.
+  """
+  if manual_dir is None:
+    # The first paragraph says what to do, the others are details.
+    paragraph = builder.MANUAL_DOWNLOAD_INSTRUCTIONS.strip().split('\n\n')[0]
+    raise errors.UserError(
+      f'{builder.name} needs files that you provide. '
+      f'{errors.one_line(paragraph).rstrip(".")}. Then run the same command '
+      'with --manual_dir=FOLDER (details: README.md)'
+    )
+  folder = pathlib.Path(manual_dir).expanduser()
+  if not folder.is_dir():
+    raise errors.UserError(
+      f'there is no folder {folder}; give the one with the files of '
+      f'{builder.name} as --manual_dir=FOLDER'
+    )
+  if not any(folder.iterdir()):
+    raise errors.UserError(
+      f'the folder {folder} is empty; put the files of {builder.name} there or '
+      'give another --manual_dir=FOLDER'
+    )
+  return folder
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,8 @@
-"""Leak-free splits: whole groups, stratified by class, fixed by a hash."""
+"""Splits without leaks: groups stay whole, each class has its share.
+
+A hash of the group's name decides, so the same groups with the same labels
+always get the same splits, on every machine and in every order.
+"""
 
 import collections
 import hashlib
@@ -7,24 +11,23 @@ from collections.abc import Iterable, Sequence
 SPLITS = ('train', 'val', 'test')
 _VAL_SHARE = 0.1
 _TEST_SHARE = 0.1
-
-
-def _rank(group: str) -> bytes:
-  return hashlib.sha256(group.encode()).digest()
+# In a fold, every n-th of the groups that are not held out is for validation.
+_VAL_EVERY = 10
 
 
 def join_groups(
   groups: Sequence[str], pairs: Iterable[tuple[str, str]]
 ) -> dict[str, str]:
-  """Merges groups that `pairs` say are one.
+  """Merges groups that belong together.
 
   Args:
     groups: all group names.
-    pairs: pairs of group names that belong together; names that are not in
-      `groups` are ignored.
+    pairs: pairs of group names that belong together; pairs with a name that is
+      not in `groups` are ignored.
 
   Returns:
-    For every group the name of its merged group: the smallest name in it.
+    For every group the name of its merged group, which is the smallest name in
+    it.
   """
   parent = {group: group for group in groups}
 
@@ -43,20 +46,62 @@ def join_groups(
 def assign(groups: Sequence[str], labels: Sequence[str]) -> list[str]:
   """Assigns every example to 'train', 'val' or 'test' (80/10/10).
 
-  Groups (a lesion or a patient) are never divided. Within each class the
-  groups are ordered by a hash of their name and cut at the shares, so the
-  result depends neither on the order of the examples nor on the machine, and
-  every class has its share in every split. Added groups can move others: a
-  part of a dataset has other splits than the whole. A group's class is its
-  most frequent label.
+  A group (a lesion or a patient) is never divided. Within each class the groups
+  are sorted by a hash of their name and cut at the shares. So every class has
+  its share in every split. A group's class is its most frequent label. Adding
+  groups can move others: a part of a dataset does not have the splits of the
+  whole.
 
   Args:
     groups: group of each example.
     labels: class of each example.
 
   Returns:
-    The split's name for each example.
+    The name of the split of each example.
   """
+  split_of = {}
+  for members in _shuffled_by_class(groups, labels):
+    num_val = round(_VAL_SHARE * len(members))
+    num_test = round(_TEST_SHARE * len(members))
+    split_of |= dict.fromkeys(members, 'train')
+    split_of |= dict.fromkeys(members[:num_val], 'val')
+    split_of |= dict.fromkeys(members[num_val : num_val + num_test], 'test')
+  return [split_of[group] for group in groups]
+
+
+def assign_fold(
+  groups: Sequence[str], labels: Sequence[str], fold: int, num_folds: int
+) -> list[str]:
+  """Assigns every example to a split of one fold of a cross-validation.
+
+  As in `assign`, groups are never divided. The groups of each class are dealt
+  out to the folds in turn, so every class is spread as evenly as possible.
+  Groups of this fold are 'test'; of the others, every tenth of a class is 'val'
+  and the rest 'train'. Over all folds, each example is in 'test' once.
+
+  Args:
+    groups: group of each example.
+    labels: class of each example.
+    fold: number of the fold, from 0 to `num_folds - 1`.
+    num_folds: number of folds.
+
+  Returns:
+    The name of the split of each example.
+  """
+  split_of = {}
+  for members in _shuffled_by_class(groups, labels):
+    others = [g for i, g in enumerate(members) if i % num_folds != fold]
+    split_of |= dict.fromkeys(members, 'test')
+    split_of |= dict.fromkeys(others, 'train')
+    # Not the first: a class with few groups needs them all for training.
+    split_of |= dict.fromkeys(others[_VAL_EVERY - 1 :: _VAL_EVERY], 'val')
+  return [split_of[group] for group in groups]
+
+
+def _shuffled_by_class(
+  groups: Sequence[str], labels: Sequence[str]
+) -> list[list[str]]:
+  """Returns the groups of each class, in the order of a hash of their names."""
   votes = collections.defaultdict(collections.Counter)
   for group, label in zip(groups, labels):
     votes[group][label] += 1
@@ -65,16 +110,7 @@ def assign(groups: Sequence[str], labels: Sequence[str]) -> list[str]:
     # Ties go to the alphabetically first class.
     label = min(counter, key=lambda name: (-counter[name], name))
     by_class[label].append(group)
-  split_of = {}
-  for members in by_class.values():
-    members.sort(key=_rank)
-    num_val = round(_VAL_SHARE * len(members))
-    num_test = round(_TEST_SHARE * len(members))
-    for i, group in enumerate(members):
-      if i < num_val:
-        split_of[group] = 'val'
-      elif i < num_val + num_test:
-        split_of[group] = 'test'
-      else:
-        split_of[group] = 'train'
-  return [split_of[group] for group in groups]
+  return [
+    sorted(members, key=lambda name: hashlib.sha256(name.encode()).digest())
+    for members in by_class.values()
+  ]

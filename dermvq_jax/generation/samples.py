@@ -53,15 +53,19 @@ def _hide(
   return original, masked
 
 
-def _balancing_counts(model: inference.Model) -> dict[str, int]:
-  """How many images each class lacks to be as frequent as the largest one."""
-  model.check_prior()
-  # The codes have the labels, and are read much faster than images.
-  codes = model.run.codes
-  counts = np.bincount(codes.labels('train'), minlength=len(model.class_names))
-  counts //= codes.facts['copies']
-  lacking = dict(zip(model.class_names, (counts.max() - counts).tolist()))
-  for name, have in zip(model.class_names, counts):
+def balancing_counts(
+  labels: np.ndarray, class_names: Sequence[str], copies: int = 1
+) -> dict[str, int]:
+  """How many images each class lacks to be as large as the largest one.
+
+  Args:
+    labels: int `[N]`, those of the training images.
+    class_names: names of the labels.
+    copies: how often each training image occurs in `labels`.
+  """
+  counts = np.bincount(labels, minlength=len(class_names)) // copies
+  lacking = dict(zip(class_names, (counts.max() - counts).tolist()))
+  for name, have in zip(class_names, counts):
     logging.info('%s: %d training images, %d new', name, have, lacking[name])
   return lacking
 
@@ -116,7 +120,11 @@ def sample(
     raise errors.UserError('--balance goes without --counts and --complete')
   model = inference.Model(run)
   if balance:
-    counts = _balancing_counts(model)
+    model.check_prior()
+    # The codes have the labels, and are read much faster than images.
+    counts = balancing_counts(
+      run.codes.labels('train'), model.class_names, run.codes.facts['copies']
+    )
   elif counts and '' in counts:
     counts = dict.fromkeys(model.class_names, counts['']) | counts
     del counts['']

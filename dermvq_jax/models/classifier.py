@@ -1,7 +1,8 @@
-"""A small residual classifier whose features tell images apart.
+"""A small residual classifier; its features are the space of `evaluate`.
 
-After He et al. 2016 (ResNet), with group instead of batch normalisation (Wu
-and He 2018): an image's features do not depend on its batch.
+It follows He et al. 2016 (ResNet), but with group instead of batch
+normalisation (Wu and He 2018), so the features of an image do not depend on its
+batch.
 """
 
 import flax.linen as nn
@@ -32,11 +33,11 @@ class Classifier(nn.Module):
   """Images to logits of the classes.
 
   Attributes:
-    num_classes: C.
-    features: F, width of the last stage; each stage before has half. Every
-      stage's width must be a multiple of 8.
-    num_stages: each halves height and width.
-    dtype: of the convolutions.
+    num_classes: number of classes, C.
+    features: width of the last stage, F. Each earlier stage has half the width
+      of the next. All widths must be multiples of 8.
+    num_stages: number of stages; each halves height and width.
+    dtype: dtype of the convolutions.
   """
 
   num_classes: int

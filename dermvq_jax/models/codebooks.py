@@ -1,83 +1,147 @@
-"""What quantizers share: gradient estimators, starts, restarts, entropies."""
+"""What quantizers share: their contract, and how a codebook is trained.
 
+In shape comments, B is the batch, h and w are the grid of latents, D is the
+length of a code, K the number of codes of a level, and L the number of levels
+(1 for all but the residual quantizer).
+"""
+
+from typing import Any
+
+import einops
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dermvq_jax.models import layers
+from dermvq_jax import errors
+from dermvq_jax.models import nearest
 
 Array = jax.Array
 
-_LLOYD_STEPS = 10
-# Lengths below this are those of vectors that point nowhere.
-_MIN_NORM = 1e-6
+_INITS = ('latents', 'random')  # what codebook_init may be
+_MIN_NORM = 1e-6  # shorter vectors have no direction
 
 
-def _value_and_gradient(value: Array, carrier: Array) -> Array:
-  """Exactly `value`, whose gradient is that of `carrier`."""
-  return lax.stop_gradient(value) + (carrier - lax.stop_gradient(carrier))
+@flax.struct.dataclass
+class Quantized:
+  """The output of a quantizer.
+
+  Attributes:
+    quantized: `[B, h, w, D]`; its gradient goes to the latents.
+    codes: int32 `[B, h, w*L]`.
+    loss: scalar to add to the training loss.
+    metrics: values per image, `[B]` each; every term of the loss is among them,
+      unweighted.
+    observed: arrays `[B, ...]` for `update`, without gradients.
+  """
+
+  quantized: Array
+  codes: Array
+  loss: Array
+  metrics: dict[str, Array]
+  observed: Any
+
+
+class Quantizer(nn.Module):
+  """The contract of all quantizers.
+
+  A subclass has fields or properties `codebook_size`, K, and `code_dim`, D.
+  Variables that no gradient trains live in the collection `codebook`. The RNG
+  stream `codebook`, which only `init_codebook` and `update` use, must be the
+  same on every device.
+  """
+
+  num_levels = 1  # L
+  num_init_rows = 0  # latents that `init_codebook` needs; 0: do not call it
+
+  @property
+  def num_codes(self) -> int:
+    """Number of different codes, L * K; codes are in [0, num_codes)."""
+    return self.num_levels * self.codebook_size
+
+  def __call__(
+    self, latents: Array, *, axis_name: str | None = None
+  ) -> Quantized:
+    """Quantizes latents.
+
+    Args:
+      latents: `[B, h, w, D]`.
+      axis_name: axis of the devices that share the batch; None if the batch is
+        complete.
+    """
+    raise NotImplementedError
+
+  def encode(self, latents: Array) -> Array:
+    """Returns the codes, int32 `[B, h, w*L]`, of latents `[B, h, w, D]`.
+
+    The levels of a latent are adjacent; level l has codes l*K .. l*K + K - 1.
+    """
+    raise NotImplementedError
+
+  def lookup(self, codes: Array) -> Array:
+    """Returns the quantized latents `[B, h, w, D]` of codes `[B, h, w*L]`.
+
+    A quantized latent is the sum of the vectors of its codes, one a level.
+    """
+    parts = self.vectors()[codes]
+    if self.num_levels == 1:
+      return parts
+    return einops.reduce(
+      parts, 'b h (w l) d -> b h w d', 'sum', l=self.num_levels
+    )
+
+  def vectors(self) -> Array:
+    """Returns the vectors of all codes, float32 `[L*K, D]`."""
+    raise NotImplementedError
+
+  def init_codebook(self, latents: Array):
+    """Initialises the codebook from latents `[N, D]`, N >= num_init_rows."""
+    raise NotImplementedError
+
+  def update(self, observed: Any, *, axis_name: str | None = None):
+    """Updates what no gradient trains, once in a training step.
+
+    Does nothing unless a subclass overrides it.
+
+    Args:
+      observed: `Quantized.observed` of the whole batch of this device.
+      axis_name: as in `__call__`.
+    """
 
 
 def straight_through(latents: Array, quantized: Array) -> Array:
-  """`quantized` whose gradient goes to `latents` (van den Oord 2017, 3.2).
+  """Returns `quantized`, with a gradient that goes to `latents` unchanged.
+
+  Section 3.2 of van den Oord et al. 2017.
 
   Args:
-    latents: [..., D].
-    quantized: [..., D].
+    latents: `[..., D]`.
+    quantized: `[..., D]`.
   """
-  return _value_and_gradient(quantized, latents)
+  return lax.stop_gradient(quantized) + (latents - lax.stop_gradient(latents))
 
 
 def normalize(vectors: Array) -> Array:
-  """[..., D] -> [..., D] of length 1; no length stays no length."""
-  # The length's gradient at zero would not be a number.
+  """Scales vectors `[..., D]` to length 1; zero stays zero."""
+  # The gradient of jnp.linalg.norm at zero is NaN.
   squared = jnp.sum(vectors**2, axis=-1, keepdims=True)
   return vectors * lax.rsqrt(jnp.maximum(squared, _MIN_NORM**2))
-
-
-def rotation(latents: Array, quantized: Array) -> Array:
-  """`quantized` whose gradient is turned (Fifty et al. 2024, section 4).
-
-  The code is its latent, rotated and scaled; rotation and scale count as
-  constants. So the angle between the gradient and the code becomes that
-  between the latent's gradient and the latent, which keeps apart latents that
-  share a code.
-
-  Args:
-    latents: [..., D].
-    quantized: [..., D].
-  """
-  e, q = lax.stop_gradient((latents, quantized))
-  scale = jnp.linalg.norm(q, axis=-1, keepdims=True) / jnp.maximum(
-    jnp.linalg.norm(e, axis=-1, keepdims=True), _MIN_NORM
-  )
-  e, q = normalize(e), normalize(q)
-  middle = normalize(e + q)
-
-  def along(direction: Array) -> Array:
-    return jnp.sum(latents * direction, axis=-1, keepdims=True)
-
-  turned = latents - 2 * along(middle) * middle + 2 * along(e) * q
-  return _value_and_gradient(quantized, scale * turned)
-
-
-# What `gradient` of a quantizer may be.
-GRADIENTS = {'straight_through': straight_through, 'rotation': rotation}
 
 
 def rows_of_global_batch(
   rows: Array, rng: Array, count: int, axis_name: str | None
 ) -> Array:
-  """Draws rows from those of all devices, the same on every device.
+  """Samples from the rows of all devices; the result is the same on each.
 
   Args:
-    rows: this device's, [N, D].
-    rng: the same key on every device.
-    count: how many to draw, with replacement.
-    axis_name: of the devices; None: `rows` are all there are.
+    rows: the rows of this device, `[N, D]`.
+    rng: a key, the same on every device.
+    count: number of rows to sample, with replacement.
+    axis_name: axis of the devices; None: `rows` are all rows.
 
   Returns:
-    [count, D].
+    `[count, D]`.
   """
   n = rows.shape[0]
   if axis_name is None:
@@ -90,73 +154,168 @@ def rows_of_global_batch(
   return lax.psum(found, axis_name)
 
 
-def distinct_rows(rows: Array, rng: Array, count: int) -> Array:
-  """Draws `count` of `rows`, [N, D], without replacement: [count, D]."""
-  return jax.random.choice(rng, rows, (count,), replace=False)
+def check_field(name: str, value: Any, valid: bool, advice: str):
+  """Raises UserError, with advice, unless a field's value is valid."""
+  if not valid:
+    raise errors.UserError(f'config.quantizer.{name} is {value!r}; {advice}')
 
 
-def k_means(rows: Array, rng: Array, count: int) -> Array:
-  """Centres of clusters by Lloyd's iterations, from distinct rows on.
-
-  Args:
-    rows: [N, D], N >= count.
-    rng: chooses where the centres start.
-    count: of centres, K.
-
-  Returns:
-    [K, D]. A centre that loses all its rows stays where it was.
-  """
-  grid = rows[None, :, None]  # [1, N, 1, D]
-
-  def lloyd(centres: Array, _) -> tuple[Array, None]:
-    codes = layers.nearest_codes(grid, centres).ravel()
-    counts, sums = layers.code_sums(rows, codes, count)
-    means = sums / jnp.maximum(counts, 1)[:, None]
-    return jnp.where((counts > 0)[:, None], means, centres), None
-
-  start = distinct_rows(rows, rng, count)
-  return lax.scan(lloyd, start, None, length=_LLOYD_STEPS)[0]
+def mean_per_image(values: Array) -> Array:
+  """[B, ...] -> [B]."""
+  return values.mean(axis=tuple(range(1, values.ndim)))
 
 
-def assignment_entropies(
-  latents: Array,
-  codebook: Array,
-  temperature: float,
-  axis_name: str | None = None,
-) -> tuple[Array, Array]:
-  """Entropies of soft assignments, softmax(-distance^2 / temperature).
+def common_metrics(latents: Array, quantized: Array) -> dict[str, Array]:
+  """Returns the metrics that every quantizer has, `[B]` each."""
+  return {
+    'quantization_error': mean_per_image((latents - quantized) ** 2),
+    'latent_norm': mean_per_image(jnp.linalg.norm(latents, axis=-1)),
+  }
 
-  In blocks of the grid that are computed again for the gradient, so that the
-  assignments of all latents never exist at once; the largest array is [B, K].
 
-  Args:
-    latents: [B, h, w, D].
-    codebook: [K, D].
-    temperature: in units of squared distances.
-    axis_name: of the devices that hold the batch; None: this is all of it.
+class TrainedQuantizer(Quantizer):
+  """The fields of all quantizers whose codebook is trained.
 
-  Returns:
-    Nats: of a latent's assignment, its mean over the batch; and of the mean
-    assignment of the whole batch, on all devices. The first is small when
-    assignments are sure, the second large when all codes are used.
+  Attributes:
+    codebook_size: number of codes of a level, K.
+    code_dim: length of a code, D.
+    commitment_weight: weight of the commitment loss (beta in van den Oord et
+      al. 2017, equation 3): the mean squared distance of latents to their
+      codes, which trains the encoder alone.
+    codebook_init: 'latents': the codebook begins as distinct latents of the
+      first batches; 'random': it begins as random vectors.
+    restart_after: number of steps after which an unused code is replaced by a
+      latent of the current batch; 0: never.
   """
 
-  @jax.checkpoint
-  def of_block(block: Array, codebook: Array) -> tuple[Array, Array]:
-    distances = layers.squared_distances(block, codebook)  # [B, c, K]
-    log_p = jax.nn.log_softmax(-distances / temperature, axis=-1)
-    p = jnp.exp(log_p)
-    return p.sum(axis=1), -(p * log_p).sum(axis=(1, 2))
+  codebook_size: int
+  code_dim: int
+  commitment_weight: float = 0.25
+  codebook_init: str = 'latents'
+  restart_after: int = 0
 
-  def add(sums, block):
-    return jax.tree.map(jnp.add, sums, of_block(block, codebook)), None
+  def __post_init__(self):
+    """Raises UserError if a field is out of range."""
+    for name, least in (
+      ('codebook_size', 1),
+      ('code_dim', 1),
+      ('commitment_weight', 0),
+      ('restart_after', 0),
+    ):
+      value = getattr(self, name)
+      check_field(name, value, value >= least, f'give {least} or more')
+    known = ', '.join(map(repr, _INITS))
+    init = self.codebook_init
+    check_field(
+      'codebook_init', init, init in _INITS, f'it must be one of {known}'
+    )
+    super().__post_init__()
 
-  batch, height, width, _ = latents.shape
-  # Per image until the end: sums over a sharded batch cost communication.
-  zeros = jnp.zeros((batch, len(codebook))), jnp.zeros(batch)
-  blocks = layers.position_blocks(latents, len(codebook))
-  sums, _ = lax.scan(add, zeros, blocks)
-  mean_p, per_latent = (x.mean(axis=0) / (height * width) for x in sums)
-  if axis_name is not None:
-    mean_p, per_latent = lax.pmean((mean_p, per_latent), axis_name)
-  return per_latent, jnp.sum(jax.scipy.special.entr(mean_p))
+  @property
+  def num_init_rows(self) -> int:
+    """Number of latents that `init_codebook` needs; 0: do not call it."""
+    return 0 if self.codebook_init == 'random' else self.codebook_size
+
+
+class NearestCodeQuantizer(TrainedQuantizer):
+  """Each latent becomes its nearest code; subclasses train the codebook.
+
+  A subclass defines `vectors` and the methods below that raise
+  NotImplementedError.
+  """
+
+  def setup(self):
+    """Makes the variables."""
+    self._make_codebook()
+    self.unused_steps = self.variable(
+      'codebook', 'unused_steps', jnp.zeros, (self.codebook_size,), jnp.int32
+    )
+
+  def _make_codebook(self):
+    """Makes the variables that hold the codes."""
+    raise NotImplementedError
+
+  def _replace(self, vectors: Array, where: Array):
+    """Replaces codes and resets their statistics.
+
+    Args:
+      vectors: new codes, `[K, D]`.
+      where: which codes to replace, bool `[K]`.
+    """
+    raise NotImplementedError
+
+  def _follow(self, counts: Array, sums: Array):
+    """Moves codes towards their latents, if no gradient does.
+
+    Args:
+      counts: number of latents of each code, `[K]`.
+      sums: their sums, `[K, D]`.
+    """
+
+  def _to_code_space(self, latents: Array) -> Array:
+    """Maps latents `[..., D]` to the space of the codes, in float32."""
+    return latents.astype(jnp.float32)
+
+  def _codebook_loss(self, latents: Array, codes: Array) -> Array | None:
+    """Returns the loss that trains the codebook, `[B]`; None if none does."""
+    del latents, codes
+
+  def __call__(
+    self, latents: Array, *, axis_name: str | None = None
+  ) -> Quantized:
+    """Quantizes `[B, h, w, D]`."""
+    del axis_name
+    dtype, latents = latents.dtype, self._to_code_space(latents)
+    codes = self._nearest(latents)
+    # Only its own loss trains the codebook.
+    quantized = lax.stop_gradient(self.lookup(codes))
+    commitment_loss = mean_per_image((latents - quantized) ** 2)  # [B]
+    loss = self.commitment_weight * jnp.mean(commitment_loss)
+    metrics = common_metrics(latents, quantized)
+    metrics['commitment_loss'] = commitment_loss
+    codebook_loss = self._codebook_loss(latents, codes)
+    if codebook_loss is not None:
+      loss += jnp.mean(codebook_loss)
+      metrics['codebook_loss'] = codebook_loss
+    return Quantized(
+      quantized=straight_through(latents, quantized).astype(dtype),
+      codes=codes,
+      loss=loss,
+      metrics=metrics,
+      observed=(lax.stop_gradient(latents), codes),
+    )
+
+  def _nearest(self, latents: Array) -> Array:
+    return nearest.nearest_codes(*lax.stop_gradient((latents, self.vectors())))
+
+  def encode(self, latents: Array) -> Array:
+    """Returns the nearest codes, int32 `[B, h, w]`, of `[B, h, w, D]`."""
+    return self._nearest(self._to_code_space(latents))
+
+  def init_codebook(self, latents: Array):
+    """Makes distinct latents the codes; latents `[N, D]`, N >= K."""
+    vectors = jax.random.choice(
+      self.make_rng('codebook'),
+      self._to_code_space(latents),
+      (self.codebook_size,),
+      replace=False,
+    )
+    self._replace(vectors, jnp.ones(self.codebook_size, bool))
+
+  def update(self, observed: Any, *, axis_name: str | None = None):
+    """Updates statistics and restarts unused codes."""
+    latents, codes = observed
+    rows = latents.reshape(-1, self.code_dim)
+    counts, sums = nearest.code_sums(rows, codes.ravel(), self.codebook_size)
+    if axis_name is not None:
+      counts, sums = lax.psum((counts, sums), axis_name)
+    self._follow(counts, sums)
+    unused = jnp.where(counts > 0, 0, self.unused_steps.value + 1)
+    if self.restart_after:
+      dead = unused >= self.restart_after
+      candidates = rows_of_global_batch(
+        rows, self.make_rng('codebook'), self.codebook_size, axis_name
+      )
+      self._replace(candidates, dead)
+      unused = jnp.where(dead, 0, unused)
+    self.unused_steps.value = unused

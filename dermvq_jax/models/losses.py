@@ -1,4 +1,4 @@
-"""Losses, and the log-probabilities that losses and sampler share."""
+"""Losses, and the log-probabilities that the losses and the sampler share."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def _at_least_float32(x: Array) -> Array:
 
 
 def check(loss: str, label_smoothing: float) -> None:
-  """Raises `errors.UserError` for values that `code_loss` does not know."""
+  """Raises UserError unless `code_loss` accepts these arguments."""
   if loss not in LOSSES:
     raise errors.UserError(
       f'config.loss is {loss!r}; it must be one of '
@@ -31,15 +31,16 @@ def check(loss: str, label_smoothing: float) -> None:
 
 
 def log_probs(logits: Array, loss: str = 'cross_entropy') -> Array:
-  """Log-probabilities of the codes, in float32 at least.
+  """Returns the log-probabilities of the codes, at least in float32.
 
   Args:
     logits: [..., K].
-    loss: what the logits were trained with, one of `LOSSES`. Those of 'bce'
-      are of K decisions, 'this code or not': the normalised log-sigmoids.
+    loss: the loss that the logits were trained with, one of `LOSSES`. With
+      'bce' each logit is a decision 'this code or not', and its sigmoids are
+      normalised.
 
   Returns:
-    [..., K] in nats; exp sums to 1 over the last axis.
+    [..., K] in nats; the probabilities sum to 1 over the last axis.
   """
   logits = _at_least_float32(logits)
   if loss == 'bce':
@@ -48,18 +49,18 @@ def log_probs(logits: Array, loss: str = 'cross_entropy') -> Array:
 
 
 def _pick(values: Array, codes: Array) -> Array:
-  """[..., K] -> [...]: the entries at `codes`."""
+  """Returns the entries of `values` [..., K] at `codes` [...]."""
   return jnp.take_along_axis(values, codes[..., None], axis=-1)[..., 0]
 
 
 def _mean_of_possible(values: Array, logits: Array) -> Array:
-  """Mean of [..., K] over the codes whose logit is not -inf: [...]."""
+  """Returns the mean of [..., K] over the codes whose logit is not -inf."""
   possible = logits > -jnp.inf
   return jnp.where(possible, values, 0).sum(-1) / possible.sum(-1)
 
 
 def nll(logits: Array, codes: Array, loss: str = 'cross_entropy') -> Array:
-  """Negative log-likelihood of each code under `log_probs`.
+  """Returns the negative log-likelihood of each code under `log_probs`.
 
   Args:
     logits: [..., K].
@@ -67,7 +68,7 @@ def nll(logits: Array, codes: Array, loss: str = 'cross_entropy') -> Array:
     loss: as in `log_probs`.
 
   Returns:
-    Nats [...], in float32 at least.
+    Nats [...], at least in float32.
   """
   return -_pick(log_probs(logits, loss), codes)
 
@@ -75,7 +76,7 @@ def nll(logits: Array, codes: Array, loss: str = 'cross_entropy') -> Array:
 def cross_entropy(
   logits: Array, codes: Array, label_smoothing: float = 0.0
 ) -> Array:
-  """Cross-entropy of each code with the categorical distribution.
+  """Returns the cross-entropy of each code with the distribution over codes.
 
   Args:
     logits: [..., K].
@@ -84,7 +85,7 @@ def cross_entropy(
       codes (Szegedy et al. 2016, section 7).
 
   Returns:
-    Nats [...], in float32 at least; without smoothing the `nll`.
+    Nats [...], at least in float32; without smoothing this is `nll`.
   """
   log_p = log_probs(logits)
   hit = -_pick(log_p, codes)
@@ -97,11 +98,11 @@ def cross_entropy(
 def binary_cross_entropy(
   logits: Array, codes: Array, label_smoothing: float = 0.0
 ) -> Array:
-  """One-vs-rest binary cross-entropy over the one-hot code.
+  """Returns the one-vs-rest binary cross-entropy of the one-hot code.
 
-  Equation 3 of the source report, there misprinted, as a sum over the K
-  decisions instead of their mean: gradients are then as large as those of
-  `cross_entropy`, and the same learning rate and clipping serve.
+  This is equation 3 of the source report without its misprint. It is summed
+  over the K decisions, not averaged, so that its gradients are as large as
+  those of `cross_entropy` and suit the same learning rate and clipping.
 
   Args:
     logits: [..., K].
@@ -110,7 +111,7 @@ def binary_cross_entropy(
       possible codes.
 
   Returns:
-    Nats [...], in float32 at least.
+    Nats [...], at least in float32.
   """
   logits = _at_least_float32(logits)
   # -log sigmoid(-x) = softplus(x), -log sigmoid(x) = softplus(x) - x.
@@ -126,23 +127,23 @@ def binary_cross_entropy(
 def code_loss(
   logits: Array, codes: Array, loss: str, label_smoothing: float = 0.0
 ) -> Array:
-  """The loss of each code, nats [...], named as in `config.loss`."""
+  """Returns the loss of each code, nats [...], by its name in `config.loss`."""
   return LOSSES[loss](logits, codes, label_smoothing)
 
 
-# What config.loss may be.
+# The losses of a prior, by their names in config.loss.
 LOSSES = {'cross_entropy': cross_entropy, 'bce': binary_cross_entropy}
 
 
 def squared_error(predictions: Array, targets: Array) -> Array:
-  """Squared error of each value; its mean is equation 1 of the source report.
+  """Returns the squared errors, whose mean is equation 1 of the source report.
 
   Args:
     predictions: [...].
     targets: [...], the same shape.
 
   Returns:
-    [...], in float32 at least.
+    [...], at least in float32.
   """
   dtype = jnp.promote_types(predictions.dtype, jnp.float32)
   return (predictions.astype(dtype) - targets.astype(dtype)) ** 2
@@ -151,21 +152,22 @@ def squared_error(predictions: Array, targets: Array) -> Array:
 def ssim(a: Array, b: Array) -> Array:
   """Structural similarity of images in [0, 1] (Wang et al. 2004, section III).
 
-  With the paper's 11x11 Gaussian window of standard deviation 1.5, where it
-  lies wholly inside the image, each channel for itself: what scikit-image gives
-  for `gaussian_weights=True, use_sample_covariance=False, data_range=1`.
+  The mean over all channels and all places where the paper's 11x11 Gaussian
+  window of standard deviation 1.5 lies inside the image. scikit-image computes
+  the same with `gaussian_weights=True, use_sample_covariance=False,
+  data_range=1`.
 
   Args:
     a: [B, H, W, C], H and W at least `SSIM_WINDOW`.
     b: [B, H, W, C].
 
   Returns:
-    [B], in float32 at least; 1 where both are the same.
+    [B], at least in float32; 1 if the images are the same.
   """
   a, b = _at_least_float32(a), _at_least_float32(b)
   rows, columns = (_gaussian_windows(n) for n in a.shape[1:3])
 
-  def blur(x: Array) -> Array:  # As matmuls, fast on every backend.
+  def blur(x: Array) -> Array:  # matmuls are fast on every backend
     x = jnp.einsum('ih,bhwc->biwc', rows, x)
     return jnp.einsum('jw,biwc->bijc', columns, x)
 
@@ -182,7 +184,7 @@ SSIM_WINDOW = 11
 
 
 def _gaussian_windows(size: int) -> np.ndarray:
-  """A weighted mean for every place of the window: [size - 10, size]."""
+  """Returns the window's weights at each of its places: [size - 10, size]."""
   offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
   weights = np.exp(-0.5 * (offsets / 1.5) ** 2)
   windows = np.zeros((size - SSIM_WINDOW + 1, size), np.float32)
@@ -191,54 +193,72 @@ def _gaussian_windows(size: int) -> np.ndarray:
   return windows
 
 
-# Where the Huber loss turns from squared to absolute, in standard deviations of
-# the training pixels: between errors of smooth skin and of hairs.
+# Size of an error, in standard deviations of the training pixels, at which the
+# Huber loss turns from squared to absolute. Smooth skin has smaller errors,
+# hairs have larger ones.
 _HUBER_DELTA = 0.1
 
-
-def _standardized(term):
-  """A term of errors in standard deviations of the training pixels."""
-
-  def of(prediction: Array, target: Array, variance: float) -> Array:
-    error = _at_least_float32(prediction) - _at_least_float32(target)
-    return jnp.mean(term(error / math.sqrt(variance)))
-
-  return of
+# The mean over a batch, a scalar, and the means of its images, [B].
+Means = tuple[Array, Array]
 
 
-def _huber(x: Array) -> Array:
-  """Huber 1964, scaled to meet |x| far out."""
+def _means(values: Array) -> Means:
+  """Returns the means of [B, H, W, C]."""
+  return jnp.mean(values), jnp.mean(values, axis=(1, 2, 3))
+
+
+def _standard_error(prediction: Array, target: Array, variance: float) -> Array:
+  """Returns the errors in standard deviations of the training pixels."""
+  error = _at_least_float32(prediction) - _at_least_float32(target)
+  return error / math.sqrt(variance)
+
+
+def _mse(prediction: Array, target: Array, variance: float) -> Means:
+  """Mean squared error / variance: the NMSE."""
+  return _means(jnp.square(_standard_error(prediction, target, variance)))
+
+
+def _l1(prediction: Array, target: Array, variance: float) -> Means:
+  return _means(jnp.abs(_standard_error(prediction, target, variance)))
+
+
+def _huber(prediction: Array, target: Array, variance: float) -> Means:
+  """Huber 1964, scaled to approach the absolute error."""
+  x = _standard_error(prediction, target, variance)
   size, delta = jnp.abs(x), _HUBER_DELTA
-  return jnp.where(size < delta, x**2 / (2 * delta), size - delta / 2)
+  return _means(jnp.where(size < delta, x**2 / (2 * delta), size - delta / 2))
 
 
-def _gradient_difference(x: Array) -> Array:
-  """Absolute errors of the gradients along both sides, their means added.
-
-  As Mathieu et al. 2016, equation 6, but that the gradients' signs count too.
-  """
-  down, right = jnp.diff(x, axis=1), jnp.diff(x, axis=2)
-  return jnp.abs(down).mean() + jnp.abs(right).mean()
-
-
-def _one_minus_ssim(prediction, target, variance) -> Array:
+def _ssim(prediction: Array, target: Array, variance: float) -> Means:
   del variance
-  return 1 - ssim(prediction, target).mean()
+  similarity = ssim(prediction, target)
+  return 1 - similarity.mean(), 1 - similarity
 
 
-# The terms of a reconstruction's loss: (prediction [B, H, W, C], target, the
-# variance of the training pixels) to a scalar. 'mse' is the NMSE.
+def _gradient(prediction: Array, target: Array, variance: float) -> Means:
+  """Absolute errors of the differences of neighbours, vertical + horizontal.
+
+  Mathieu et al. 2016, equation 6, but with the signs of the differences.
+  """
+  x = _standard_error(prediction, target, variance)
+  vertical = _means(jnp.abs(jnp.diff(x, axis=1)))
+  horizontal = _means(jnp.abs(jnp.diff(x, axis=2)))
+  return vertical[0] + horizontal[0], vertical[1] + horizontal[1]
+
+
+# The terms of the reconstruction loss, by their names in config.loss: functions
+# of prediction [B, H, W, C], target and the variance of the training pixels.
 RECONSTRUCTION_TERMS = {
-  'mse': _standardized(jnp.square),
-  'l1': _standardized(jnp.abs),
-  'huber': _standardized(_huber),
-  'ssim': _one_minus_ssim,
-  'gradient': _standardized(_gradient_difference),
+  'mse': _mse,
+  'l1': _l1,
+  'huber': _huber,
+  'ssim': _ssim,
+  'gradient': _gradient,
 }
 
 
 def check_reconstruction(weights: Mapping[str, float]) -> None:
-  """Raises `errors.UserError` for weights that `reconstruction` can't use."""
+  """Raises UserError unless `reconstruction` accepts these weights."""
   unknown = sorted(set(weights) - set(RECONSTRUCTION_TERMS))
   if unknown:
     raise errors.UserError(
@@ -257,17 +277,26 @@ def reconstruction(
   target: Array,
   weights: Mapping[str, float],
   variance: float,
-) -> Array:
-  """A weighted sum of `RECONSTRUCTION_TERMS`, a scalar.
+) -> tuple[Array, dict[str, Array]]:
+  """Returns the reconstruction loss and its terms.
 
   Args:
-    prediction: [B, H, W, C], around [0, 1].
+    prediction: [B, H, W, C], about in [0, 1].
     target: [B, H, W, C] in [0, 1].
-    weights: of the terms by name; those of weight 0 cost nothing.
-    variance: of the training pixels.
+    weights: weights of `RECONSTRUCTION_TERMS` by name; a term of weight 0 is
+      not computed.
+    variance: variance of the training pixels.
+
+  Returns:
+    The loss, a scalar: the weighted sum of the terms. And metrics of each
+    image, [B]: every term as `<name>_loss`, without its weight, and their
+    weighted sum as `reconstruction_loss`.
   """
-  return sum(
-    weight * RECONSTRUCTION_TERMS[name](prediction, target, variance)
-    for name, weight in weights.items()
-    if weight
-  )
+  total, total_of_image, metrics = 0, 0, {}
+  for name, weight in weights.items():
+    if weight:
+      mean, of_image = RECONSTRUCTION_TERMS[name](prediction, target, variance)
+      total += weight * mean
+      total_of_image += weight * of_image
+      metrics[f'{name}_loss'] = of_image
+  return total, metrics | {'reconstruction_loss': total_of_image}

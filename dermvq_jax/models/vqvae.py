@@ -1,8 +1,9 @@
 """The VQ-VAE: encoder, quantizer, decoder (van den Oord et al. 2017).
 
-Strided convolutions are replaced by space-to-depth and stride-1 convolutions,
-transposed ones by stride-1 convolutions and depth-to-space: the same reach and
-better gradients' speed on every backend.
+In place of a strided convolution stand space-to-depth and a convolution with
+stride 1, in place of a transposed one a convolution with stride 1 and
+depth-to-space. They reach as far, and their gradients are faster on every
+backend.
 """
 
 import math
@@ -15,32 +16,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dermvq_jax.models import layers, quantizers
+from dermvq_jax.models import codebooks, layers
 
 ACTIVATIONS = {'relu': nn.relu, 'gelu': nn.gelu, 'silu': nn.silu}
 
 
 @flax.struct.dataclass
 class VQVAEOutput:
-  """What a forward pass gives.
+  """The output of a forward pass.
 
   Attributes:
-    reconstruction: `[B, H, W, 3]`, around [0, 1], not clipped.
-    quantized: the quantizer's output.
+    reconstruction: `[B, H, W, 3]`, about in [0, 1], not clipped.
+    quantized: the output of the quantizer.
   """
 
   reconstruction: jax.Array
-  quantized: quantizers.Quantized
+  quantized: codebooks.Quantized
 
 
 class ResidualBlock(nn.Module):
-  """x + conv1x1(f(conv3x3(f(x)))), f being an optional norm and an activation.
+  """x + conv1x1(f(conv3x3(f(x)))), where f is a norm and an activation.
 
   Attributes:
     hidden_features: width between the convolutions.
     activation: one of `ACTIVATIONS`.
-    norm_groups: groups of channels of a group norm (Wu and He 2018); 0: none.
-    dtype: of the computation; parameters are float32.
+    norm_groups: number of groups of the group norm (Wu and He 2018); 0: no
+      norm.
+    dtype: dtype of the computation; parameters are float32.
   """
 
   hidden_features: int
@@ -76,7 +78,7 @@ class Attention(nn.Module):
 
 
 def _lowest_resolution(module: nn.Module, x: jax.Array) -> jax.Array:
-  """The residual blocks and the attention of an encoder or a decoder."""
+  """Applies the residual blocks and the attention of encoder or decoder."""
   for _ in range(module.num_residual_blocks):
     x = ResidualBlock(
       module.residual_features,
@@ -90,7 +92,7 @@ def _lowest_resolution(module: nn.Module, x: jax.Array) -> jax.Array:
 
 
 def _stage_features(features: int, num_stages: int) -> list[int]:
-  """Widths of the resolutions from the highest down; the first is half."""
+  """Returns the widths from the highest resolution down; the first is half."""
   return [
     features // 2 if stage == 0 and num_stages > 1 else features
     for stage in range(num_stages)
@@ -102,14 +104,15 @@ class Encoder(nn.Module):
 
   Attributes:
     features: width.
-    num_residual_blocks: depth at the lowest resolution.
+    num_residual_blocks: number of residual blocks, at the lowest resolution.
     residual_features: width inside the blocks.
-    downsampling: a power of 2, from 2 up.
-    code_dim: of the latents, D.
+    downsampling: how many times smaller; a power of 2, at least 2.
+    code_dim: length of a latent, D.
     activation: one of `ACTIVATIONS`.
-    norm_groups: of the blocks' group norms; 0: none.
-    attention_heads: of the attention behind the blocks; 0: none.
-    dtype: of the computation; parameters are float32.
+    norm_groups: number of groups of the blocks' norms; 0: no norm.
+    attention_heads: number of heads of the attention after the blocks; 0: no
+      attention.
+    dtype: dtype of the computation; parameters are float32.
   """
 
   features: int
@@ -136,30 +139,30 @@ class Encoder(nn.Module):
     return x.astype(jnp.float32)
 
   def reached_by(self, pixels: np.ndarray) -> np.ndarray:
-    """Which latents have any of these pixels in their receptive field.
+    """Returns which latents have any of some pixels in their receptive field.
 
     Follows `__call__` layer by layer.
 
     Args:
-      pixels: bool `[H, W]`.
+      pixels: which pixels, bool `[H, W]`.
 
     Returns:
-      bool `[h, w]`.
+      Which latents, bool `[h, w]`.
     """
     for _ in range(_log2(self.downsampling)):
       blocks = einops.rearrange(pixels, '(h i) (w j) -> h w (i j)', i=2, j=2)
       pixels = _dilate(blocks.any(axis=-1))
     for _ in range(1 + self.num_residual_blocks):
       pixels = _dilate(pixels)
-    # Norms and attention see all of the grid.
-    everywhere = self.attention_heads or (
+    # Norms and attention see the whole grid.
+    sees_all = self.attention_heads or (
       self.norm_groups and self.num_residual_blocks
     )
-    return np.full_like(pixels, pixels.any()) if everywhere else pixels
+    return np.full_like(pixels, pixels.any()) if sees_all else pixels
 
 
 def _dilate(mask: np.ndarray) -> np.ndarray:
-  """What a 3x3 convolution makes of any true value: bool `[h, w]`."""
+  """Returns which outputs of a 3x3 convolution see a true value: `[h, w]`."""
   windows = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (3, 3))
   return windows.any(axis=(-2, -1))
 
@@ -167,7 +170,7 @@ def _dilate(mask: np.ndarray) -> np.ndarray:
 class Decoder(nn.Module):
   """Quantized latents to images, `downsampling` times larger.
 
-  Attributes: those of `Encoder`, without `code_dim`.
+  The attributes are those of `Encoder`, without `code_dim`.
   """
 
   features: int
@@ -181,7 +184,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, quantized: jax.Array) -> jax.Array:
-    """`[B, h, w, D]` to images `[B, H, W, 3]`, around [0, 1]."""
+    """`[B, h, w, D]` to images `[B, H, W, 3]`, about in [0, 1]."""
     activate = ACTIVATIONS[self.activation]
     x = quantized.astype(self.dtype)
     x = layers.Conv(self.features, (3, 3), dtype=self.dtype)(x)
@@ -196,11 +199,11 @@ class Decoder(nn.Module):
 
 
 class VQVAE(nn.Module):
-  """Encoder, quantizer and decoder; each is also a method of its own."""
+  """Encoder, quantizer and decoder; the methods use them separately."""
 
-  encoder: nn.Module
-  quantizer: nn.Module
-  decoder: nn.Module
+  encoder: Encoder
+  quantizer: codebooks.Quantizer
+  decoder: Decoder
 
   def __call__(
     self, images: jax.Array, *, axis_name: str | None = None
@@ -227,13 +230,13 @@ class VQVAE(nn.Module):
     images = self.decoder(self.embed(codes))
     return jnp.clip(images, 0, 1)
 
-  def update_codebook(self, observed: Any, *, axis_name: str | None = None):
-    """Moves the codebook after a step; `observed` is of its `Quantized`."""
-    self.quantizer.update(observed, axis_name=axis_name)
+  def init_codebook(self, latents: jax.Array):
+    """Initialises the codebook from latents `[N, D]`."""
+    self.quantizer.init_codebook(latents)
 
-  def start_codebook(self, latents: jax.Array):
-    """Starts the codebook from latents `[N, D]`."""
-    self.quantizer.start(latents)
+  def update_codebook(self, observed: Any, *, axis_name: str | None = None):
+    """Updates the codebook after a step with what its `Quantized` observed."""
+    self.quantizer.update(observed, axis_name=axis_name)
 
 
 def _log2(downsampling: int) -> int:

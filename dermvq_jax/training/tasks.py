@@ -147,16 +147,14 @@ def vqvae_task(
       {'params': params, **model_state}, images, axis_name=axis_name
     )
     quantized = output.quantized
-    reconstruction = output.reconstruction, target, config.loss, variance
-    loss = quantized.loss + losses.reconstruction(*reconstruction)
+    reconstruction_loss, terms = losses.reconstruction(
+      output.reconstruction, target, config.loss, variance
+    )
+    loss = quantized.loss + reconstruction_loss
     # What a user gets is clipped; so is what is measured.
     clipped = jnp.clip(output.reconstruction, 0, 1)
     error = losses.squared_error(clipped, target)
     usage = (quantized.codes, num_codes, mask)
-    per_image = {
-      **losses.reconstruction_terms(*reconstruction),
-      **quantized.metrics,
-    }
     parts = {
       'mse': metrics.Mean.of(error, mask),
       'nmse': metrics.Mean.of(error / variance, mask),
@@ -164,7 +162,10 @@ def vqvae_task(
       'perplexity': metrics.Perplexity.of(*usage),
       'codebook_usage': metrics.CodebookUsage.of(*usage),
       'dead_codes': metrics.DeadCodes.of(*usage),
-      **{k: metrics.Mean.of(v, mask) for k, v in per_image.items()},
+      **{
+        name: metrics.Mean.of(values, mask)
+        for name, values in (terms | quantized.metrics).items()
+      },
     }
     if not train:  # It would slow training.
       parts['ssim'] = metrics.Mean.of(losses.ssim(clipped, target), mask)

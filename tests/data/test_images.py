@@ -1,3 +1,5 @@
+"""Tests of image files: PNG, sheets, crop and resize, masks."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,7 +42,7 @@ def test_sheet_of_uneven_rows():
       place = slice(i * 6, i * 6 + 4), slice(j * 8, j * 8 + 6)
       np.testing.assert_array_equal(out[place], image)
       left[place] = 255
-  assert np.all(left == 255)  # All else is white.
+  assert np.all(left == 255)  # The rest is white.
 
 
 def test_sheet_of_one_image():
@@ -54,9 +56,59 @@ def test_sheet_with_an_empty_row():
   assert np.all(out[:6] == 255)
 
 
+# Reading: crop and resize.
+
+
+def gradient(width, height):
+  """A smooth image that differs in both directions."""
+  y, x = np.mgrid[0:height, 0:width]
+  red, green = 255 * x / width, 255 * y / height
+  return Image.fromarray(np.stack([red, green, 255 - red], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize('width, height', [(60, 40), (40, 60), (41, 41)])
+def test_the_central_square_is_kept(width, height):
+  image = gradient(width, height)
+  side = min(width, height)
+  left, top = (width - side) // 2, (height - side) // 2
+  square = np.asarray(image)[top : top + side, left : left + side]
+  result = images.crop_and_resize(image, side)
+  assert result.dtype == np.uint8
+  np.testing.assert_array_equal(result, square)
+
+
+@pytest.mark.parametrize('size', [16, 64, 128])
+def test_a_jpeg_decoded_at_a_fraction_is_like_the_exact_square(size, tmp_path):
+  image = gradient(600, 450)
+  path = tmp_path / 'x.jpg'
+  image.save(path, quality=95)
+  expected = image.crop((75, 0, 525, 450)).resize(
+    (size, size), Image.Resampling.LANCZOS
+  )
+  result = images.read_square(path, size)
+  assert result.shape == (size, size, 3)
+  difference = result.astype(int) - np.asarray(expected, int)
+  assert np.abs(difference).max() <= 6
+  assert np.abs(difference).mean() < 1.5
+
+
+@pytest.mark.parametrize('mode', ['L', 'CMYK', 'P', 'RGBA', '1'])
+def test_other_colour_modes_become_rgb(mode):
+  result = images.crop_and_resize(gradient(20, 20).convert(mode), 8)
+  assert result.shape == (8, 8, 3)
+  assert result.dtype == np.uint8
+
+
+def test_small_images_are_enlarged():
+  result = images.crop_and_resize(Image.new('RGB', (3, 5), (9, 8, 7)), 16)
+  np.testing.assert_array_equal(result, np.full((16, 16, 3), (9, 8, 7)))
+
+
+# Masks.
+
+
 @pytest.mark.parametrize('shape', [(90, 70), (16, 16), (31, 200), (8, 8)])
-def test_read_mask_knows_where_anything_hidden_has_a_part(tmp_path, shape):
-  """Pixels outside it hold nothing of what is hidden in the image file."""
+def test_no_pixel_outside_of_a_mask_depends_on_what_is_hidden(tmp_path, shape):
   rng = np.random.default_rng(0)
   hidden = np.zeros(shape, bool)
   top, left = shape[0] // 2, shape[1] // 2
@@ -73,7 +125,7 @@ def test_read_mask_knows_where_anything_hidden_has_a_part(tmp_path, shape):
     read.append(images.read_square(tmp_path / 'a.png', 16))
   differs = (read[0] != read[1]).any(-1)
   assert not differs[~mask].any()
-  assert differs[mask].mean() > 0.5  # and not much more is hidden
+  assert differs[mask].mean() > 0.5  # It does not hide much more than needed.
 
 
 def test_masks_of_any_mode(tmp_path):

@@ -1,6 +1,7 @@
 """Tests of splits: whole groups, every class, fixed by names alone."""
 
 import collections
+import hashlib
 import random
 
 import pytest
@@ -71,6 +72,69 @@ def test_the_most_frequent_label_is_the_groups_class():
   assert tie == splits.assign(['a', 'a'], ['mel', 'nv'])
 
 
+# Folds: the expected values are those that results were published with.
+
+
+@pytest.mark.parametrize(
+  ('fold', 'digest'),
+  enumerate(
+    (
+      '999ae080487f78dd',
+      '689c5ba6e8dee3d1',
+      'a1a5f358ea3d201e',
+      '3510a565c854b6ad',
+      'a5c93e9ff1d6b757',
+    )
+  ),
+)
+def test_fixed_folds_of_many_groups(fold, digest):
+  result = ' '.join(splits.assign_fold(*_examples(), fold, 5))
+  assert hashlib.sha256(result.encode()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize(
+  ('fold', 'test', 'val'),
+  [
+    (0, [1, 3, 6, 16, 17, 18, 19, 26, 27, 28], [9, 15]),
+    (1, [4, 5, 7, 10, 12, 13, 14, 20, 21, 23], [9, 15]),
+    (2, [0, 2, 8, 9, 11, 15, 22, 24, 25, 29], [13, 23]),
+  ],
+)
+def test_fixed_folds(fold, test, val):
+  groups = [f'HAM_{i:07d}' for i in range(30)]
+  result = splits.assign_fold(groups, ['nv'] * 30, fold, 3)
+  assert [i for i in range(30) if result[i] == 'test'] == test
+  assert [i for i in range(30) if result[i] == 'val'] == val
+
+
+def test_each_group_is_held_out_once():
+  groups, labels = _examples()
+  held_out = collections.Counter()
+  for fold in range(5):
+    result = splits.assign_fold(groups, labels, fold, 5)
+    found = collections.defaultdict(set)
+    for group, split in zip(groups, result):
+      found[group].add(split)
+    assert all(len(s) == 1 for s in found.values())
+    in_fold = [g for g, s in found.items() if s == {'test'}]
+    held_out.update(in_fold)
+    for label, count in CLASSES.items():
+      share = sum(g.startswith(f'{label}_') for g in in_fold) / count
+      assert share == pytest.approx(1 / 5, abs=1 / count)
+  assert held_out == dict.fromkeys(groups, 1)
+
+
+@pytest.mark.parametrize('size', [2, 9])
+def test_folds_of_a_small_class_have_no_validation(size):
+  groups = [str(i) for i in range(size)]
+  for fold in range(5):
+    result = splits.assign_fold(groups, ['rare'] * size, fold, 5)
+    assert 'val' not in result
+
+
+# Groups that belong together.
+
+
 def test_join_groups_is_transitive_and_ignores_unknown_names():
   groups = ['d', 'c', 'b', 'a', 'e']
   pairs = [('d', 'c'), ('b', 'c'), ('e', 'elsewhere')]
@@ -81,3 +145,4 @@ def test_join_groups_is_transitive_and_ignores_unknown_names():
 
 def test_nothing_to_assign():
   assert splits.assign([], []) == []
+  assert splits.assign_fold([], [], 0, 5) == []

@@ -9,7 +9,9 @@ import pytest
 from dermvq_jax import config_files, errors, inference
 from dermvq_jax.data import pipeline, prepared
 from dermvq_jax.generation import encode
-from dermvq_jax.runs import checkpoints, workdirs
+from dermvq_jax.models import build
+from dermvq_jax.runs import checkpoints
+from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
 
 IMAGES = 'synthetic_dermoscopy/smoke'
@@ -29,12 +31,12 @@ def model(smoke_run):
 
 
 def read(dataset, data_dir, split):
-  source = prepared.open_split(dataset, data_dir, split)
+  source = prepared.Dataset(dataset, data_dir).split(split)
   return [source[i] for i in range(len(source))]
 
 
 def the_codes(smoke_run):
-  return workdirs.load_config(smoke_run / 'prior')[1]['dataset']
+  return run_lib.Run(smoke_run).prior.facts['dataset']
 
 
 def bits(tree):
@@ -57,15 +59,15 @@ def test_codes_and_what_belongs_to_them(smoke_run, model, split):
 
 
 def test_the_prior_remembers_whose_codes_it_models(smoke_run):
-  _, facts = workdirs.load_config(smoke_run / 'prior')
+  facts = run_lib.Run(smoke_run).prior.facts
   weights = checkpoints.load_best(smoke_run / 'vqvae')
-  assert facts['vqvae_digest'] == encode.digest(weights, IMAGES)
+  assert facts['vqvae_digest'] == build.encoding_digest(weights, IMAGES)
   assert facts['dataset'] == 'codes/' + facts['vqvae_digest']
 
 
 def test_digest(smoke_run):
   weights = checkpoints.load_best(smoke_run / 'vqvae')
-  digest = encode.digest(weights, IMAGES)
+  digest = build.encoding_digest(weights, IMAGES)
   assert len(digest) == 16 and int(digest, 16)
 
   def after(part):
@@ -81,10 +83,10 @@ def test_digest(smoke_run):
     done = []
     changed = jax.tree_util.tree_map_with_path(change, weights)
     assert done
-    return encode.digest(changed, IMAGES)
+    return build.encoding_digest(changed, IMAGES)
 
   different = [after('encoder'), after('codebook'), digest]
-  different.append(encode.digest(weights, 'synthetic_dermoscopy/64'))
+  different.append(build.encoding_digest(weights, 'synthetic_dermoscopy/64'))
   assert len(set(different)) == 4
   # What does not change the codes: the decoder and the moving averages.
   assert after('decoder') == after('ema_sums') == digest
@@ -96,27 +98,27 @@ def test_extraction_changes_no_file_of_the_vqvae(workdir):
     return {p: p.read_bytes() for p in every}
 
   before, weights = files(), checkpoints.load_best(workdir / 'vqvae')
-  name = encode.run(workdir)
+  name = encode.encode(run_lib.Run(workdir))
   assert files() == before
   after = checkpoints.load_best(workdir / 'vqvae')
   assert bits(weights) == bits(after)
-  assert name == encode.codes_name(encode.digest(after, IMAGES))
+  assert name == f'codes/{build.encoding_digest(after, IMAGES)}'
 
 
 def test_encoder_does_not_move_the_codebook(smoke_run):
-  config, _ = workdirs.load_config(smoke_run / 'vqvae')
+  config = run_lib.Run(smoke_run).vqvae.config
   weights = checkpoints.load_best(smoke_run / 'vqvae')
   before = bits(weights)
-  encoder = encode.make_encoder(config, weights)
+  encode_images = build.codec(config, weights).encode
   images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
-  first = np.asarray(encoder(images))
+  first = np.asarray(encode_images(images))
   for _ in range(3):
-    np.testing.assert_array_equal(encoder(images), first)
+    np.testing.assert_array_equal(encode_images(images), first)
   assert bits(weights) == before
 
 
 def test_the_same_again(smoke_run, workdir, capsys):
-  name = encode.run(workdir)
+  name = encode.encode(run_lib.Run(workdir))
   assert name == the_codes(smoke_run)
   for split in ('train', 'test'):
     old = read(name, smoke_run / 'data', split)
@@ -125,14 +127,14 @@ def test_the_same_again(smoke_run, workdir, capsys):
       assert a['id'] == b['id']
       np.testing.assert_array_equal(a['codes'], b['codes'])
   capsys.readouterr()
-  assert encode.run(workdir) == name
+  assert encode.encode(run_lib.Run(workdir)) == name
   assert 'already prepared' in capsys.readouterr().err
 
 
 def test_copies(workdir, model):
   """Only training images, the first of each as it is; the prior uses them."""
-  name = encode.run(workdir, copies=3)
-  facts = prepared.describe(name, workdir / 'data')
+  name = encode.encode(run_lib.Run(workdir), copies=3)
+  facts = prepared.Dataset(name, workdir / 'data').facts
   assert name.endswith('_x3') and facts['copies'] == 3
   assert (facts['num_train'], facts['num_val']) == (3 * 114, 13)
   images = read(IMAGES, workdir / 'data', 'train')
@@ -157,13 +159,9 @@ def test_copies(workdir, model):
     assert any(np.array_equal(record['codes'], grid) for grid in flips)
   config = config_files.load(
     'prior:smoke',
-    [
-      '--config.copies=3',
-      '--config.num_train_steps=1',
-      '--config.optim.warmup_steps=0',
-    ],
+    ['--config.num_train_steps=1', '--config.optim.warmup_steps=0'],
   )
-  loop.run(config, workdir)
+  loop.train(config, run_lib.Run(workdir))
   assert inference.load(workdir).sample(['mel']).shape == (1, 16, 16, 3)
 
 
@@ -181,30 +179,30 @@ def test_interrupted(workdir, smoke_run, monkeypatch, failure):
   with monkeypatch.context() as patch:
     patch.setattr(pipeline, 'eval_batches', broken)
     with pytest.raises((KeyboardInterrupt, RuntimeError)):
-      encode.run(workdir)
+      encode.encode(run_lib.Run(workdir))
   with pytest.raises(errors.UserError, match='not prepared'):
-    prepared.describe(name, workdir / 'data')
+    prepared.Dataset(name, workdir / 'data').check()
   assert not (workdir / 'data' / 'codes').exists()
-  assert encode.run(workdir) == name
-  assert prepared.describe(name, workdir / 'data')['num_train'] == 114
+  assert encode.encode(run_lib.Run(workdir)) == name
+  assert prepared.Dataset(name, workdir / 'data').facts['num_train'] == 114
 
 
 def test_another_place_for_the_codes(workdir, smoke_run, tmp_path):
   (workdir / 'data').rename(tmp_path / 'elsewhere')
   with pytest.raises(errors.UserError, match='not prepared.*dermvq prepare'):
-    encode.run(workdir)
+    encode.encode(run_lib.Run(workdir))
   assert not (workdir / 'data').exists()
-  name = encode.run(workdir, data_dir=str(tmp_path / 'elsewhere'))
+  name = encode.encode(run_lib.Run(workdir, str(tmp_path / 'elsewhere')))
   assert name == the_codes(smoke_run)
-  assert prepared.describe(name, tmp_path / 'elsewhere')['num_test'] == 13
+  assert prepared.Dataset(name, tmp_path / 'elsewhere').facts['num_test'] == 13
 
 
 def test_mistakes(smoke_run, tmp_path):
   with pytest.raises(errors.UserError, match='copies is 0'):
-    encode.run(smoke_run, copies=0)
+    encode.encode(run_lib.Run(smoke_run), copies=0)
   with pytest.raises(errors.UserError, match='train --config=vqvae'):
-    encode.run(tmp_path)
+    encode.encode(run_lib.Run(tmp_path))
   shutil.copytree(smoke_run / 'vqvae', tmp_path / 'vqvae')
   shutil.rmtree(tmp_path / 'vqvae' / 'best')
   with pytest.raises(errors.UserError, match='no trained weights'):
-    encode.run(tmp_path)
+    encode.encode(run_lib.Run(tmp_path))

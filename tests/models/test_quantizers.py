@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dermvq_jax import config_files, errors
-from dermvq_jax.models import codebooks, layers, quantizers
+from dermvq_jax.models import codebooks, quantizers
 
 _K, _D = 6, 3
 
@@ -16,18 +16,13 @@ _K, _D = 6, 3
 QUANTIZERS = {
   'ema': quantizers.EmaQuantizer(_K, _D, codebook_ema_decay=0.8),
   'ema_restart': quantizers.EmaQuantizer(_K, _D, restart_after=3),
-  'ema_rotation_entropy': quantizers.EmaQuantizer(
-    _K, _D, gradient='rotation', entropy_weight=0.1
-  ),
   'vq': quantizers.VqQuantizer(_K, _D),
-  'vq_restart_entropy': quantizers.VqQuantizer(
-    _K, _D, restart_after=3, entropy_weight=0.1
-  ),
+  'vq_restart': quantizers.VqQuantizer(_K, _D, restart_after=3),
   'l2_norm': quantizers.L2NormQuantizer(_K, _D, restart_after=3),
   'fsq': quantizers.FsqQuantizer((3, 5, 4)),
   'residual': quantizers.ResidualQuantizer(_K, _D, num_levels=3),
   'residual_restart': quantizers.ResidualQuantizer(
-    _K, _D, num_levels=2, restart_after=3, codebook_start='k_means'
+    _K, _D, num_levels=2, restart_after=3
   ),
 }
 every_quantizer = pytest.mark.parametrize(
@@ -50,8 +45,8 @@ def _variables(quantizer, latents, **collection):
   rng = np.random.default_rng(7)
 
   def draw(path, leaf):
-    if path[-1] == 'levels':
-      return jnp.asarray(quantizer.levels)
+    if path[-1] == 'values_per_dim':
+      return jnp.asarray(quantizer.values_per_dim)
     if path[-1] == 'scale':
       return jnp.ones(leaf.shape)
     values = rng.normal(size=leaf.shape) * (path[-1] in ('codebook', 'origin'))
@@ -141,7 +136,7 @@ def test_codes_of_code_vectors_are_themselves(quantizer):
   variables = _variables(quantizer, _latents())
   vectors = _vectors(quantizer, variables)[: quantizer.codebook_size]
   if isinstance(quantizer, quantizers.FsqQuantizer):
-    vectors = _fsq_inverse(vectors, quantizer.levels)
+    vectors = _fsq_inverse(vectors, quantizer.values_per_dim)
   codes = _encode(quantizer, variables, jnp.float32(vectors)[:, None, None])
   np.testing.assert_array_equal(
     codes[:, 0, 0], np.arange(quantizer.codebook_size)
@@ -177,71 +172,26 @@ def test_the_decoder_trains_the_encoder_alone(quantizer):
     latents, variables
   )
   z, g = np.float64(latents), np.float64(side)
-  q = np.float64(_lookup(quantizer, variables, latents))
   np.testing.assert_allclose(
-    to_latents, _expected_gradient(quantizer, z, q, g), rtol=1e-4, atol=1e-5
+    to_latents, _expected_gradient(quantizer, z, g), rtol=1e-4, atol=1e-5
   )
   for leaf in jax.tree.leaves(to_variables):
     if leaf.dtype != jax.dtypes.float0:
       np.testing.assert_array_equal(leaf, 0)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _lookup(quantizer, variables, latents):
-  codes = _encode(quantizer, variables, latents)
-  return quantizer.apply(variables, codes, method='lookup')
-
-
-def _expected_gradient(quantizer, z, q, g):
-  """The decoder's gradient as it reaches the latents, by the definitions."""
+def _expected_gradient(quantizer, z, g):
+  """The decoder's gradient g after the quantizer, at latents z."""
   if isinstance(quantizer, quantizers.FsqQuantizer):
-    half = (np.array(quantizer.levels) - 1) * 1.001 / 2
-    offset = np.where(np.array(quantizer.levels) % 2 == 0, 0.5, 0)
+    half = (np.array(quantizer.values_per_dim) - 1) * 1.001 / 2
+    offset = np.where(np.array(quantizer.values_per_dim) % 2 == 0, 0.5, 0)
     slope = half / np.cosh(z + np.arctanh(offset / half)) ** 2
-    return g * slope / (np.array(quantizer.levels) // 2)
+    return g * slope / (np.array(quantizer.values_per_dim) // 2)
   if isinstance(quantizer, quantizers.L2NormQuantizer):
     length = np.linalg.norm(z, axis=-1, keepdims=True)
     unit = z / length
     return (g - unit * np.sum(unit * g, -1, keepdims=True)) / length
-  if quantizer.gradient == 'rotation':
-    out = np.zeros_like(g)
-    for i in np.ndindex(z.shape[:-1]):
-      out[i] = _rotation_matrix(z[i], q[i]).T @ g[i]
-    return out
   return g
-
-
-def _rotation_matrix(e, q):
-  """|q|/|e| times the rotation that turns e to q: Fifty et al. 2024, 4.2."""
-  scale = np.linalg.norm(q) / np.linalg.norm(e)
-  e, q = e / np.linalg.norm(e), q / np.linalg.norm(q)
-  r = (e + q) / np.linalg.norm(e + q)
-  matrix = np.eye(len(e)) - 2 * np.outer(r, r) + 2 * np.outer(q, e)
-  np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(e)), atol=1e-9)
-  np.testing.assert_allclose(matrix @ e, q, atol=1e-9)
-  return scale * matrix
-
-
-def test_rotation_turns_latents_to_their_codes():
-  z, q = np.float64(_latents()), np.float64(_latents(seed=1))
-  for i in np.ndindex(z.shape[:-1]):
-    np.testing.assert_allclose(_rotation_matrix(z[i], q[i]) @ z[i], q[i])
-
-
-@pytest.mark.parametrize('name', codebooks.GRADIENTS)
-@pytest.mark.parametrize('case', ['zero latent', 'zero code', 'opposite'])
-def test_gradients_are_finite_and_values_exact(name, case):
-  z, q = _latents(), _latents(seed=1)
-  if case == 'zero latent':
-    z = jnp.zeros_like(z)
-  elif case == 'zero code':
-    q = jnp.zeros_like(q)
-  else:
-    q = -3 * z
-  estimate = codebooks.GRADIENTS[name]
-  np.testing.assert_array_equal(estimate(z, q), q)
-  grad = jax.grad(lambda z: jnp.sum(estimate(z, q) * q))(z)
-  assert np.isfinite(grad).all()
 
 
 @every_quantizer
@@ -276,12 +226,12 @@ def test_bfloat16_latents(quantizer):
   assert out.loss.dtype == jnp.float32
   flat = flax.traverse_util.flatten_dict(variables['codebook'])
   for path, leaf in flat.items():
-    whole = path[-1] in ('unused_steps', 'levels')
+    whole = path[-1] in ('unused_steps', 'values_per_dim')
     assert leaf.dtype == (jnp.int32 if whole else jnp.float32)
 
 
 @pytest.mark.parametrize(
-  'name', ['ema', 'ema_restart', 'vq_restart_entropy', 'residual_restart']
+  'name', ['ema', 'ema_restart', 'vq_restart', 'residual_restart']
 )
 def test_any_number_of_devices(name):
   """Under pmap and sharded jit all is as on one device, gradients too."""
@@ -425,7 +375,7 @@ def test_start_picks_distinct_latents(batch):
     _, updated = quantizer.apply(
       variables,
       rows,
-      method='start',
+      method='init_codebook',
       mutable=['codebook'],
       rngs={'codebook': jax.random.key(seed)},
     )
@@ -566,7 +516,7 @@ def test_without_start_and_restart_the_codebook_collapses():
   [
     (False, {'restart_after': 10}),
     (True, {}),
-    (True, {'codebook_start': 'k_means'}),
+    (True, {'codebook_init': 'k_means'}),
   ],
 )
 def test_with_start_or_restart_it_does_not(start, fields):
@@ -576,7 +526,7 @@ def test_with_start_or_restart_it_does_not(start, fields):
 def test_the_default_does_not_collapse():
   fields = config_files.load('vqvae').quantizer.to_dict()
   assert fields.pop('name') == 'ema'
-  start = fields['codebook_start'] != 'random'
+  start = fields['codebook_init'] != 'random'
   del fields['codebook_size'], fields['code_dim']
   assert _epoch_perplexity(start, **fields) > 0.7 * 32
 
@@ -597,7 +547,7 @@ def _start(quantizer, variables, rows, seed=0):
   _, updated = quantizer.apply(
     variables,
     rows,
-    method='start',
+    method='init_codebook',
     mutable=['codebook'],
     rngs={'codebook': jax.random.key(seed)},
   )
@@ -611,13 +561,13 @@ def test_start_puts_the_first_level_on_the_latents(quantizer):
   if 'params' in variables:  # What a gradient has moved counts too.
     moved = np.random.default_rng(1).normal(size=(_K, _D))
     variables |= {'params': {'moved': jnp.float32(moved)}}
-  assert len(rows) >= quantizer.start_rows > 0
+  assert len(rows) >= quantizer.num_init_rows > 0
   started = _start(quantizer, variables, rows)
   vectors = _vectors(quantizer, started)[:_K]
   if isinstance(quantizer, quantizers.L2NormQuantizer):
     rows = codebooks.normalize(rows)
   distances = np.square(rows[:, None] - vectors).sum(-1)  # [N, K]
-  if quantizer.codebook_start == 'latents':
+  if quantizer.codebook_init == 'latents':
     np.testing.assert_allclose(distances.min(0), 0, atol=1e-9)
     assert len(np.unique(distances.argmin(0))) == _K
   assert len(np.unique(distances.argmin(1))) == _K
@@ -626,26 +576,6 @@ def test_start_puts_the_first_level_on_the_latents(quantizer):
     jax.tree.leaves(_start(quantizer, variables, rows)),
   ):
     np.testing.assert_allclose(a, b, atol=1e-6)
-
-
-def test_k_means_against_numpy():
-  rows = _latents(16).reshape(-1, _D)
-  key = jax.random.key(3)
-  centres = np.float64(codebooks.distinct_rows(rows, key, _K))
-  for _ in range(10):
-    codes = _nearest(np.float64(rows), centres)
-    centres = np.stack(
-      [np.float64(rows)[codes == k].mean(0) for k in range(_K)]
-    )
-  actual = codebooks.k_means(rows, key, _K)
-  np.testing.assert_allclose(actual, centres, rtol=1e-4, atol=1e-5)
-
-
-def test_a_centre_without_rows_stays():
-  # Two rows are the same: one of their centres never has any.
-  rows = jnp.float32([[0.0, 0, 0], [0, 0, 0], [9, 9, 9], [5, 5, 5]])
-  centres = codebooks.k_means(rows, jax.random.key(0), 4)
-  np.testing.assert_array_equal(np.sort(centres[:, 0]), [0, 0, 5, 9])
 
 
 def test_residual_levels_start_on_what_is_left():
@@ -658,7 +588,7 @@ def test_residual_levels_start_on_what_is_left():
   np.testing.assert_allclose(distances.min(0), 0, atol=1e-9)
 
 
-@pytest.mark.parametrize('name', ['vq_restart_entropy', 'l2_norm'])
+@pytest.mark.parametrize('name', ['vq_restart', 'l2_norm'])
 def test_restarted_code_is_a_latent_whatever_moved_it(name):
   quantizer = QUANTIZERS[name]
   variables = _variables(quantizer, _latents())
@@ -732,94 +662,6 @@ def test_codebook_loss_and_commitment_loss_against_numpy(name):
   )
 
 
-def _entropies(z, codebook, temperature):
-  """Mean entropy of soft assignments, entropy of the mean one, in float64."""
-  distances = np.square(z.reshape(-1, 1, _D) - codebook).sum(-1)
-  p = np.exp(-distances / temperature)
-  p /= p.sum(1, keepdims=True)
-
-  def entropy(p):
-    return -(p * np.log(p)).sum(-1)
-
-  return entropy(p).mean(), entropy(p.mean(0))
-
-
-@pytest.mark.parametrize('block', [1, 24 * _K, 10**6])
-def test_entropies_against_numpy(block, monkeypatch):
-  monkeypatch.setattr(layers, '_BLOCK_BYTES', 4 * block)
-  z, e = _latents(), jnp.float32(np.random.default_rng(1).normal(size=(_K, _D)))
-  expected = _entropies(np.float64(z), np.float64(e), 2.0)
-
-  @jax.jit
-  def run(z, e):
-    def loss(z, e):
-      sure, spread = codebooks.assignment_entropies(z, e, 2.0)
-      return sure - spread, (sure, spread)
-
-    return jax.grad(loss, (0, 1), has_aux=True)(z, e)
-
-  gradients, actual = run(z, e)
-  np.testing.assert_allclose(actual, expected, rtol=1e-5)
-
-  # Its slope along any direction.
-  step = 1e-5
-  for argument in (0, 1):
-    inputs = [np.float64(z), np.float64(e)]
-    towards = np.random.default_rng(5).normal(size=inputs[argument].shape)
-    ends = []
-    for sign in (-1, 1):
-      moved = list(inputs)
-      moved[argument] = moved[argument] + sign * step * towards
-      sure, spread = _entropies(*moved, 2.0)
-      ends.append(sure - spread)
-    slope = np.sum(gradients[argument] * towards)
-    np.testing.assert_allclose(
-      slope, (ends[1] - ends[0]) / (2 * step), rtol=1e-3, atol=1e-6
-    )
-
-
-def test_entropies_of_the_extremes():
-  codebook = 10 * jnp.eye(_K, _D)[:3]
-  one = jnp.broadcast_to(codebook[0], (2, 2, 3, _D))
-  all_three = jnp.tile(codebook, (4, 1)).reshape(2, 2, 3, _D)
-  for latents, spread in ((one, 0), (all_three, np.log(3))):
-    entropies = jax.jit(codebooks.assignment_entropies)(latents, codebook, 1.0)
-    np.testing.assert_allclose(entropies, (0, spread), atol=1e-5)
-
-
-def test_entropy_loss_is_added_by_its_weight():
-  latents = _latents()
-  plain, weighted = (
-    quantizers.EmaQuantizer(_K, _D, entropy_weight=weight)
-    for weight in (0, 0.3)
-  )
-  variables = _variables(plain, latents)
-  sure, spread = _entropies(
-    np.float64(latents), _vectors(plain, variables), temperature=1.0
-  )
-  without, _ = _step(plain, variables, latents)
-  out, _ = _step(weighted, variables, latents)
-  np.testing.assert_allclose(
-    out.loss - without.loss, 0.3 * (sure - spread), rtol=1e-3
-  )
-  np.testing.assert_allclose(
-    out.metrics['latent_assignment_entropy'][0], sure, rtol=1e-4
-  )
-
-
-def test_entropies_hold_a_block_of_assignments():
-  size, k = 32, 4096
-  inputs = jnp.zeros((4, size, size, 8)), jnp.zeros((k, 8))
-
-  def loss(z, e):
-    sure, spread = codebooks.assignment_entropies(z, e, 1.0)
-    return sure - spread
-
-  compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*inputs).compile()
-  everything = 4 * size * size * k * 4  # bytes
-  assert compiled.memory_analysis().temp_size_in_bytes < everything / 8
-
-
 # Finite scalar quantization.
 
 
@@ -872,7 +714,7 @@ def test_fsq_uses_its_codes_from_the_start_on():
   variables = _variables(quantizer, latents)
   assert len(np.unique(_encode(quantizer, variables, latents))) == 1
   rows = latents.reshape(-1, _D)
-  assert len(rows) >= quantizer.start_rows
+  assert len(rows) >= quantizer.num_init_rows
   started = _start(quantizer, variables, rows)
   codes = _encode(quantizer, started, latents)
   assert len(np.unique(codes)) == 36
@@ -927,25 +769,21 @@ def test_metrics_against_numpy():
     (lambda: quantizers.EmaQuantizer(0, 3), 'codebook_size is 0; give 1'),
     (lambda: quantizers.VqQuantizer(4, 0), 'code_dim is 0'),
     (
-      lambda: quantizers.EmaQuantizer(4, 3, gradient='none'),
-      "gradient is 'none'; .*'straight_through', 'rotation'",
-    ),
-    (
-      lambda: quantizers.ResidualQuantizer(4, 3, codebook_start='kmeans'),
-      "codebook_start is 'kmeans'; .*'k_means'",
+      lambda: quantizers.ResidualQuantizer(4, 3, codebook_init='k_means'),
+      "codebook_init is 'k_means'; .*'latents', 'random'",
     ),
     (lambda: quantizers.VqQuantizer(4, 3, restart_after=-1), 'restart_after'),
     (
-      lambda: quantizers.L2NormQuantizer(4, 3, entropy_temperature=0),
-      'entropy_temperature is 0',
+      lambda: quantizers.L2NormQuantizer(4, 3, commitment_weight=-1),
+      'commitment_weight is -1; give 0',
     ),
     (
       lambda: quantizers.EmaQuantizer(4, 3, codebook_ema_decay=1.0),
       'codebook_ema_decay is 1.0',
     ),
     (lambda: quantizers.ResidualQuantizer(4, 3, num_levels=0), 'num_levels'),
-    (lambda: quantizers.FsqQuantizer((8, 2)), r'levels is \(8, 2\)'),
-    (lambda: quantizers.FsqQuantizer(()), r'levels is \(\)'),
+    (lambda: quantizers.FsqQuantizer((8, 2)), r'values_per_dim is \(8, 2\)'),
+    (lambda: quantizers.FsqQuantizer(()), r'values_per_dim is \(\)'),
   ],
 )
 def test_mistakes(make, message):

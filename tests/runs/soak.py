@@ -174,7 +174,7 @@ def _records(workdir, dataset):
   return [
     [{k: np.asarray(v).tobytes() for k, v in source[i].items()} for i in all_]
     for source in (
-      prepared.open_split(dataset, workdir / 'data', s) for s in _SPLITS
+      prepared.Dataset(dataset, workdir / 'data').split(s) for s in _SPLITS
     )
     for all_ in [range(len(source))]
   ]
@@ -182,7 +182,7 @@ def _records(workdir, dataset):
 
 def assert_same(workdir, expected):
   """Parameters, all else that is saved, metrics and codes, bit for bit."""
-  from dermvq_jax.runs import workdirs
+  from dermvq_jax.runs import run as run_lib
 
   for phase in PHASES:
     folder, other = workdir / phase, expected / phase
@@ -197,8 +197,8 @@ def assert_same(workdir, expected):
           assert a[name].dtype == b[name].dtype, name
           assert a[name].tobytes() == b[name].tobytes(), f'{phase} {name}'
     assert _rows(folder) == _rows(other), f'{phase}/metrics.jsonl'
-  dataset = workdirs.load_config(workdir / 'prior')[1]['dataset']
-  assert dataset == workdirs.load_config(expected / 'prior')[1]['dataset']
+  dataset = run_lib.Run(workdir).prior.facts['dataset']
+  assert dataset == run_lib.Run(expected).prior.facts['dataset']
   assert _records(workdir, dataset) == _records(expected, dataset)
   for path in workdir.rglob('*'):
     assert not path.match(_TMP) and 'incomplete' not in path.name, path

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from dermvq_jax import errors, main
-from dermvq_jax.runs import check, workdirs
+from dermvq_jax.runs import check
+from dermvq_jax.runs import run as run_lib
 
 IMAGES = 'data/synthetic_dermoscopy/smoke/1.0.0'
 
@@ -16,8 +17,8 @@ def lines(capsys):
 
 
 def test_a_whole_run(smoke_run, capsys):
-  assert check.run(smoke_run)
-  codes = workdirs.load_config(smoke_run / 'prior')[1]['dataset']
+  assert check.check(run_lib.Run(smoke_run))
+  codes = run_lib.Run(smoke_run).prior.facts['dataset']
   expected = ['all is whole']
   for phase in ('vqvae', 'prior', 'classifier'):
     expected += [
@@ -102,7 +103,7 @@ def test_codes_outside_the_codebook(run_copy, capsys):
   stored = json.loads(file.read_text())
   stored['facts']['codebook_size'] = 2
   file.write_text(json.dumps(stored))
-  assert not check.run(run_copy)
+  assert not check.check(run_lib.Run(run_copy))
   assert 'has codes outside the codebook' in capsys.readouterr().out
 
 
@@ -113,10 +114,10 @@ def test_it_changes_nothing(run_copy):
 
   spoil(largest(run_copy / 'vqvae/checkpoints/10/default'))
   before = files()
-  assert not check.run(run_copy)
+  assert not check.check(run_lib.Run(run_copy))
   assert files() == before
 
 
 def test_no_run(tmp_path):
   with pytest.raises(errors.UserError, match='holds no run'):
-    check.run(tmp_path)
+    check.check(run_lib.Run(tmp_path))

@@ -40,13 +40,13 @@ def test_command_can_be_typed_again(module, start, monkeypatch):
 def test_of_a_dataset(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['dermvq', 'prepare', '--dataset=first'])
   name = 'synthetic_dermoscopy/smoke'
-  assert prepared.load_provenance(name, tmp_path) == {}
+  assert prepared.Dataset(name, tmp_path).made_by == {}
   path = prepare.run(name, tmp_path).data_path
-  first = prepared.load_provenance(name, tmp_path)
+  first = prepared.Dataset(name, tmp_path).made_by
   assert first['command'].endswith('prepare --dataset=first')
   monkeypatch.setattr(sys, 'argv', ['dermvq', 'prepare', '--dataset=again'])
   prepare.run(name, tmp_path)  # it is there, and was not made by this
-  assert prepared.load_provenance(name, tmp_path) == first
+  assert prepared.Dataset(name, tmp_path).made_by == first
   for damaged in ('{', '3', '{"command": "dermvq"}'):
     (path / prepared.MADE_BY).write_text(damaged)
-    assert prepared.load_provenance(name, tmp_path) == {}
+    assert prepared.Dataset(name, tmp_path).made_by == {}

@@ -20,7 +20,8 @@ from etils import epath
 from dermvq_jax import config_files, errors, main
 from dermvq_jax.data import pipeline
 from dermvq_jax.generation import encode, generate
-from dermvq_jax.runs import checkpoints, logs, workdirs
+from dermvq_jax.runs import checkpoints, logs
+from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
 
 pytestmark = pytest.mark.skipif(
@@ -91,7 +92,7 @@ def _dermvq(*argv):
 
 
 def _train(phase, *overrides):
-  loop.run(config_files.load(f'{phase}:smoke', overrides), RUN)
+  loop.train(config_files.load(f'{phase}:smoke', overrides), run_lib.Run(RUN))
 
 
 @contextlib.contextmanager
@@ -132,7 +133,7 @@ def run(bucket, smoke_run, tmp_path_factory):
 @pytest.fixture(scope='module')
 def whole_run(run):
   """The same with the second phase."""
-  encode.run(run)
+  encode.encode(run_lib.Run(run))
   _train('prior')
   return run
 
@@ -168,9 +169,9 @@ def test_it_is_the_run_of_a_local_folder(run, smoke_run):
 @pytest.mark.slow
 def test_the_second_phase_as_well(whole_run, smoke_run):
   _assert_same_phase(whole_run / 'prior', smoke_run / 'prior')
-  _, facts = workdirs.load_config(whole_run / 'prior')
+  facts = run_lib.Run(whole_run).prior.facts
   # The digest of the VQ-VAE is among them.
-  assert facts == workdirs.load_config(smoke_run / 'prior')[1]
+  assert facts == run_lib.Run(smoke_run).prior.facts
 
 
 def test_all_of_it_is_in_the_bucket(run, tmp_path):

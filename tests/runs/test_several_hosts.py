@@ -11,6 +11,7 @@ import pytest
 
 from dermvq_jax import config_files, errors
 from dermvq_jax.runs import hosts, logs
+from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
 
 _TWO_DEVICES = '--xla_force_host_platform_device_count=2'
@@ -94,7 +95,7 @@ def test_two_hosts_train_as_one(kind, smoke_run, tmp_path):
         *_FIELDS,
       ],
     )
-    loop.run(config, tmp_path / name)
+    loop.train(config, run_lib.Run(tmp_path / name))
 
   two = _start_two(tmp_path / 'two', smoke_run, 2, f'--config.parallel={kind}')
   first, second = _finish(two)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dermvq_jax import config_files, errors
-from dermvq_jax.models import losses
+from dermvq_jax.models import build, losses
 from dermvq_jax.training import metrics, tasks
 
 _FACTS = {
@@ -37,7 +37,7 @@ def test_loss_is_as_chosen_and_metrics_are_the_likelihood(loss, smoothing):
     lambda key: task.init(key, iter([batch])), jax.random.key(0)
   )
   params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), shapes)
-  model = tasks.prior_model(config, _FACTS)
+  model = build.prior(config, _FACTS)
 
   @jax.jit
   def run(params, batch):
@@ -84,7 +84,7 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
   task = tasks.make(
     config, {'dataset': 'x/16', 'image_size': 16, 'train_variance': variance}
   )
-  model = tasks.vqvae_model(config)
+  model = build.vqvae(config)
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.float32(images))
@@ -97,7 +97,7 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
   @jax.jit
   def run(params, state, batch):
     output = model.apply(
-      {'params': params, **state}, tasks.to_unit(batch['image'])
+      {'params': params, **state}, build.to_unit(batch['image'])
     )
     return output, *(
       task.loss_fn(params, state, batch, jax.random.key(1), train=train)
@@ -157,8 +157,8 @@ def test_classifier_is_told_the_class_shares():
   told = state['class_balance']['log_shares']
   np.testing.assert_allclose(told, np.log(shares), rtol=1e-6)
 
-  model = tasks.classifier_model(config, facts)
-  logits = model.apply({'params': params}, tasks.to_unit(batch['image']))
+  model = build.classifier(config, facts)
+  logits = model.apply({'params': params}, build.to_unit(batch['image']))
   loss, (parts, observed) = task.loss_fn(
     params, state, batch, jax.random.key(1), train=True
   )

@@ -1,4 +1,4 @@
-"""The files of a downloaded archive: found zipped or not, tables read."""
+"""Finds the files of a downloaded archive, zipped or not, and reads tables."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dermvq_jax import errors
 
-# Both have `name`, `stem`, `suffix` and `open('rb')`.
+# Both kinds of path have `name`, `stem`, `suffix` and `open('rb')`.
 File = pathlib.Path | zipfile.Path
 Row = dict[str, str]
 
@@ -19,10 +19,9 @@ JPEG_SUFFIXES = ('.jpg', '.jpeg')
 # A folder holds files, folders of files, or (where unpacking added a level)
 # folders of folders of files.
 _MAX_DEPTH = 2
-# The largest published table has 2 MB; what is far larger would fill the
-# memory.
+# The largest published table has 2 MB; a far larger one would fill the memory.
 MAX_TABLE_BYTES = 100_000_000
-# The published images have a few MB at most; no more is ever unpacked.
+# The published images have a few MB at most; larger files are not unpacked.
 _MAX_MEMBER_BYTES = 100_000_000
 _ID = re.compile('[A-Za-z0-9_-]+')
 _NUM_NAMED = 3
@@ -31,15 +30,16 @@ _NUM_NAMED = 3
 def list_files(
   folder: pathlib.Path, suffixes: Sequence[str], ignored: Sequence[str] = ()
 ) -> Iterator[File]:
-  """Yields the files in a folder and its zips that end on one of `suffixes`.
+  """Yields the files in a folder and its zips that have one of `suffixes`.
 
   Args:
-    folder: searched two folders down.
-    suffixes: in lower case.
-    ignored: what names of other things start with, in lower case.
+    folder: is searched two levels down.
+    suffixes: the suffixes, in lower case.
+    ignored: files and folders are left out if their name starts with one of
+      these, in lower case.
 
   Yields:
-    In alphabetical order, unpacked ones before those in zips.
+    Files in alphabetical order, unpacked ones before those in zips.
 
   Raises:
     UserError: a zip is damaged or has unsafe member names.
@@ -54,7 +54,7 @@ def list_files(
 
 
 def by_stem(files: Iterable[File]) -> dict[str, File]:
-  """Returns name without suffix -> file; of several the first counts."""
+  """Returns name without suffix -> file; the first of several is used."""
   found: dict[str, File] = {}
   for file in files:
     found.setdefault(file.stem, file)
@@ -64,12 +64,12 @@ def by_stem(files: Iterable[File]) -> dict[str, File]:
 def find_part(
   folder: pathlib.Path, name: str, suffixes: Sequence[str], source: str
 ) -> dict[str, File]:
-  """Returns name without suffix -> file, in a part of an archive.
+  """Returns name without suffix -> file, for one part of an archive.
 
   Args:
-    folder: of the archive.
-    name: of the part: the folder `name`, or else `name`.zip.
-    suffixes: of the files.
+    folder: the archive.
+    name: the part is the folder `name` or, if there is none, `name`.zip.
+    suffixes: the suffixes of the files, in lower case.
     source: where to download the part.
 
   Raises:
@@ -88,10 +88,10 @@ def find_part(
 
 
 def find_table(folder: pathlib.Path, name: str, source: str) -> File:
-  """Returns `name`.csv: in the folder, or in the part `name`.
+  """Returns the file `name`.csv, from the folder or from its part `name`.
 
   Raises:
-    UserError: there is none, or the zip is damaged or unsafe.
+    UserError: there is no such file, or the zip is damaged or unsafe.
   """
   path = folder / f'{name}.csv'
   if path.is_file():
@@ -109,7 +109,7 @@ def find_table(folder: pathlib.Path, name: str, source: str) -> File:
 def _walk(
   folder: pathlib.Path, depth: int, ignored: Sequence[str]
 ) -> Iterator[pathlib.Path]:
-  """Yields the files at most `depth` folders down, in a fixed order."""
+  """Yields the files at most `depth` levels down, in a fixed order."""
   with os.scandir(folder) as found:
     entries = sorted(found, key=lambda entry: entry.name)
   for entry in entries:
@@ -122,7 +122,7 @@ def _walk(
 
 
 def _is_other(name: str, ignored: Sequence[str]) -> bool:
-  """Whether a name is hidden, macOS' bookkeeping, or to be ignored."""
+  """Returns whether a name is hidden, from macOS' bookkeeping, or ignored."""
   return name.startswith(('.', '__MACOSX')) or name.lower().startswith(
     tuple(ignored)
   )
@@ -135,16 +135,16 @@ def _zip_members(
     archive = zipfile.ZipFile(path)
   except (zipfile.BadZipFile, NotImplementedError) as e:
     raise errors.UserError(
-      f'{path} is not a whole zip file ({e}); download it again'
+      f'{path} is not an intact zip file ({e}); download it again'
     ) from None
   for info in archive.infolist():
     name = info.filename
-    # Windows' rules know drives and both slashes, so they refuse the most.
+    # Windows' rules are the strictest: they know drives and both slashes.
     member = pathlib.PureWindowsPath(name)
     if member.drive or member.root or '..' in member.parts:
       raise errors.UserError(
-        f'{path} has the member {name!r}, which leaves the folder; this is not '
-        'the published archive, download it again'
+        f'{path} has the member {name!r}, which would be unpacked outside of '
+        'the folder; this is not the published archive, download it again'
       )
     if member.suffix.lower() in suffixes and not any(
       _is_other(part, ignored) for part in member.parts
@@ -167,18 +167,19 @@ def read_table(
   optional: Sequence[str] = (),
   advice: str = 'use the published file',
 ) -> dict[str, Row]:
-  """Returns image -> the columns of its row, stripped of white space.
+  """Returns image -> the columns of its row, without surrounding spaces.
 
   Args:
     file: comma or tab separated text with a header, quoted or not.
-    key: the column that names the image.
-    columns: that it must have; others are left out.
-    check: of where a row is and the row; raises UserError for a bad one.
-    optional: columns that are blank where it does not have them.
-    advice: what to do if it lacks `columns`.
+    key: the column with the name of the image.
+    columns: the columns that the table must have; others are left out.
+    check: is called with the place of a row, as text, and the row; raises
+      UserError if the row is bad.
+    optional: columns that the table may have; they are blank otherwise.
+    advice: what to do if the table lacks `columns`.
 
   Raises:
-    UserError: not such a file, or a row that can't be used.
+    UserError: it is not such a file, or a row can't be used.
   """
   text = _read_text(file)
   header = text.partition('\n')[0]
@@ -197,7 +198,7 @@ def read_table(
       check(where, row)
       if row[key] in rows:
         raise errors.UserError(
-          f'{where}: {key} {row[key]} is there twice; keep one row an image'
+          f'{where}: {key} {row[key]} is there twice; keep one row per image'
         )
       rows[row[key]] = row
   except csv.Error as e:
@@ -235,38 +236,8 @@ def check_id(where: str, column: str, value: str) -> None:
   if not _ID.fullmatch(value):
     raise errors.UserError(
       f'{where}: {column} {value!r} is not made of letters, digits, _ and - '
-      'only; mend the row'
+      'only; fix the row'
     )
-
-
-def read_one_hot(file: File, columns: Sequence[str]) -> dict[str, str]:
-  """Returns image -> its class, of a table of the ISIC challenges.
-
-  Args:
-    file: a table with the column image, and 1.0 in that of the image's class.
-    columns: of the classes.
-
-  Raises:
-    UserError: not such a file, or an image without exactly one class.
-  """
-  labels = {}
-
-  def check(where: str, row: Row) -> None:
-    check_id(where, 'image', row['image'])
-    values = [row[c] for c in columns]
-    try:
-      numbers = [float(value) for value in values]
-    except ValueError:
-      numbers = []
-    if sorted(numbers) != [0] * (len(columns) - 1) + [1]:
-      raise errors.UserError(
-        f'{where}: {row["image"]} has {", ".join(values)} for '
-        f'{", ".join(columns)}; it must have one 1 and else 0, mend the row'
-      )
-    labels[row['image']] = columns[numbers.index(1)]
-
-  read_table(file, 'image', ('image', *columns), check)
-  return labels
 
 
 def check_complete(
@@ -276,18 +247,18 @@ def check_complete(
   images_name: str,
   table_name: str,
 ) -> None:
-  """Raises UserError unless every row has its image and the reverse.
+  """Raises UserError unless every row has an image and every image a row.
 
   Args:
     where: the folder.
     rows: names of the images in the table.
-    images: that were found.
-    images_name: what to download for them, and where.
-    table_name: of the table.
+    images: the images that were found, by name.
+    images_name: what to download to get the images, and where.
+    table_name: the name of the table.
   """
   if not images:
     raise errors.UserError(
-      f'{where} has metadata but no {JPEG_SUFFIXES[0]} images; download '
+      f'{where} has a table but no {JPEG_SUFFIXES[0]} images; download '
       f'{images_name} into it'
     )
   without_image = sorted(set(rows) - set(images))
@@ -312,11 +283,11 @@ def check_complete(
 
 
 def count(items: Sequence[str], noun: str) -> str:
-  """'1 image', '2 images'."""
+  """Returns '1 image' or '2 images'."""
   return f'{len(items)} {noun}{"" if len(items) == 1 else "s"}'
 
 
 def name_some(names: Sequence[str]) -> str:
-  """The first few of many names."""
+  """Returns the first few names, and '...' if there are more."""
   more = ', ...' if len(names) > _NUM_NAMED else ''
   return ', '.join(names[:_NUM_NAMED]) + more

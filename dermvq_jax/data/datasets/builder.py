@@ -1,11 +1,11 @@
-"""What all image datasets share: features, splits, preparation, reading."""
+"""What all datasets of images share: the base class and how to make one."""
 
 import abc
 import dataclasses
 import importlib
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,57 +42,110 @@ SIZES = [
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One image before it is read.
+  """One image before its pixels are read.
 
   Attributes:
     id: unique name of the image.
     label: class name.
     group: lesion or patient; a group is never divided between splits.
-    source: what the dataset's `read_image` needs to find the pixels: the file
-      unless the dataset has its own.
-    extra: values of the dataset's `extra_features`.
-    split: 'train', 'val' or 'test' where it is given, for example published;
-      None: it is assigned here.
+    source: what `read_image` needs to find the pixels: the file, unless the
+      dataset has its own `read_image`.
+    conditions: for each name in the dataset's `conditions` the name of the
+      value; a name that is missing or '' means that the value is not known.
+    extra_fields: values of the dataset's `extra_fields`.
+    split: 'train', 'val' or 'test' if the split is given, for example a
+      published one; None if the base class shall assign it.
   """
 
   id: str
   label: str
   group: str
   source: Any
-  extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+  conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  extra_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   split: str | None = None
 
 
 class LocalInfo(tfds.core.DatasetInfo):
-  """Description of a dataset that TFDS does not publish."""
+  """The description of a dataset that TFDS does not publish."""
 
   def initialize_from_bucket(self) -> None:
-    """Does not look for it; that would leave a folder in /tmp each time."""
+    """Does not search online; TFDS would leave a folder in /tmp each time."""
+
+
+def shared_features(
+  class_names: Sequence[str] | None, conditions: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+  """The TFDS features that images and their codes have in common.
+
+  Args:
+    class_names: names of the labels; None if they are set later.
+    conditions: names of the values of each further condition, by its name. A
+      value is stored as its number; the number of values is the null value,
+      which means that the value is not known.
+  """
+  # As keyword arguments: a condition with the name of another field is an
+  # error.
+  return dict(
+    label=tfds.features.ClassLabel(names=class_names),
+    id=tfds.features.Text(),
+    group=tfds.features.Text(),
+    **{name: tfds.features.Scalar(np.int32) for name in conditions},
+  )
 
 
 class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Base of the datasets with `image`, `label`, `id` and `group`.
+  """Base class of all datasets of images.
 
-  A dataset is a module of `dermvq_jax.data` whose class `Builder` derives from
-  this one, with `name` (the module's), `VERSION`, `BUILDER_CONFIGS` and the
-  method below. Splits and statistics are made here.
+  To add a dataset, write one module in this folder. Its name is the name of the
+  dataset. It has a class `Builder` that derives from this one and has
+
+  - a docstring: what the images are, whom to cite, the licence, and what
+    `group` is. It becomes the description of the dataset;
+  - `name`: the name of the module;
+  - `VERSION`: to be raised when the prepared images or splits change;
+  - `BUILDER_CONFIGS`: usually `SIZES`;
+  - `MANUAL_DOWNLOAD_INSTRUCTIONS`: which files the user has to download. The
+    first paragraph is shown as an error message if they are missing. Leave it
+    out if the dataset needs no files;
+  - `read_records`: lists the images. It must check the files and raise
+    `errors.UserError` if something is wrong; `archives` helps to find files and
+    to read tables.
+
+  Set `class_names`, `conditions` or `extra_fields`, and write your own
+  `read_image`, only if the defaults below do not fit. This class reads and
+  resizes the images, assigns the splits and computes the statistics. A row in
+  `tests/data/datasets/test_datasets.py` then tests all this on a made-up
+  archive.
 
   Attributes:
-    class_names: of the labels; None: those of the records, in alphabetical
-      order.
-    extra_features: that examples have beside the four.
+    class_names: names of the labels; None means those of the records, in
+      alphabetical order.
+    conditions: what models can be conditioned on beside the label: for each
+      condition the names of its values.
+    extra_fields: TFDS features of further fields that are stored but that no
+      model reads.
   """
 
   class_names: Sequence[str] | None = CLASS_NAMES
-  extra_features: dict[str, Any] = {}
+  conditions: Mapping[str, Sequence[str]] = {}
+  extra_fields: Mapping[str, Any] = {}
   _progress: tqdm.tqdm | None = None
 
   @abc.abstractmethod
-  def read_records(self, manual_dir: epath.Path | None) -> list[Record]:
-    """Returns all records; checks the source and raises UserError."""
+  def read_records(self, folder: pathlib.Path | None) -> list[Record]:
+    """Returns all images of the dataset, in a fixed order.
+
+    Args:
+      folder: what the user gave as --manual_dir, which exists and is not empty;
+        None for a dataset that needs no files.
+
+    Raises:
+      UserError: files are missing or malformed.
+    """
 
   def read_image(self, record: Record) -> np.ndarray:
-    """Returns the central square, uint8 `[size, size, 3]`.
+    """Returns the central square of an image, uint8 `[size, size, 3]`.
 
     Raises:
       UserError: the file is not a readable image, or it is far too large.
@@ -109,19 +162,23 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           'image': tfds.features.Image(
             shape=(size, size, 3), encoding_format='png'
           ),
-          'label': tfds.features.ClassLabel(names=self.class_names),
-          'id': tfds.features.Text(),
-          'group': tfds.features.Text(),
-          **self.extra_features,
+          **shared_features(self.class_names, self.conditions),
+          **self.extra_fields,
         }
       ),
-      # Filled while the training split is written.
-      metadata=tfds.core.MetadataDict(),
+      # `train_variance` is added while the training split is written.
+      metadata=tfds.core.MetadataDict(
+        conditions={k: list(names) for k, names in self.conditions.items()}
+      ),
     )
 
   def _split_generators(self, dl_manager):
-    manual_dir = dl_manager.manual_dir if self.needs_manual_dir() else None
-    records = self.read_records(manual_dir)
+    folder = None
+    if self.MANUAL_DOWNLOAD_INSTRUCTIONS is not None:
+      folder = pathlib.Path(dl_manager.manual_dir)
+    records = self.read_records(folder)
+    for record in records:
+      self._condition_values(record)  # Raises before anything is written.
     if self.class_names is None:
       self.info.features['label'].names = sorted({r.label for r in records})
     free = [record for record in records if record.split is None]
@@ -132,9 +189,9 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     empty = set(splits.SPLITS) - set(assigned)
     if empty:
       raise errors.UserError(
-        f'{len({r.group for r in records})} lesions or patients are too few, '
-        f'the splits {", ".join(sorted(empty))} would be empty; bring at least '
-        '10 of a class'
+        f'{len({r.group for r in records})} lesions or patients are too few: '
+        f'the splits {", ".join(sorted(empty))} would be empty; add images '
+        'until a class has at least 10 lesions or patients'
       )
     self._progress = progress.bar(
       desc=self.name, total=len(records), unit='image'
@@ -166,32 +223,52 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           'label': record.label,
           'id': record.id,
           'group': record.group,
-          **record.extra,
+          **self._condition_values(record),
+          **record.extra_fields,
         },
       )
     if self._progress.n == self._progress.total:
       self._progress.close()
     if split == 'train' and count:
       mean = total / count
-      # Of all values in [0, 1]; the denominator of NMSE.
+      # The variance of all values in [0, 1] is the denominator of NMSE.
       self.info.metadata['train_variance'] = total_squares / count - mean**2
 
-  @classmethod
-  def needs_manual_dir(cls) -> bool:
-    """Whether the user has to bring the source."""
-    return cls.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
+  def _condition_values(self, record: Record) -> dict[str, int]:
+    """Returns the number of each condition's value, or its null value.
+
+    Raises:
+      UserError: the dataset has no such condition or no such value.
+    """
+    unknown = sorted(record.conditions.keys() - self.conditions.keys())
+    if unknown:
+      raise errors.UserError(
+        f'the image {record.id} has the condition {unknown[0]!r}, which the '
+        f'dataset {self.name} does not declare; add it to the conditions of '
+        'its Builder'
+      )
+    values = {}
+    for condition, names in self.conditions.items():
+      name = record.conditions.get(condition, '')
+      if name and name not in names:
+        raise errors.UserError(
+          f'the image {record.id} has {condition} {name!r}; it must be one of '
+          f'{", ".join(names)}, or blank if it is not known'
+        )
+      values[condition] = list(names).index(name) if name else len(names)
+    return values
 
 
 def make(dataset: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
-  """Returns the builder of `dataset`, prepared or not.
+  """Returns the builder of `dataset`, whether it is prepared or not.
 
   Args:
     dataset: 'name/config', for example 'ham10000/64': the class `Builder` of
-      the module `dermvq_jax.data.<name>` with that config.
+      the module `dermvq_jax.data.datasets.<name>` with that config.
     data_dir: where prepared datasets are.
 
   Raises:
-    UserError: no such dataset or config.
+    UserError: there is no such dataset or config.
   """
   name, _, config = dataset.partition('/')
   if not re.fullmatch('[a-z0-9_]+', name):
@@ -205,8 +282,6 @@ def make(dataset: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
     raise errors.UserError(
       f'there is no dataset {name!r}; dermvq prepare --help lists them'
     ) from None
-  if not issubclass(cls, ImageBuilder):
-    raise errors.UserError(f'the dataset {name!r} is not prepared from images')
   known = list(cls.builder_configs)
   if config not in known:
     raise errors.UserError(
@@ -214,33 +289,3 @@ def make(dataset: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
       + ', '.join(f'{name}/{c}' for c in known)
     )
   return cls(config=config, data_dir=epath.Path(data_dir).expanduser())
-
-
-def check_manual_dir(
-  cls: type[tfds.core.DatasetBuilder], manual_dir: epath.PathLike | None
-) -> pathlib.Path:
-  """Returns the folder of a dataset's source.
-
-  Raises:
-    UserError: it was not given, does not exist, or is empty.
-  """
-  if manual_dir is None:
-    # The first paragraph is what to do, the others are details.
-    paragraph = cls.MANUAL_DOWNLOAD_INSTRUCTIONS.strip().split('\n\n')[0]
-    raise errors.UserError(
-      f'{cls.name} needs files that you bring: '
-      f'{errors.one_line(paragraph).rstrip(".")}; then give that folder as '
-      '--manual_dir=FOLDER (README.md tells more)'
-    )
-  folder = pathlib.Path(manual_dir).expanduser()
-  if not folder.is_dir():
-    raise errors.UserError(
-      f'there is no folder {folder}; give the one that holds {cls.name} as '
-      '--manual_dir=FOLDER'
-    )
-  if not any(folder.iterdir()):
-    raise errors.UserError(
-      f'the folder {folder} is empty; put the files of {cls.name} there or '
-      'give another --manual_dir=FOLDER'
-    )
-  return folder

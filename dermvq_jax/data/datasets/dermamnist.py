@@ -9,16 +9,15 @@ import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 
 from dermvq_jax import errors
 from dermvq_jax.data import splits
 from dermvq_jax.data.datasets import builder
 
 _SOURCE = 'https://doi.org/10.5281/zenodo.10519652'
-# The largest published array, 7,007 images of 224 px, has half of it.
+# Twice as much as the largest published array: 7,007 images of 224 px.
 MAX_ARRAY_BYTES = 2 * 1024**3
-# What numpy and zipfile raise for files that are damaged or of another kind.
+# NumPy and zipfile raise these for files that are damaged or of another kind.
 _DAMAGES = (
   EOFError,
   KeyError,
@@ -42,11 +41,11 @@ class Builder(builder.ImageBuilder):
   biomedical image classification, Sci Data 10:41, 2023; the images of HAM10000
   (Tschandl et al. 2018), licence CC BY-NC 4.0. They are stored at their size.
 
-  The published splits are kept, for numbers that can be compared. They were
-  made image by image: about a third of the test images show a lesion that is
-  in training too, which flatters (Abhishek et al., Sci Data 12:196, 2025);
-  `ham10000` has the same images without that. Lesions are not told: each image
-  is its own `group`.
+  The published splits are kept, so that results can be compared. They ignore
+  lesions: about a third of the test images show a lesion that is in training
+  too, so results look too good (Abhishek et al., Sci Data 12:196, 2025);
+  `ham10000` has the same images without this leak. The lesions are not
+  published: each image is its own `group`.
   """
 
   name = 'dermamnist'
@@ -59,25 +58,17 @@ class Builder(builder.ImageBuilder):
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Download dermamnist.npz (28 pixels), dermamnist_64.npz, dermamnist_128.npz or
-  dermamnist_224.npz, as the dataset's size is, from
+  dermamnist_224.npz, depending on the dataset's size, from
   https://doi.org/10.5281/zenodo.10519652 (licence CC BY-NC 4.0, not for
   commercial use), into a folder.
   """
 
-  # The images of one split, the one that was read last, and its name.
+  # The images of the split that was read last, and its name.
   _images: np.ndarray | None = None
   _split = ''
 
-  def read_records(self, manual_dir: epath.Path | None) -> list[builder.Record]:
-    """Returns one record an image, in the order of the file.
-
-    Args:
-      manual_dir: folder of the file, see MANUAL_DOWNLOAD_INSTRUCTIONS.
-
-    Raises:
-      UserError: the file is missing, damaged or another.
-    """
-    folder = builder.check_manual_dir(type(self), manual_dir)
+  def read_records(self, folder: pathlib.Path | None) -> list[builder.Record]:
+    """Returns one record for each image, in the order of the file."""
     size = self.builder_config.size
     name = 'dermamnist' + (f'_{size}' if size != 28 else '') + '.npz'
     path = folder / name
@@ -118,26 +109,26 @@ class Builder(builder.ImageBuilder):
 def _read_labels(
   path: pathlib.Path, split: str, size: int, num_classes: int
 ) -> list[int]:
-  """Returns the classes of a split, after checks of its images too."""
+  """Returns the classes of a split; checks the form of its images too."""
   shape, dtype = _read_header(path, f'{split}_images')
   if shape[1:] != (size, size, 3) or dtype != np.uint8 or not shape[0]:
     raise errors.UserError(
-      f'{path}: {split}_images are {dtype} {list(shape)} and not uint8 '
+      f'{path}: {split}_images are {dtype} {list(shape)}, not uint8 '
       f'[images, {size}, {size}, 3]; download it again from {_SOURCE}'
     )
   num_images = shape[0]
   shape, dtype = _read_header(path, f'{split}_labels')
   if shape not in ((num_images,), (num_images, 1)) or dtype.kind not in 'iu':
     raise errors.UserError(
-      f'{path}: {split}_labels are {dtype} {list(shape)} and not a number for '
-      f'each of {num_images} images; download it again from {_SOURCE}'
+      f'{path}: {split}_labels are {dtype} {list(shape)}, not one whole number '
+      f'for each of {num_images} images; download it again from {_SOURCE}'
     )
   labels = _read_array(path, f'{split}_labels').ravel().tolist()
   unknown = sorted(set(labels) - set(range(num_classes)))
   if unknown:
     raise errors.UserError(
-      f'{path}: {split}_labels has {unknown[0]}; the classes are 0 to '
-      f'{num_classes - 1}, download it again from {_SOURCE}'
+      f'{path}: {split}_labels has {unknown[0]}, but the classes are 0 to '
+      f'{num_classes - 1}; download it again from {_SOURCE}'
     )
   return labels
 
@@ -152,7 +143,7 @@ def _read_header(
       shape, _, dtype = _HEADER_READERS[version](file)
   except _DAMAGES as e:
     raise _unreadable(path, name, e) from None
-  # Before anything of it is in memory.
+  # Only the header has been read so far.
   if np.prod([dtype.itemsize, *shape], dtype=object) > MAX_ARRAY_BYTES:
     raise errors.UserError(
       f'{path}: {name} would take more than {MAX_ARRAY_BYTES:,} bytes; this is '
@@ -172,7 +163,7 @@ def _read_array(path: pathlib.Path, name: str) -> np.ndarray:
 def _unreadable(
   path: pathlib.Path, name: str, error: Exception
 ) -> errors.UserError:
-  reason = ' '.join(str(error).split())
   return errors.UserError(
-    f'{path}: {name} is unreadable ({reason}); download it again from {_SOURCE}'
+    f'{path}: {name} is unreadable ({errors.one_line(error)}); download it '
+    f'again from {_SOURCE}'
   )

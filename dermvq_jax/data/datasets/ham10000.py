@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 
 from dermvq_jax import errors
-from dermvq_jax.data import splits
-from dermvq_jax.data.datasets import archives, builder
+from dermvq_jax.data.datasets import archives, builder, isic
 
 _COLUMNS = (
   'lesion_id',
@@ -26,32 +24,9 @@ _COLUMNS = (
 _METADATA_NAME = 'HAM10000_metadata'
 _METADATA_SUFFIXES = ('.csv', '.tab', '.tsv', '')
 _SOURCE = 'https://doi.org/10.7910/DVN/DBW86T'
-# Dataverse offers the ISIC 2018 test images beside HAM10000; not part of it.
+# Dataverse offers the test images of ISIC 2018 too; they are another dataset.
 _OTHER_ARCHIVES = ('isic2018',)
 _UNKNOWN_AGES = ('', 'nan', 'na', 'unknown')
-
-# Pairs of images that show the same lesion under two lesion ids: Abhishek et
-# al., Sci Data 12:196, 2025, newly_discovered_duplicates.csv.
-DUPLICATE_IMAGES = (
-  ('ISIC_0033481', 'ISIC_0033421'),
-  ('ISIC_0033556', 'ISIC_0032634'),
-  ('ISIC_0029152', 'ISIC_0033173'),
-  ('ISIC_0029036', 'ISIC_0027027'),
-  ('ISIC_0027820', 'ISIC_0028209'),
-  ('ISIC_0027689', 'ISIC_0032647'),
-  ('ISIC_0030906', 'ISIC_0024879'),
-  ('ISIC_0033391', 'ISIC_0034186'),
-  ('ISIC_0025226', 'ISIC_0030074'),
-  ('ISIC_0026087', 'ISIC_0025664'),
-  ('ISIC_0024736', 'ISIC_0029748'),
-  ('ISIC_0024770', 'ISIC_0027811'),
-  ('ISIC_0027162', 'ISIC_0029061'),
-  ('ISIC_0024602', 'ISIC_0032283'),
-  ('ISIC_0029625', 'ISIC_0024629'),
-  ('ISIC_0030000', 'ISIC_0031392'),
-  ('ISIC_0024437', 'ISIC_0031299'),
-  ('ISIC_0033374', 'ISIC_0033417'),
-)
 
 
 class Builder(builder.ImageBuilder):
@@ -59,8 +34,9 @@ class Builder(builder.ImageBuilder):
 
   Tschandl, Rosendahl, Kittler: The HAM10000 dataset, a large collection of
   multi-source dermatoscopic images of common pigmented skin lesions, Sci Data
-  5:180161, 2018; licence CC BY-NC 4.0. Images are cut to the central square
-  and resized. `group` is the lesion, with known duplicates joined.
+  5:180161, 2018; licence CC BY-NC 4.0. Images are cropped to the central
+  square and resized. `group` is the lesion; lesions that are known to be the
+  same are joined.
   """
 
   name = 'ham10000'
@@ -82,28 +58,20 @@ class Builder(builder.ImageBuilder):
     FOLDER/HAM10000_images_part_2.zip     (or HAM10000_images_part_2/*.jpg)
 
   Kaggle's copy (kmader/skin-cancer-mnist-ham10000) has the same folders; its
-  repeated images and its hmnist_*.csv are ignored. A part of the images will
-  do if the metadata lists exactly those.
+  repeated images and its hmnist_*.csv are ignored. A part of the images is
+  enough if the metadata lists exactly those.
   """
 
-  extra_features = {
-    # Years; NaN where it is not known.
+  extra_fields = {
+    # In years; NaN if it is not known.
     'age': tfds.features.Scalar(np.float32),
     'sex': tfds.features.Text(),
     'localization': tfds.features.Text(),
     'dx_type': tfds.features.Text(),
   }
 
-  def read_records(self, manual_dir: epath.Path | None) -> list[builder.Record]:
-    """Returns one record an image, in the order of image ids.
-
-    Args:
-      manual_dir: folder of the archive, see MANUAL_DOWNLOAD_INSTRUCTIONS.
-
-    Raises:
-      UserError: the archive is missing, partial or malformed.
-    """
-    folder = builder.check_manual_dir(type(self), manual_dir)
+  def read_records(self, folder: pathlib.Path | None) -> list[builder.Record]:
+    """Returns one record for each image, in the order of the ids."""
     rows = read_metadata(_find_metadata(folder), self.class_names)
     files = find_images(folder)
     archives.check_complete(
@@ -113,7 +81,7 @@ class Builder(builder.ImageBuilder):
       f'HAM10000_images_part_1.zip and _part_2.zip from {_SOURCE}',
       _METADATA_NAME,
     )
-    groups = group_lesions(
+    groups = isic.group_lesions(
       {image_id: row['lesion_id'] for image_id, row in rows.items()}
     )
     return [
@@ -122,7 +90,7 @@ class Builder(builder.ImageBuilder):
         label=row['dx'],
         group=groups[image_id],
         source=files[image_id],
-        extra={
+        extra_fields={
           'age': _parse_age(row['age']),
           'sex': row['sex'],
           'localization': row['localization'],
@@ -133,32 +101,17 @@ class Builder(builder.ImageBuilder):
     ]
 
 
-def group_lesions(lesions: Mapping[str, str]) -> dict[str, str]:
-  """Returns the group of each image: its lesion, duplicates joined.
-
-  Args:
-    lesions: image id -> lesion id.
-  """
-  pairs = [
-    (lesions[a], lesions[b])
-    for a, b in DUPLICATE_IMAGES
-    if a in lesions and b in lesions
-  ]
-  joined = splits.join_groups(list(lesions.values()), pairs)
-  return {image_id: joined[lesion] for image_id, lesion in lesions.items()}
-
-
 def read_metadata(
   path: pathlib.Path, class_names: Sequence[str] = builder.CLASS_NAMES
 ) -> dict[str, dict[str, str]]:
-  """Returns image id -> the columns of its row, stripped of white space.
+  """Returns image id -> the columns of its row, without surrounding spaces.
 
   Args:
     path: comma or tab separated text with a header, quoted or not.
     class_names: the diagnoses that `dx` may have.
 
   Raises:
-    UserError: not such a file, or a row that can't be used.
+    UserError: it is not such a file, or a row can't be used.
   """
   return archives.read_table(
     path,
@@ -175,7 +128,7 @@ def _check_row(
   archives.check_id(where, 'image_id', row['image_id'])
   if not row['lesion_id']:
     raise errors.UserError(
-      f'{where}: lesion_id is blank; splits need it, mend the row'
+      f'{where}: lesion_id is blank; the splits need it, so fix the row'
     )
   if row['dx'] not in class_names:
     raise errors.UserError(
@@ -186,7 +139,7 @@ def _check_row(
     _parse_age(row['age'])
   except ValueError:
     raise errors.UserError(
-      f'{where}: age {row["age"]!r} is not a number; mend it or leave it blank'
+      f'{where}: age {row["age"]!r} is not a number; fix it or leave it blank'
     ) from None
 
 
@@ -213,8 +166,9 @@ def _find_metadata(folder: pathlib.Path) -> pathlib.Path:
 def find_images(folder: pathlib.Path) -> dict[str, archives.File]:
   """Returns image id -> file, for all images in a folder and its zips.
 
-  Of images with the same id (Kaggle's copy holds all twice) the first in
-  alphabetical order counts, unpacked ones before those in zips.
+  Kaggle's copy has each image twice. If several images have the same id, the
+  first in alphabetical order is used; unpacked images come before those in
+  zips.
 
   Raises:
     UserError: a zip is damaged or has unsafe member names.

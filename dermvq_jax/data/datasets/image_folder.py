@@ -1,4 +1,4 @@
-"""Your own images: a folder per class, or any folder with a metadata.csv."""
+"""Your own images: one folder per class, or any folder with a metadata.csv."""
 
 import collections
 import dataclasses
@@ -8,63 +8,55 @@ import sys
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
-from etils import epath
 
 from dermvq_jax import errors
 from dermvq_jax.data.datasets import archives, builder
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
 _TABLE = 'metadata.csv'
-# Class names go into commands (CLASS=NUMBER,...) and file names.
+# Class names are parts of commands (CLASS=NUMBER,...) and of file names.
 _CLASS_NAME = re.compile(r'\w([\w .-]*[\w.-])?')
 
 
 class Builder(builder.ImageBuilder):
-  """Images of a folder of yours; their classes are in alphabetical order.
+  """Your own images; their classes are in alphabetical order.
 
-  Images are cut to the central square and resized. `group` is that of the
-  metadata; without it each image is its own, so that images of one lesion or
-  patient can come into different splits. Among others, images that the metadata
-  call synthetic are for training only.
+  Images are cropped to the central square and resized. `group` is the group in
+  metadata.csv. Without it each image is its own group, so images of one lesion
+  or patient may be in different splits. If some of the images are synthetic and
+  others are not, the synthetic ones are all in the training split.
   """
 
   name = 'image_folder'
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = builder.SIZES
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
-  Put the images (.jpg or .png) into one folder, with a sub-folder per class, or
-  as you like beside a metadata.csv with the columns image, label and, so that
-  images of one lesion or patient stay together, group.
+  Put your images (.jpg or .png) into one folder: either with one sub-folder for
+  each class, or in any order beside a file metadata.csv with the columns image,
+  label and, if known, group (the lesion or patient).
 
     FOLDER/mel/*.jpg          or          FOLDER/metadata.csv
     FOLDER/nv/*.jpg                       FOLDER/**/*.jpg
 
-  The column image has file names, with or without .jpg, and no folders: those
-  are searched, two levels down, and zips too. Images that metadata.csv does not
-  list are left out. With a column synthetic, as `dermvq sample` writes it,
-  those that have true there are for training only. A data_dir holds one
-  image_folder; for another one choose another, or use --overwrite.
+  The column image has bare file names, with or without .jpg. Folders are
+  searched two levels down, and zips too. Images that metadata.csv does not list
+  are left out. Images with the same group are always in the same split. If
+  there is a column synthetic, as `dermvq sample` writes it, images with true
+  are used for training only. A data_dir holds one image_folder; for another one
+  choose another data_dir, or use --overwrite.
   """
 
   class_names = None
 
-  def read_records(self, manual_dir: epath.Path | None) -> list[builder.Record]:
-    """Returns one record an image, in the order of ids.
-
-    Args:
-      manual_dir: the folder, see MANUAL_DOWNLOAD_INSTRUCTIONS.
-
-    Raises:
-      UserError: no such folder, or it can't be understood.
-    """
-    folder = builder.check_manual_dir(type(self), manual_dir)
+  def read_records(self, folder: pathlib.Path | None) -> list[builder.Record]:
+    """Returns one record for each image, in the order of the ids."""
     has_table = (folder / _TABLE).is_file()
     records = (_read_listed if has_table else _read_class_folders)(folder)
     records.sort(key=lambda record: record.id)
     for a, b in zip(records, records[1:]):
       if a.id == b.id:
         raise errors.UserError(
-          f'{a.source} and {b.source} would both be named {a.id}; rename one'
+          f'{a.source} and {b.source} would both have the id {a.id}; rename one'
         )
     return records
 
@@ -77,8 +69,8 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
   ]
   if not classes:
     raise errors.UserError(
-      f'{folder} has neither a {_TABLE} nor a folder per class; '
-      'sort the images into folders named like their classes'
+      f'{folder} has neither a {_TABLE} nor folders; sort the images into one '
+      'folder for each class'
     )
   records = []
   for path in classes:
@@ -91,11 +83,11 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
     if not files:
       raise errors.UserError(
         f'the class folder {path} holds no {", ".join(_SUFFIXES)} image; put '
-        'the images of a class directly into its folder (train, val and test '
-        'are chosen here) or remove it'
+        'the images of a class directly into its folder (the splits train, val '
+        'and test are made here) or remove it'
       )
     for file in files:
-      # Other classes may have images of the same name.
+      # Images of other classes may have the same name.
       name = f'{path.name}_{file.stem}'
       records.append(
         builder.Record(id=name, label=path.name, group=name, source=file)
@@ -108,12 +100,15 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
 def _keep_for_training(
   records: list[builder.Record], synthetic: Sequence[bool]
 ) -> list[builder.Record]:
-  """Nothing is to be chosen or measured on what a model drew beside others."""
+  """Puts synthetic images into the training split, unless all are synthetic.
+
+  Otherwise models would be selected or evaluated on the output of a model.
+  """
   if all(synthetic):
     return records
   return [
-    dataclasses.replace(record, split='train') if drawn else record
-    for record, drawn in zip(records, synthetic)
+    dataclasses.replace(record, split='train') if is_synthetic else record
+    for record, is_synthetic in zip(records, synthetic)
   ]
 
 
@@ -146,7 +141,7 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
       builder.Record(
         id=source.stem,
         label=row['label'],
-        # So that no image's own group has the name of another group.
+        # The prefix keeps it apart from the groups of single images.
         group=f'group_{row["group"]}' if row['group'] else source.stem,
         source=source,
       )
@@ -160,8 +155,7 @@ def _check_row(where: str, row: archives.Row) -> None:
   image = row['image']
   if not image or pathlib.PureWindowsPath(image).name != image:
     raise errors.UserError(
-      f'{where}: image {image!r} is not the name of a file; give it without '
-      'folders'
+      f'{where}: image {image!r} is not a file name; write it without folders'
     )
   _check_class_name(f'{where}: label', row['label'])
   if row['synthetic'] not in ('', 'true', 'false'):
@@ -173,7 +167,7 @@ def _check_row(where: str, row: archives.Row) -> None:
 def _check_class_name(where: str, name: str) -> None:
   if not _CLASS_NAME.fullmatch(name):
     raise errors.UserError(
-      f'{where}: {name!r} can not be the name of a class; use letters, digits, '
+      f'{where}: {name!r} cannot be the name of a class; use letters, digits, '
       'spaces, _, . and -'
     )
 
@@ -183,11 +177,11 @@ def _check_found(
   rows: dict[str, archives.Row],
   files: dict[str, list[archives.File]],
 ) -> None:
-  """Raises UserError unless every row has one image."""
+  """Raises UserError unless every row has exactly one image."""
   missing = sorted(set(rows) - set(files))
   if missing:
     raise errors.UserError(
-      f'{folder}: {archives.count(missing, "row")} of {_TABLE} without an '
+      f'{folder}: {archives.count(missing, "row")} in {_TABLE} without an '
       f'image ({archives.name_some(missing)}); add the images or remove the '
       'rows'
     )
@@ -195,5 +189,5 @@ def _check_found(
     if len(files[name]) > 1:
       first, second = map(str, files[name][:2])
       raise errors.UserError(
-        f'{folder}: {name} of {_TABLE} may be {first} or {second}; rename one'
+        f'{folder}: {name} in {_TABLE} could be {first} or {second}; rename one'
       )

@@ -1,10 +1,11 @@
 """ISIC 2019: 25,331 dermoscopic images of 8 diagnoses."""
 
+import pathlib
+
 import tensorflow_datasets as tfds
-from etils import epath
 
 from dermvq_jax import errors
-from dermvq_jax.data.datasets import archives, builder, ham10000
+from dermvq_jax.data.datasets import archives, builder, isic
 
 _COLUMNS = ('MEL', 'NV', 'BCC', 'AK', 'BKL', 'DF', 'VASC', 'SCC', 'UNK')
 _SOURCE = 'https://challenge.isic-archive.com/data/#2019'
@@ -18,13 +19,14 @@ class Builder(builder.ImageBuilder):
 
   Tschandl et al., Sci Data 5:180161, 2018 (HAM10000); Codella et al.,
   arXiv:1710.05006 (MSK); Combalia et al., arXiv:1908.02288 (BCN_20000); licence
-  CC BY-NC 4.0. Images are cut to the central square and resized.
+  CC BY-NC 4.0. Images are cropped to the central square and resized.
 
-  It contains HAM10000 (and so ISIC 2018's training images), with other splits:
-  what was trained on one may not be tested on the other. `group` is the lesion,
-  with HAM10000's known duplicates joined; an image whose lesion_id is blank is
-  its own group. The class UNK, which no training image has, is left out, and so
-  are the challenge's test images.
+  It contains HAM10000 (and so the training images of ISIC 2018), with other
+  splits: do not test a model on one of them that was trained on another.
+  `group` is the lesion; lesions of HAM10000 that are known to be the same are
+  joined. An image whose lesion_id is blank is its own group. The class UNK is
+  left out, because no training image has it; so are the challenge's test
+  images.
   """
 
   name = 'isic2019'
@@ -42,54 +44,26 @@ class Builder(builder.ImageBuilder):
 
   class_names = ('ak', 'bcc', 'bkl', 'df', 'mel', 'nv', 'scc', 'vasc')
 
-  def read_records(self, manual_dir: epath.Path | None) -> list[builder.Record]:
-    """Returns one record an image, in the order of image ids.
-
-    Args:
-      manual_dir: folder of the archive, see MANUAL_DOWNLOAD_INSTRUCTIONS.
-
-    Raises:
-      UserError: the archive is missing, partial or malformed.
-    """
-    folder = builder.check_manual_dir(type(self), manual_dir)
-    table = archives.find_table(folder, _LABELS, _SOURCE)
-    labels = archives.read_one_hot(table, _COLUMNS)
-    unknown = sorted(image for image in labels if labels[image] == 'UNK')
+  def read_records(self, folder: pathlib.Path | None) -> list[builder.Record]:
+    """Returns one record for each image, in the order of the ids."""
+    labels = isic.read_labels(folder, _LABELS, _COLUMNS, _SOURCE)
+    unknown = sorted(image for image in labels if labels[image] == 'unk')
     if unknown:
       raise errors.UserError(
-        f'{table} has {archives.count(unknown, "image")} of the class UNK '
-        f'({archives.name_some(unknown)}), which no training image has; '
-        f'download it again from {_SOURCE}'
+        f'{_LABELS} in {folder} has {archives.count(unknown, "image")} of the '
+        f'class UNK ({archives.name_some(unknown)}), which no training image '
+        f'has; download it again from {_SOURCE}'
       )
-    table = archives.find_table(folder, _METADATA, _SOURCE)
-    rows = archives.read_table(
-      table, 'image', ('image', 'lesion_id'), _check_row
+    groups = isic.read_groups(
+      folder, _METADATA, labels, _SOURCE, may_be_blank=True
     )
-    without = sorted(set(labels) - set(rows))
-    if without:
-      raise errors.UserError(
-        f'{table} lacks {archives.count(without, "image")} '
-        f'({archives.name_some(without)}); download it again from {_SOURCE}'
-      )
-    files = archives.find_part(folder, _INPUT, archives.JPEG_SUFFIXES, _SOURCE)
-    archives.check_complete(
-      folder, labels, files, f'{_INPUT}.zip from {_SOURCE}', _LABELS
-    )
-    groups = ham10000.group_lesions(
-      {image: rows[image]['lesion_id'] or image for image in labels}
-    )
+    files = isic.find_images(folder, _INPUT, labels, _LABELS, _SOURCE)
     return [
       builder.Record(
         id=image,
-        label=labels[image].lower(),
+        label=labels[image],
         group=groups[image],
         source=files[image],
       )
       for image in sorted(labels)
     ]
-
-
-def _check_row(where: str, row: archives.Row) -> None:
-  archives.check_id(where, 'image', row['image'])
-  if row['lesion_id']:
-    archives.check_id(where, 'lesion_id', row['lesion_id'])

@@ -1,15 +1,16 @@
 """Gated PixelCNN over grids of codes (van den Oord et al. 2016b).
 
-Two stacks run side by side. The vertical stack sees all rows above, the
-horizontal stack the codes to the left in the same row and, through a 1x1
-convolution in every layer, the vertical stack: together every past position
-and no other. Each stack has a stem of its own, since a masked stem that both
-share would hide part of the past from the vertical stack for good.
+Two stacks run side by side. The vertical stack sees all rows above. The
+horizontal stack sees the codes to the left in the same row and, through a 1x1
+convolution in every layer, the vertical stack. Together they see all codes
+before a position and no others. Each stack has its own stem: one masked stem
+for both would hide a part of those codes from the vertical stack for good.
 
 Two things are not in the paper. The vertical stack has residual connections
-too: without them the gates shrink its signal about threefold a layer. And both
-stacks are told where they are: convolutions see the grid's borders only from
-near, so that without it lesions appear anywhere and cut off at the border.
+too; without them the gates shrink its signal about threefold per layer. And
+both stacks are given the position in the grid. Convolutions notice the border
+only when they are close to it; without the position, lesions appear anywhere
+and are cut off at the border.
 """
 
 import einops
@@ -19,25 +20,25 @@ import jax.numpy as jnp
 from jax import lax
 
 from dermvq_jax.models import layers
-from dermvq_jax.models.priors import caches
+from dermvq_jax.models.priors import base, caches
 
 Array = jax.Array
-Cache = dict[str, Array]
 
-# Half waves along a side that tell the place: enough for a sixteenth of it.
+# A position is given by sines and cosines of 1, 2, ... half waves along a side;
+# four of them resolve a sixteenth of the side.
 _NUM_WAVES = 4
 
 
 def _gate(x: Array) -> Array:
-  """[..., 2F] -> [..., F]: tanh times sigmoid, equation 2 of 2016b."""
+  """[..., 2F] -> [..., F]: tanh times sigmoid, 2016b, equation 2."""
   content, gate = jnp.split(x, 2, axis=-1)
   return jnp.tanh(content) * nn.sigmoid(gate)
 
 
 def _waves(n: int) -> Array:
-  """Smooth functions of the place along n positions: [n, 2 * _NUM_WAVES]."""
-  place = (jnp.arange(n) + 0.5) / n  # the same in a grid of any size
-  angles = jnp.pi * place[:, None] * jnp.arange(1, _NUM_WAVES + 1)
+  """Smooth functions of n positions along a side: [n, 2 * _NUM_WAVES]."""
+  position = (jnp.arange(n) + 0.5) / n  # in (0, 1) for a side of any length
+  angles = jnp.pi * position[:, None] * jnp.arange(1, _NUM_WAVES + 1)
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -46,14 +47,14 @@ class GatedMaskedConv(nn.Module):
 
   Attributes:
     features: width F of each stack.
-    num_labels: number of labels, the null label included.
-    kernel_size: odd size of the masked kernel.
-    dropout_rate: share of gated features dropped in training.
-    dtype: of the computation; parameters are float32.
+    conditions: as in `base.Prior`, like the others.
+    kernel_size: odd size of the masked kernels.
+    dropout_rate: share of gated features that are dropped in training.
+    dtype: dtype of the computation; parameters are float32.
   """
 
   features: int
-  num_labels: int
+  conditions: base.ConditionSpec
   kernel_size: int = 3
   dropout_rate: float = 0.0
   dtype: jnp.dtype | None = None
@@ -70,29 +71,36 @@ class GatedMaskedConv(nn.Module):
     self.vertical_to_horizontal = layers.Conv(doubled, (1, 1), dtype=self.dtype)
     # Residual and skip connection, in one matmul.
     self.output = layers.Conv(doubled, (1, 1), dtype=self.dtype)
-    self.class_bias = nn.Embed(
-      self.num_labels,
-      2 * doubled,
-      embedding_init=nn.initializers.normal(0.1),
-      dtype=self.dtype,
+    self.condition_bias = base.ConditionEmbedding(
+      self.conditions, 2 * doubled, self.dtype
     )
     self.dropout = nn.Dropout(self.dropout_rate)
 
-  def biases(self, labels: Array) -> tuple[Array, Array]:
-    """[B] -> the class biases of both stacks, [B, 1, 1, 2F] each."""
-    both = self.class_bias(labels)[:, None, None]
+  def biases(self, conditions: base.Conditions) -> tuple[Array, Array]:
+    """Returns the biases of both stacks, [B, 1, 1, 2F] each."""
+    both = self.condition_bias(conditions)[:, None, None]
     return tuple(jnp.split(both, 2, axis=-1))
 
   def vertical(
     self, x: Array, bias: Array, *, train: bool, has_context: bool = False
   ) -> Array:
-    """[B, h, w, F] -> [B, h, w, F]; with context, of the last row alone."""
+    """Runs the vertical stack.
+
+    Args:
+      x: [B, h, w, F]; with context, the rows that one row of output needs.
+      bias: [B, 1, 1, 2F], from `biases`.
+      train: whether dropout is on.
+      has_context: whether `x` contains the rows above; otherwise they are zero.
+
+    Returns:
+      [B, h, w, F]; with context, h = 1.
+    """
     y = self.vertical_conv(x, has_context=has_context) + bias
     y = self.dropout(_gate(y), deterministic=not train)
     return y + (x[:, -1:] if has_context else x)
 
   def from_above(self, vertical: Array, bias: Array) -> Array:
-    """What the vertical stack adds to the horizontal one: [B, h, w, 2F]."""
+    """Input of the horizontal stack from the vertical one: [B, h, w, 2F]."""
     return self.vertical_to_horizontal(vertical) + bias
 
   def horizontal(
@@ -101,13 +109,16 @@ class GatedMaskedConv(nn.Module):
     """Runs the horizontal stack.
 
     Args:
-      x: [B, h, w, F]; with context, the columns that one output needs.
+      x: [B, h, w, F]; with context, the columns that one column of output
+        needs.
       above: [B, h, w, 2F], from `from_above`.
       train: whether dropout is on.
-      has_context: whether `x` holds the columns to the left itself.
+      has_context: whether `x` contains the columns to the left; otherwise they
+        are zero.
 
     Returns:
-      The next layer's input and the skip connection, [B, h, w, F] each.
+      The next layer's input and the skip connection, [B, h, w, F] each; with
+      context, w = 1.
     """
     y = self.horizontal_conv(x, has_context=has_context) + above
     y = self.dropout(_gate(y), deterministic=not train)
@@ -115,23 +126,11 @@ class GatedMaskedConv(nn.Module):
     return residual + (x[:, :, -1:] if has_context else x), skip
 
 
-class GatedPixelCNN(nn.Module):
-  """Class-conditional prior over codes, in raster order.
-
-  Attributes:
-    codebook_size: K, number of codes.
-    num_classes: labels are 0 .. num_classes - 1, and `num_classes` for none.
-    num_layers: number of gated layers.
-    features: width F of each stack.
-    kernel_size: odd size of the gated layers' kernels.
-    first_kernel_size: odd size of the stems' kernels.
-    head_features: width of the hidden layer before the logits.
-    dropout_rate: share of gated features dropped in training.
-    dtype: of the computation; parameters and logits are float32.
-  """
+class GatedPixelCNN(base.Prior):
+  """Gated PixelCNN; its fields are explained in `base.Prior`."""
 
   codebook_size: int
-  num_classes: int
+  conditions: base.ConditionSpec
   num_layers: int = 15
   features: int = 64
   kernel_size: int = 3
@@ -161,7 +160,7 @@ class GatedPixelCNN(nn.Module):
     self.layers = [
       GatedMaskedConv(
         self.features,
-        self.num_classes + 1,
+        self.conditions,
         self.kernel_size,
         self.dropout_rate,
         self.dtype,
@@ -171,24 +170,17 @@ class GatedPixelCNN(nn.Module):
     self.hidden = layers.Conv(self.head_features, (1, 1), dtype=self.dtype)
     self.logits = layers.Conv(self.codebook_size, (1, 1), dtype=self.dtype)
 
-  def __call__(self, codes: Array, labels: Array, *, train: bool) -> Array:
-    """Logits of every code given all codes before it.
-
-    Args:
-      codes: int [B, h, w], any h and w.
-      labels: int [B]; `num_classes` for no label.
-      train: whether dropout is on; it needs the rng stream 'dropout'.
-
-    Returns:
-      float32 [B, h, w, K].
-    """
+  def __call__(
+    self, codes: Array, conditions: base.Conditions, *, train: bool
+  ) -> Array:
+    """Runs both stacks over whole grids."""
     x = self.embedding(codes)
     positions = self._positions(codes.shape)
     vertical = self.vertical_stem(x) + positions
     horizontal = self.horizontal_stem(x) + positions
     skips = 0.0
     for layer in self.layers:
-      vertical_bias, horizontal_bias = layer.biases(labels)
+      vertical_bias, horizontal_bias = layer.biases(conditions)
       vertical = layer.vertical(vertical, vertical_bias, train=train)
       above = layer.from_above(vertical, horizontal_bias)
       horizontal, skip = layer.horizontal(horizontal, above, train=train)
@@ -196,63 +188,50 @@ class GatedPixelCNN(nn.Module):
     return self._head(skips)
 
   def _positions(self, shape: tuple[int, int, int]) -> Array:
-    """What is added to both stems: (B, h, w) -> [B, h, w, F]."""
-    # Repeated before the matmul: XLA:CPU is slow at sums over the batch.
+    """Embeds the positions, for both stems: (B, h, w) -> [B, h, w, F]."""
+    # Repeated before the matmul: a broadcast after it would make the gradient a
+    # sum over the batch, which is slow in XLA:CPU.
     batch, height, width = shape
     rows = einops.repeat(_waves(height), 'h f -> b h w f', b=batch, w=width)
     columns = einops.repeat(_waves(width), 'w f -> b h w f', b=batch, h=height)
     return self.position(jnp.concatenate([rows, columns], axis=-1))
 
   def _head(self, skips: Array) -> Array:
-    """[B, h, w, F] -> [B, h, w, K], float32 also where dtype is less."""
+    """[B, h, w, F] -> [B, h, w, K], float32 even if `dtype` has fewer bits."""
     hidden = nn.relu(self.hidden(nn.relu(skips)))
-    logits = self.logits(hidden)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return base.at_least_float32(self.logits(hidden))
 
-  def init_cache(self, labels: Array, grid: tuple[int, int]) -> Cache:
-    """Starts the incremental form, which repeats no work.
-
-    For each row call `start_row`, then `step` for each of its columns.
-
-    Args:
-      labels: int [B].
-      grid: (h, w).
-
-    Returns:
-      The cache: what later positions need of earlier ones.
-    """
-    _, width = grid
-    shape = (labels.shape[0], self.features)  # [B, F]
-    dtype = self.embedding(labels[:1]).dtype
-    rows = (labels.shape[0], width, self.features)  # [B, w, F]
+  def init_cache(
+    self, conditions: base.Conditions, grid: tuple[int, int]
+  ) -> base.Cache:
+    """Makes windows of the last rows and columns, for every layer."""
+    batch, width = base.batch_size(conditions), grid[1]
+    dtype = self.embedding(jnp.zeros(1, jnp.int32)).dtype
     stem_reach, reach = self.first_kernel_size // 2, self.kernel_size // 2
-    doubled = (labels.shape[0], 2 * self.features)
+
+    def zeros(*shape):
+      return jnp.zeros(shape, dtype)
+
     return {
-      'labels': labels,
+      'conditions': conditions,
       'positions': self._positions((1, *grid))[0],
-      # Of the last rows, oldest first: codes and inputs of the vertical stack.
-      'code_rows': jnp.zeros((stem_reach, *rows), dtype),
-      'vertical_rows': jnp.zeros((reach, self.num_layers, *rows), dtype),
-      # What comes from above, for every column of this row.
-      'above': jnp.zeros((width, self.num_layers, *doubled), dtype),
-      # Of the last columns of this row: codes, inputs of the horizontal stack.
-      'codes': jnp.zeros((stem_reach, *shape), dtype),
-      'inputs': jnp.zeros((reach, self.num_layers, *shape), dtype),
+      # The last rows, oldest first: codes and inputs of the vertical stack.
+      'code_rows': zeros(stem_reach, batch, width, self.features),
+      'vertical_rows': zeros(
+        reach, self.num_layers, batch, width, self.features
+      ),
+      # This row's input from the vertical stack, for every column.
+      'above': zeros(width, self.num_layers, batch, 2 * self.features),
+      # The last columns of this row: codes and inputs of the horizontal stack.
+      'codes': zeros(stem_reach, batch, self.features),
+      'inputs': zeros(reach, self.num_layers, batch, self.features),
     }
 
-  def start_row(self, cache: Cache, i: Array, row_above: Array) -> Cache:
-    """Runs the vertical stack for row i.
-
-    Args:
-      cache: after all of row i - 1.
-      i: index of the row, may be traced.
-      row_above: int [B, w], the codes of row i - 1; not used for row 0.
-
-    Returns:
-      The cache for the steps of row i.
-    """
-    embedded = self.embedding(row_above)
-    embedded = jnp.where(i > 0, embedded, jnp.zeros_like(embedded))
+  def start_row(
+    self, cache: base.Cache, i: Array, row_above: Array
+  ) -> base.Cache:
+    """Runs the vertical stack for row i."""
+    embedded = base.embed_past(self.embedding, row_above, i > 0)
     code_rows = caches.push(cache['code_rows'], embedded)
     x = self.vertical_stem(
       einops.rearrange(code_rows, 'n b w f -> b n w f'), has_context=True
@@ -262,7 +241,7 @@ class GatedPixelCNN(nn.Module):
     inputs, above = [], []
     for layer, rows in zip(self.layers, context):
       inputs.append(x[:, 0])
-      vertical_bias, horizontal_bias = layer.biases(cache['labels'])
+      vertical_bias, horizontal_bias = layer.biases(cache['conditions'])
       rows = jnp.concatenate([rows, x], axis=1)
       x = layer.vertical(rows, vertical_bias, train=False, has_context=True)
       above.append(layer.from_above(x, horizontal_bias)[:, 0])
@@ -275,21 +254,10 @@ class GatedPixelCNN(nn.Module):
     }
 
   def step(
-    self, cache: Cache, i: Array, j: Array, previous: Array
-  ) -> tuple[Cache, Array]:
-    """Runs the horizontal stack for the code at (i, j).
-
-    Args:
-      cache: after `start_row` for i and the steps of all columns before j.
-      i: index of the row, may be traced.
-      j: index of the column, may be traced.
-      previous: int [B], the code at (i, j - 1); not used in column 0.
-
-    Returns:
-      The cache for column j + 1, and logits float32 [B, K].
-    """
-    embedded = self.embedding(previous)
-    embedded = jnp.where(j > 0, embedded, jnp.zeros_like(embedded))
+    self, cache: base.Cache, i: Array, j: Array, previous: Array
+  ) -> tuple[base.Cache, Array]:
+    """Runs the horizontal stack for the code at (i, j)."""
+    embedded = base.embed_past(self.embedding, previous, j > 0)
     codes = caches.push(cache['codes'], embedded)
     x = self.horizontal_stem(
       einops.rearrange(codes, 'n b f -> b 1 n f'), has_context=True
@@ -310,5 +278,4 @@ class GatedPixelCNN(nn.Module):
     return cache, self._head(skips)[:, 0, 0]
 
 
-# What config.prior.name = 'gated_pixelcnn' means.
 Prior = GatedPixelCNN

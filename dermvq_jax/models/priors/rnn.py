@@ -1,10 +1,10 @@
-"""Recurrent prior over grids of codes, in raster order.
+"""Recurrent prior over grids of codes.
 
-As the LSTMs of van den Oord et al. 2016a, section 3.1, each layer is a
-convolution over its input, here over the row above, and then a recurrent cell.
-But one recurrence runs through all rows from first to last, so that every past
-position is seen. The row above reaches each layer directly; through the
-recurrence alone it would be a whole row of steps away.
+As in the LSTMs of van den Oord et al. 2016a, section 3.1, each layer is a
+convolution over its input, here over the row above, followed by a recurrent
+cell. Unlike there, one recurrence runs through all rows from first to last, so
+that every position before is seen. The convolution is a short cut to the row
+above, which is a whole row of steps away in the recurrence.
 """
 
 import einops
@@ -14,14 +14,13 @@ import jax.numpy as jnp
 
 from dermvq_jax import errors
 from dermvq_jax.models import layers
-from dermvq_jax.models.priors import caches
+from dermvq_jax.models.priors import base, caches
 
 Array = jax.Array
-Cache = dict[str, Array]
 Carry = Array | tuple[Array, ...]
 
 _CELLS = {'lstm': nn.OptimizedLSTMCell, 'gru': nn.GRUCell}
-_CARRY_SIZE = {'lstm': 2, 'gru': 1}  # arrays of F features
+_CARRY_SIZE = {'lstm': 2, 'gru': 1}  # number of arrays [B, F]
 
 
 class RecurrentLayer(nn.Module):
@@ -29,15 +28,16 @@ class RecurrentLayer(nn.Module):
 
   Attributes:
     features: width F.
-    num_labels: number of labels, the null label included.
+    conditions: as in `base.Prior`.
     cell: 'lstm' or 'gru'.
-    kernel_size: odd number of columns that are seen of the row above.
-    dropout_rate: share of the cell's output dropped in training.
-    dtype: of the computation; parameters and the carry are float32.
+    kernel_size: odd number of columns of the row above that are seen.
+    dropout_rate: share of the cell's output that is dropped in training.
+    dtype: dtype of the computation; parameters and the cell's state are
+      float32.
   """
 
   features: int
-  num_labels: int
+  conditions: base.ConditionSpec
   cell: str = 'lstm'
   kernel_size: int = 3
   dropout_rate: float = 0.0
@@ -48,25 +48,22 @@ class RecurrentLayer(nn.Module):
     self.above_conv = layers.Conv(
       self.features, (1, self.kernel_size), use_bias=False, dtype=self.dtype
     )
-    self.class_bias = nn.Embed(
-      self.num_labels,
-      self.features,
-      embedding_init=nn.initializers.normal(0.1),
-      dtype=self.dtype,
+    self.condition_bias = base.ConditionEmbedding(
+      self.conditions, self.features, self.dtype
     )
     self.recurrent_cell = _CELLS[self.cell](self.features, dtype=self.dtype)
     self.rnn = nn.RNN(self.recurrent_cell, time_major=True)
     self.dropout = nn.Dropout(self.dropout_rate)
 
   def __call__(
-    self, x: Array, rows: Array, labels: Array, *, train: bool
+    self, x: Array, rows: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
     """Runs the layer over a whole grid.
 
     Args:
-      x: [B, h, w, F]; position (i, j) knows of earlier codes only.
-      rows: [B, h, w, F], of which row i - 1 is read for row i.
-      labels: int [B].
+      x: [B, h, w, F]; position (i, j) depends only on the codes before it.
+      rows: [B, h, w, F]; row i - 1 is read for row i.
+      conditions: int [B] each.
       train: whether dropout is on.
 
     Returns:
@@ -74,7 +71,7 @@ class RecurrentLayer(nn.Module):
     """
     batch, height, width, _ = x.shape
     rows_above = jnp.pad(rows, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
-    inputs = x + self.from_above(rows_above, labels)
+    inputs = x + self.from_above(rows_above, conditions)
     carry = self.init_states(x)
     outputs = self.rnn(
       einops.rearrange(inputs, 'b h w f -> (h w) b f'),
@@ -86,18 +83,27 @@ class RecurrentLayer(nn.Module):
     return x + self.dropout(outputs, deterministic=not train)
 
   def init_states(self, x: Array) -> Array:
-    """The cell's state before the first code, of `x` [B, ...]: [n, B, F]."""
+    """Zero states of the cell [n, B, F], for inputs `x` [B, ...]."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     shape = _CARRY_SIZE[self.cell], x.shape[0], self.features
     return jnp.zeros(shape, dtype)
 
   def _carry(self, states: Array) -> Carry:
-    """[n, B, F] -> the state as the cell takes it."""
+    """Converts states [n, B, F] to what the cell expects."""
     return tuple(states) if self.cell == 'lstm' else states[0]
 
-  def from_above(self, rows: Array, labels: Array) -> Array:
-    """The class bias and what the rows above add: [B, h, w, F] -> the same."""
-    return self.above_conv(rows) + self.class_bias(labels)[:, None, None]
+  def from_above(self, rows: Array, conditions: base.Conditions) -> Array:
+    """Adds the bias of the conditions to the convolution of the row above.
+
+    Args:
+      rows: [B, h, w, F], for each row the one above it.
+      conditions: int [B] each.
+
+    Returns:
+      [B, h, w, F].
+    """
+    bias = self.condition_bias(conditions)[:, None, None]
+    return self.above_conv(rows) + bias
 
   def step(self, x: Array, above: Array, states: Array) -> tuple[Array, Array]:
     """Runs the layer for one position.
@@ -114,23 +120,16 @@ class RecurrentLayer(nn.Module):
     return x + y.astype(x.dtype), jnp.stack(jax.tree.leaves(carry))
 
 
-class RNN(nn.Module):
-  """Class-conditional recurrent prior over codes, in raster order.
+class RNN(base.Prior):
+  """Recurrent prior; `base.Prior` explains the fields that are not here.
 
   Attributes:
-    codebook_size: K, number of codes.
-    num_classes: labels are 0 .. num_classes - 1, and `num_classes` for none.
-    num_layers: number of recurrent layers.
-    features: width F of embedding and cells.
     cell: 'lstm' or 'gru'.
-    kernel_size: odd number of columns that a layer sees of the row above.
-    tie_embeddings: whether the logits use the embedding of the codes.
-    dropout_rate: share of the cells' outputs dropped in training.
-    dtype: of the computation; parameters and logits are float32.
+    kernel_size: odd number of columns of the row above that a layer sees.
   """
 
   codebook_size: int
-  num_classes: int
+  conditions: base.ConditionSpec
   num_layers: int = 2
   features: int = 208
   cell: str = 'lstm'
@@ -145,13 +144,13 @@ class RNN(nn.Module):
       raise errors.UserError(
         f"config.prior.cell is {self.cell!r}; it must be 'lstm' or 'gru'"
       )
-    self.embedding = layers.CodeEmbedding(
+    self.embedding = base.CodeEmbedding(
       self.codebook_size, self.features, self.tie_embeddings, self.dtype
     )
     self.layers = [
       RecurrentLayer(
         self.features,
-        self.num_classes + 1,
+        self.conditions,
         self.cell,
         self.kernel_size,
         self.dropout_rate,
@@ -161,23 +160,16 @@ class RNN(nn.Module):
     ]
     self.hidden = nn.Dense(self.features, dtype=self.dtype)
 
-  def __call__(self, codes: Array, labels: Array, *, train: bool) -> Array:
-    """Logits of every code given all codes before it.
-
-    Args:
-      codes: int [B, h, w], any h and w.
-      labels: int [B]; `num_classes` for no label.
-      train: whether dropout is on; it needs the rng stream 'dropout'.
-
-    Returns:
-      float32 [B, h, w, K].
-    """
-    # The first layer sees the codes of the row above, the others what the
-    # layer below them made of it.
+  def __call__(
+    self, codes: Array, conditions: base.Conditions, *, train: bool
+  ) -> Array:
+    """Runs one layer after the other, each over whole grids."""
+    # Of the row above, the first layer sees the codes, and each other layer
+    # the output of the layer below it.
     rows = self.embedding(codes)
-    x = layers.previous_in_raster(rows)
+    x = base.previous_in_raster(rows)
     for layer in self.layers:
-      x = layer(x, rows, labels, train=train)
+      x = layer(x, rows, conditions, train=train)
       rows = x
     return self._head(x)
 
@@ -185,47 +177,31 @@ class RNN(nn.Module):
     """[..., F] -> [..., K]."""
     return self.embedding.logits(nn.relu(self.hidden(x)))
 
-  def init_cache(self, labels: Array, grid: tuple[int, int]) -> Cache:
-    """Starts the incremental form, which repeats no work.
-
-    For each row call `start_row`, then `step` for each of its columns.
-
-    Args:
-      labels: int [B].
-      grid: (h, w).
-
-    Returns:
-      The cache: what later positions need of earlier ones.
-    """
-    _, width = grid
-    batch = labels.shape[0]
-    x = jnp.zeros_like(self.embedding(labels))  # [B, F]
+  def init_cache(
+    self, conditions: base.Conditions, grid: tuple[int, int]
+  ) -> base.Cache:
+    """Makes the states of the cells, and room for one row."""
+    batch, width = base.batch_size(conditions), grid[1]
+    x = jnp.zeros_like(self.embedding(jnp.zeros(batch, jnp.int32)))  # [B, F]
     return {
-      'labels': labels,
+      'conditions': conditions,
       'states': jnp.stack([layer.init_states(x) for layer in self.layers]),
-      # What comes from above, for every column of this row.
+      # What the row above adds, for every column of this row.
       'above': jnp.zeros((width, self.num_layers, *x.shape), x.dtype),
-      # The layers' inputs but for the first layer's, for the next row.
+      # The inputs of all layers but the first, for the next row.
       'inputs': jnp.zeros((width, self.num_layers - 1, *x.shape), x.dtype),
+      # The last code of the row above.
       'row_end': jnp.zeros(batch, jnp.int32),
     }
 
-  def start_row(self, cache: Cache, i: Array, row_above: Array) -> Cache:
-    """Runs the convolutions over the row above row i.
-
-    Args:
-      cache: after all of row i - 1.
-      i: index of the row, may be traced.
-      row_above: int [B, w], the codes of row i - 1; not used for row 0.
-
-    Returns:
-      The cache for the steps of row i.
-    """
-    embedded = self.embedding(row_above)[None]  # [1, B, w, F]
-    embedded = jnp.where(i > 0, embedded, jnp.zeros_like(embedded))
+  def start_row(
+    self, cache: base.Cache, i: Array, row_above: Array
+  ) -> base.Cache:
+    """Runs the convolutions over the row above."""
+    embedded = base.embed_past(self.embedding, row_above, i > 0)[None]
     inputs = einops.rearrange(cache['inputs'], 'w l b f -> l b w f')
     above = [
-      layer.from_above(row[:, None], cache['labels'])
+      layer.from_above(row[:, None], cache['conditions'])
       for layer, row in zip(self.layers, (*embedded, *inputs))
     ]
     return cache | {
@@ -234,21 +210,11 @@ class RNN(nn.Module):
     }
 
   def step(
-    self, cache: Cache, i: Array, j: Array, previous: Array
-  ) -> tuple[Cache, Array]:
-    """Runs the cells for the code at (i, j).
-
-    Args:
-      cache: after `start_row` for i and the steps of all columns before j.
-      i: index of the row, may be traced.
-      j: index of the column, may be traced.
-      previous: int [B], the code at (i, j - 1); not used in column 0.
-
-    Returns:
-      The cache for column j + 1, and logits float32 [B, K].
-    """
-    x = self.embedding(jnp.where(j > 0, previous, cache['row_end']))  # [B, F]
-    x = jnp.where(i + j > 0, x, jnp.zeros_like(x))
+    self, cache: base.Cache, i: Array, j: Array, previous: Array
+  ) -> tuple[base.Cache, Array]:
+    """Runs the cells for the code at (i, j)."""
+    previous = jnp.where(j > 0, previous, cache['row_end'])
+    x = base.embed_past(self.embedding, previous, i + j > 0)  # [B, F]
     inputs, states = [], []
     for layer, above, state in zip(
       self.layers, cache['above'][j], cache['states']
@@ -263,5 +229,4 @@ class RNN(nn.Module):
     return cache, self._head(x)
 
 
-# What config.prior.name = 'rnn' means.
 Prior = RNN

@@ -1,10 +1,11 @@
 """Transformer prior over grids of codes: a GPT in raster order.
 
 The decoder of Radford et al. 2019, section 2.3: layer normalisation before
-each sub-block and after the last, smaller weights at the end of each residual
-branch the more there are. A position reads the code before it, the class, and
-where it is: sines and cosines (Vaswani et al. 2017, section 3.5) of its row
-and of its column, half the features each, which any grid has.
+each sub-block and after the last one, and smaller initial weights at the end
+of each residual branch the more branches there are. The input of a position is
+the code before it, the conditions and the position itself: sines and cosines
+(Vaswani et al. 2017, section 3.5) of the row in one half of the features and
+of the column in the other, which work for any grid.
 """
 
 import einops
@@ -13,13 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from dermvq_jax import errors
-from dermvq_jax.models import layers
-from dermvq_jax.models.priors import caches
+from dermvq_jax.models.priors import base, caches
 
 Array = jax.Array
-Cache = dict[str, Array | tuple[Array, ...]]
 
-# Wavelengths of the positions go from 2 pi to this times 2 pi: beyond any grid.
+# Wavelengths of the positions reach from 2 pi to this times 2 pi, which is more
+# than any grid has.
 _LONGEST_WAVE = 1000.0
 
 
@@ -34,13 +34,13 @@ def _waves(indices: Array, features: int, dtype: jnp.dtype) -> Array:
 def positions(
   rows: Array, columns: Array, features: int, dtype: jnp.dtype
 ) -> Array:
-  """Where each position of a grid is.
+  """Encodes the positions of a grid.
 
   Args:
     rows: [h] indices of rows.
     columns: [w] indices of columns.
     features: F, divisible by 4.
-    dtype: of the result.
+    dtype: dtype of the result.
 
   Returns:
     [h, w, F].
@@ -60,9 +60,9 @@ def attend_to_past(
 
   Args:
     query: [B, H, D].
-    keys: [B, H, N, D], of which those up to `position` are read.
+    keys: [B, H, N, D]; those after `position` are ignored.
     values: [B, H, N, D].
-    position: index of the position, may be traced.
+    position: index of the position; may be traced.
 
   Returns:
     [B, H, D].
@@ -76,16 +76,16 @@ def attend_to_past(
 
 
 class Block(nn.Module):
-  """Attention and a two-layer perceptron, normalised before each.
+  """Attention and a two-layer perceptron, each after a normalisation.
 
   Attributes:
     features: width F.
     num_heads: H, number of heads; F is divisible by it.
     mlp_features: width of the perceptron's hidden layer.
-    residual_scale: variance of the weights that end a residual branch,
-      relative to the usual.
-    dropout_rate: share of each branch's features dropped in training.
-    dtype: of the computation; parameters are float32.
+    residual_scale: factor on the variance of the weights that end a residual
+      branch.
+    dropout_rate: share of each branch's features that are dropped in training.
+    dtype: dtype of the computation; parameters are float32.
   """
 
   features: int
@@ -121,7 +121,7 @@ class Block(nn.Module):
       key,
       value,
       mask=mask,
-      # Below float32 the softmax is computed in float32.
+      # The softmax is computed in float32 at least.
       force_fp32_for_softmax=x.dtype.itemsize < 4,
     )
     return self.combine(x, attended.astype(x.dtype), train=train)
@@ -135,7 +135,7 @@ class Block(nn.Module):
     )
 
   def combine(self, x: Array, attended: Array, *, train: bool) -> Array:
-    """All after the attention: [..., F], [..., H, D] -> [..., F]."""
+    """Runs the rest of the block: [..., F], [..., H, D] -> [..., F]."""
     y = einops.rearrange(attended, '... h d -> ... (h d)')
     y = self.dropout(self.attention_output(y), deterministic=not train)
     x = x + y
@@ -143,24 +143,19 @@ class Block(nn.Module):
     return x + self.dropout(self.mlp_output(y), deterministic=not train)
 
 
-class Transformer(nn.Module):
-  """Class-conditional prior over codes, in raster order.
+class Transformer(base.Prior):
+  """Transformer; `base.Prior` explains the fields that are not here.
 
   Attributes:
-    codebook_size: K, number of codes.
-    num_classes: labels are 0 .. num_classes - 1, and `num_classes` for none.
-    num_layers: number of blocks.
     features: width F, divisible by 4 and by `num_heads`.
     num_heads: number of attention heads.
-    mlp_ratio: width of the perceptrons' hidden layers, in F.
-    tie_embeddings: whether the logits use the embedding of the codes.
-    dropout_rate: share of features dropped in training, at the input and at
-      the end of each residual branch.
-    dtype: of the computation; parameters and logits are float32.
+    mlp_ratio: width of the perceptrons' hidden layers, in multiples of F.
+    dropout_rate: share of features that are dropped in training, at the input
+      and at the end of each residual branch.
   """
 
   codebook_size: int
-  num_classes: int
+  conditions: base.ConditionSpec
   num_layers: int = 6
   features: int = 128
   num_heads: int = 4
@@ -176,14 +171,11 @@ class Transformer(nn.Module):
         f'config.prior.features is {self.features}; it must be divisible by 4 '
         f'and by num_heads={self.num_heads}'
       )
-    self.embedding = layers.CodeEmbedding(
+    self.embedding = base.CodeEmbedding(
       self.codebook_size, self.features, self.tie_embeddings, self.dtype
     )
-    self.class_embedding = nn.Embed(
-      self.num_classes + 1,
-      self.features,
-      embedding_init=nn.initializers.normal(0.1),
-      dtype=self.dtype,
+    self.condition_embedding = base.ConditionEmbedding(
+      self.conditions, self.features, self.dtype
     )
     self.dropout = nn.Dropout(self.dropout_rate)
     self.blocks = [
@@ -199,20 +191,13 @@ class Transformer(nn.Module):
     ]
     self.norm = nn.LayerNorm(dtype=self.dtype)
 
-  def __call__(self, codes: Array, labels: Array, *, train: bool) -> Array:
-    """Logits of every code given all codes before it.
-
-    Args:
-      codes: int [B, h, w], any h and w.
-      labels: int [B]; `num_classes` for no label.
-      train: whether dropout is on; it needs the rng stream 'dropout'.
-
-    Returns:
-      float32 [B, h, w, K].
-    """
+  def __call__(
+    self, codes: Array, conditions: base.Conditions, *, train: bool
+  ) -> Array:
+    """Runs all positions at once, with a causal mask."""
     _, height, width = codes.shape
-    x = layers.previous_in_raster(self.embedding(codes))
-    x = x + self._context(labels, jnp.arange(height), jnp.arange(width))
+    x = base.previous_in_raster(self.embedding(codes))
+    x = x + self._context(conditions, jnp.arange(height), jnp.arange(width))
     x = einops.rearrange(x, 'b h w f -> b (h w) f')
     x = self.dropout(x, deterministic=not train)
     for block in self.blocks:
@@ -220,52 +205,38 @@ class Transformer(nn.Module):
     logits = self.embedding.logits(self.norm(x))
     return einops.rearrange(logits, 'b (h w) k -> b h w k', h=height)
 
-  def _context(self, labels: Array, rows: Array, columns: Array) -> Array:
-    """Class and position: [B], [h], [w] -> [B, h, w, F]."""
-    label = self.class_embedding(labels)[:, None, None]
-    return label + positions(rows, columns, self.features, label.dtype)
+  def _context(
+    self, conditions: base.Conditions, rows: Array, columns: Array
+  ) -> Array:
+    """Embeds conditions and positions: [B] each, [h], [w] -> [B, h, w, F]."""
+    x = self.condition_embedding(conditions)[:, None, None]
+    return x + positions(rows, columns, self.features, x.dtype)
 
-  def init_cache(self, labels: Array, grid: tuple[int, int]) -> Cache:
-    """Starts the incremental form, which repeats no work.
-
-    For each row call `start_row`, then `step` for each of its columns.
-
-    Args:
-      labels: int [B].
-      grid: (h, w).
-
-    Returns:
-      The cache: the keys and values of all positions so far.
-    """
+  def init_cache(
+    self, conditions: base.Conditions, grid: tuple[int, int]
+  ) -> base.Cache:
+    """Makes room for the keys and values of all positions."""
     height, width = grid
-    batch = labels.shape[0]
-    dtype = self.class_embedding(labels[:1]).dtype
-    depth = self.features // self.num_heads
-    past = jnp.zeros((batch, self.num_heads, height * width, depth), dtype)
+    x = self.condition_embedding(conditions)
+    batch, depth = x.shape[0], self.features // self.num_heads
+    past = jnp.zeros((batch, self.num_heads, height * width, depth), x.dtype)
     return {
-      'labels': labels,
-      # An array a layer, [B, H, N, D]: a slice of a stack would be copied.
+      'conditions': conditions,
+      # One array per layer, [B, H, N, D]: a slice of a stack would be copied.
       'keys': self.num_layers * (past,),
       'values': self.num_layers * (past,),
-      # Of this row: class and positions, and the code before its first.
-      'context': jnp.zeros((width, batch, self.features), dtype),
+      # This row's conditions and positions; the last code of the row above.
+      'context': jnp.zeros((width, batch, self.features), x.dtype),
       'row_end': jnp.zeros(batch, jnp.int32),
     }
 
-  def start_row(self, cache: Cache, i: Array, row_above: Array) -> Cache:
-    """Starts row i.
-
-    Args:
-      cache: after all of row i - 1.
-      i: index of the row, may be traced.
-      row_above: int [B, w], the codes of row i - 1; not used for row 0.
-
-    Returns:
-      The cache for the steps of row i.
-    """
+  def start_row(
+    self, cache: base.Cache, i: Array, row_above: Array
+  ) -> base.Cache:
+    """Embeds the conditions and the positions of row i."""
     width = cache['context'].shape[0]
     context = self._context(
-      cache['labels'], jnp.asarray(i)[None], jnp.arange(width)
+      cache['conditions'], jnp.asarray(i)[None], jnp.arange(width)
     )
     return cache | {
       'context': einops.rearrange(context, 'b 1 w f -> w b f'),
@@ -273,22 +244,13 @@ class Transformer(nn.Module):
     }
 
   def step(
-    self, cache: Cache, i: Array, j: Array, previous: Array
-  ) -> tuple[Cache, Array]:
-    """Runs the blocks for the code at (i, j).
-
-    Args:
-      cache: after `start_row` for i and the steps of all columns before j.
-      i: index of the row, may be traced.
-      j: index of the column, may be traced.
-      previous: int [B], the code at (i, j - 1); not used in column 0.
-
-    Returns:
-      The cache for column j + 1, and logits float32 [B, K].
-    """
+    self, cache: base.Cache, i: Array, j: Array, previous: Array
+  ) -> tuple[base.Cache, Array]:
+    """Runs the blocks for the code at (i, j)."""
     position = i * cache['context'].shape[0] + j
-    x = self.embedding(jnp.where(j > 0, previous, cache['row_end']))  # [B, F]
-    x = jnp.where(position > 0, x, jnp.zeros_like(x)) + cache['context'][j]
+    previous = jnp.where(j > 0, previous, cache['row_end'])
+    x = base.embed_past(self.embedding, previous, position > 0)  # [B, F]
+    x = x + cache['context'][j]
     all_keys, all_values = [], []
     for n, block in enumerate(self.blocks):
       query, key, value = block.heads(x)  # [B, H, D]
@@ -302,5 +264,4 @@ class Transformer(nn.Module):
     return cache, self.embedding.logits(self.norm(x))
 
 
-# What config.prior.name = 'transformer' means.
 Prior = Transformer

@@ -1,4 +1,4 @@
-"""The contract of every dataset of images, on fabricated archives."""
+"""Tests that every dataset of images keeps its contract, on made-up files."""
 
 import collections
 import pathlib
@@ -22,7 +22,7 @@ def ham10000(folder):
     fabricate.Example(
       row['image_id'],
       row['dx'],
-      # The duplicates' lesions are joined; test_ham10000 tests that.
+      # Duplicates are of class nv and change groups; test_ham10000 tests that.
       row['lesion_id'] if row['dx'] != 'nv' else '',
       fabricate.pixels(row['image_id']),
     )
@@ -54,7 +54,7 @@ def dataset_modules():
 
 @pytest.fixture(scope='module', params=ARCHIVES)
 def archive(request, tmp_path_factory):
-  """Dataset, folder, data_dir, examples by id, prepared ones by split."""
+  """Dataset, data_dir, expected examples by id, prepared records by split."""
   dataset, write = ARCHIVES[request.param]
   folder = tmp_path_factory.mktemp('archive')
   expected = write(folder)
@@ -63,7 +63,7 @@ def archive(request, tmp_path_factory):
   prepare.run(dataset, data_dir, folder)
   assert sorted(folder.rglob('*')) == before  # nothing is unpacked there
   examples = {
-    split: list(prepared.open_split(dataset, data_dir, split))
+    split: list(prepared.Dataset(dataset, data_dir).split(split))
     for split in SPLITS
   }
   return dataset, data_dir, {e.id: e for e in expected}, examples
@@ -71,13 +71,13 @@ def archive(request, tmp_path_factory):
 
 def test_every_dataset_has_an_archive_here():
   tested = {dataset.partition('/')[0] for dataset, _ in ARCHIVES.values()}
-  # That is drawn and has tests of its own.
+  # Its images are drawn; it has tests of its own.
   assert tested | {'synthetic_dermoscopy'} == set(dataset_modules())
 
 
 def test_examples_are_those_of_the_archive(archive):
   dataset, data_dir, expected, examples = archive
-  names = prepared.describe(dataset, data_dir)['class_names']
+  names = prepared.Dataset(dataset, data_dir).facts['class_names']
   assert names == sorted({e.label for e in expected.values()})
   found = [e for split in SPLITS for e in examples[split]]
   assert len(found) == len(expected)
@@ -109,7 +109,7 @@ def test_splits_are_leak_free_and_have_every_class(archive):
 
 def test_facts(archive):
   dataset, data_dir, _, examples = archive
-  facts = prepared.describe(dataset, data_dir)
+  facts = prepared.Dataset(dataset, data_dir).facts
   for split in SPLITS:
     assert facts[f'num_{split}'] == len(examples[split])
   train = np.stack([e['image'] for e in examples['train']])
@@ -126,11 +126,11 @@ def test_the_help_lists_it(name, capsys):
 
 @pytest.mark.parametrize('dataset', sorted({d for d, _ in ARCHIVES.values()}))
 def test_without_its_files(dataset, tmp_path):
-  """One line says what to bring; nothing is written."""
+  """One line says what to provide; nothing is written."""
   name = dataset.partition('/')[0]
   with pytest.raises(errors.UserError) as e:
     prepare.run(dataset, tmp_path / 'data')
-  assert str(e.value).startswith(f'{name} needs files that you bring: ')
+  assert str(e.value).startswith(f'{name} needs files that you provide. ')
   assert '--manual_dir=FOLDER' in str(e.value) and '\n' not in str(e.value)
   (tmp_path / 'archive').mkdir()
   (tmp_path / 'archive' / 'notes.txt').write_text('another folder')

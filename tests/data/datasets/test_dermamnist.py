@@ -1,4 +1,4 @@
-"""Mistakes in the files of DermaMNIST; test_datasets has the rest."""
+"""Tests of mistakes in DermaMNIST's files; test_datasets has the basics."""
 
 import zipfile
 
@@ -33,7 +33,7 @@ def test_another_size(folder):
 
 
 class Evil:
-  """Nothing may be run that an array holds."""
+  """An object that ends the tests if it is unpickled."""
 
   def __reduce__(self):
     return (pytest.exit, ('was run',))
@@ -52,47 +52,47 @@ def swap(name, value):
     ),
     (
       lambda _: fabricate.dermamnist_arrays(64),
-      r'train_images are uint8 \[14, 64, 64, 3\] and not uint8 \[images, 28',
+      r'train_images are uint8 \[14, 64, 64, 3\], not uint8 \[images, 28',
     ),
     (
       swap('test_images', np.zeros((7, 28, 28, 3), np.float32)),
-      r'test_images are float32 \[7, 28, 28, 3\] and not uint8',
+      r'test_images are float32 \[7, 28, 28, 3\], not uint8',
     ),
     (
       swap('val_images', np.zeros((7, 28, 28), np.uint8)),
-      r'val_images are uint8 \[7, 28, 28\] and not',
+      r'val_images are uint8 \[7, 28, 28\], not',
     ),
     (
       swap('val_images', np.zeros((0, 28, 28, 3), np.uint8)),
-      r'val_images are uint8 \[0, 28, 28, 3\] and not',
+      r'val_images are uint8 \[0, 28, 28, 3\], not',
     ),
     (
       swap('train_labels', np.zeros((13, 1), np.uint8)),
-      r'train_labels are uint8 \[13, 1\] and not a number for each of 14',
+      r'train_labels are uint8 \[13, 1\], not one whole number for each of 14',
     ),
     (
       swap('train_labels', np.zeros((14, 7), np.uint8)),
-      r'train_labels are uint8 \[14, 7\] and not',
+      r'train_labels are uint8 \[14, 7\], not',
     ),
     (
       swap('train_labels', np.zeros((14, 1))),
-      r'train_labels are float64 \[14, 1\] and not',
+      r'train_labels are float64 \[14, 1\], not',
     ),
     (
       swap('test_labels', np.arange(1, 8)[:, None]),
-      'test_labels has 7; the classes are 0 to 6',
+      'test_labels has 7, but the classes are 0 to 6',
     ),
     (
       swap('test_labels', -np.arange(7)),
-      'test_labels has -6; the classes are 0 to 6',
+      'test_labels has -6, but the classes are 0 to 6',
     ),
     (
       swap('test_labels', np.array([[Evil()]] * 7)),
-      r'test_labels are object \[7, 1\] and not',
+      r'test_labels are object \[7, 1\], not',
     ),
     (
       swap('train_images', np.array([Evil()])),
-      r'train_images are object \[1\] and not',
+      r'train_images are object \[1\], not',
     ),
   ],
 )
@@ -118,7 +118,7 @@ def test_a_damaged_file(folder, damage, match):
 
 
 def test_an_absurdly_large_array(folder, monkeypatch):
-  """It is refused by its header, before any of it is read."""
+  """Its header is enough to refuse it; nothing else is read."""
   fabricate.dermamnist(folder)
   path = folder / 'dermamnist.npz'
   header = {'descr': '|u1', 'fortran_order': False}

@@ -1,4 +1,4 @@
-"""Tests of ham10000, on fabricated archives and (if there) on real images."""
+"""Tests of ham10000, on made-up archives and, if available, on real images."""
 
 import collections
 import csv
@@ -10,6 +10,7 @@ import shutil
 import struct
 import zipfile
 
+import fabricate
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -20,7 +21,7 @@ from dermvq_jax import errors
 from dermvq_jax.data import images as images_lib
 from dermvq_jax.data import prepare
 from dermvq_jax.data import prepared as prepared_lib
-from dermvq_jax.data.datasets import builder, ham10000
+from dermvq_jax.data.datasets import builder, ham10000, isic
 
 COLUMNS = [
   'lesion_id',
@@ -31,11 +32,11 @@ COLUMNS = [
   'sex',
   'localization',
 ]
-# Of two published pairs, both images; of a third, one image only.
-PAIRS = ham10000.DUPLICATE_IMAGES[:2]
-LONELY = ham10000.DUPLICATE_IMAGES[2][0]
+# Both images of two published pairs, and one image of a third pair.
+PAIRS = isic.DUPLICATE_IMAGES[:2]
+LONELY = isic.DUPLICATE_IMAGES[2][0]
 REAL_DIR = os.environ.get('DERMVQ_HAM10000_DIR')
-# Of the 5,000 images of one lesion each.
+# Counts in the part with 5,000 images, each of another lesion.
 REAL_COUNTS = {
   'nv': 3600,
   'bkl': 497,
@@ -48,7 +49,7 @@ REAL_COUNTS = {
 
 
 def make_rows(lesions_per_class=10):
-  """Metadata with one to three images a lesion and the duplicate pairs."""
+  """Returns metadata: one to three images per lesion, and duplicate pairs."""
   ids = [f'ISIC_{i:07d}' for i in range(1000)]
   names = [name for pair in PAIRS for name in pair] + [LONELY]
   rows = []
@@ -66,8 +67,7 @@ def make_rows(lesions_per_class=10):
             'localization': 'lower extremity',
           }
         )
-  # The duplicates sit under different lesions of nv, which is what is wrong
-  # with them.
+  # As in the published metadata, duplicates have different lesion ids.
   first_of_lesion = {}
   for row in rows:
     if row['dx'] == 'nv':
@@ -100,7 +100,7 @@ def write_folders(folder, parts):
 def write_zips(folder, parts):
   for part, names in parts.items():
     write_zip(folder / f'{part}.zip', names)
-  # Dataverse has these in the same place.
+  # Dataverse offers these in the same place.
   write_zip(folder / 'ISIC2018_Task3_Test_Images.zip', ['ISIC_0034524'])
   with zipfile.ZipFile(folder / 'HAM10000_segmentations.zip', 'w') as archive:
     archive.writestr(f'{names[0]}_segmentation.png', b'')
@@ -116,7 +116,7 @@ def write_zips_with_folders(folder, parts):
 def write_one_zip_one_folder(folder, parts):
   first, second = parts
   write_zip(folder / f'{first}.zip', parts[first])
-  # Unpacking may add a level.
+  # Some programs unpack into another folder of the same name.
   write_folder(folder / second / second, parts[second])
 
 
@@ -135,7 +135,7 @@ def write_kaggle(folder, parts):
   (folder / 'hmnist_8_8_L.csv').write_text('pixel0000,label\n1,2\n')
 
 
-# How the images lie there, and the metadata's suffix.
+# How the images are written, and the suffix of the metadata.
 LAYOUTS = {
   'folders': (write_folders, '.csv'),
   'zips': (write_zips, '.tab'),
@@ -168,7 +168,7 @@ def read_records(folder, data_dir):
 
 def read_all(data_dir, dataset='ham10000/smoke'):
   return {
-    split: list(prepared_lib.open_split(dataset, data_dir, split))
+    split: list(prepared_lib.Dataset(dataset, data_dir).split(split))
     for split in ('train', 'val', 'test')
   }
 
@@ -182,7 +182,7 @@ def fabricated(tmp_path_factory):
 
 @pytest.fixture
 def archive(fabricated, tmp_path):
-  """A copy to damage, and its rows."""
+  """Returns a copy of the archive that may be damaged, and its rows."""
   folder, rows = fabricated
   shutil.copytree(folder, tmp_path / 'archive')
   return tmp_path / 'archive', [dict(row) for row in rows]
@@ -211,7 +211,7 @@ def test_every_layout_gives_the_same_records(layout, tmp_path):
   for record in records:
     row = by_id[record.id]
     assert record.label == row['dx']
-    assert record.extra['sex'] == row['sex']
+    assert record.extra_fields['sex'] == row['sex']
     with Image.open(io.BytesIO(jpeg(record.id))) as image:
       expected = images_lib.crop_and_resize(image, 16)
     np.testing.assert_array_equal(reader.read_image(record), expected)
@@ -236,25 +236,6 @@ def test_columns_may_come_in_any_order_with_others_and_a_mark(tmp_path):
 
 
 # Groups and splits.
-
-
-def test_the_18_duplicate_pairs():
-  images = [name for pair in ham10000.DUPLICATE_IMAGES for name in pair]
-  assert len(ham10000.DUPLICATE_IMAGES) == 18
-  assert len(set(images)) == 36
-  lesions = {name: f'HAM_{i:07d}' for i, name in enumerate(images)}
-  groups = ham10000.group_lesions(lesions)
-  for a, b in ham10000.DUPLICATE_IMAGES:
-    assert groups[a] == groups[b] == min(lesions[a], lesions[b])
-  assert len(set(groups.values())) == 18
-
-
-def test_joining_takes_all_images_of_both_lesions():
-  (a, b), _ = PAIRS
-  lesions = {a: 'HAM_2', 'ISIC_1': 'HAM_2', b: 'HAM_1', 'ISIC_2': 'HAM_1'}
-  assert set(ham10000.group_lesions(lesions).values()) == {'HAM_1'}
-  del lesions[b]
-  assert ham10000.group_lesions(lesions)[a] == 'HAM_2'
 
 
 def test_prepared_splits_are_leak_free_and_stratified(prepared, fabricated):
@@ -336,16 +317,11 @@ def test_configs():
   assert tfds.core.Version('1.0.0') == ham10000.Builder.VERSION
 
 
-# Errors: one line each, nothing left behind.
+# Errors: each is one line and leaves no files.
 
 
-def check_error(folder, tmp_path, match, dataset='ham10000/smoke'):
-  """Asserts that `prepare` says so in one line and leaves nothing."""
-  data_dir = tmp_path / 'data'
-  with pytest.raises(errors.UserError, match=match) as error:
-    prepare.run(dataset, data_dir, folder)
-  assert '\n' not in str(error.value)
-  assert not list(data_dir.rglob('*'))
+def check_error(folder, match):
+  fabricate.check_error('ham10000/smoke', folder, match)
 
 
 def rewrite(folder, rows, columns=COLUMNS):
@@ -358,33 +334,36 @@ def first_image(folder):
 
 def test_no_folder_given(tmp_path):
   match = (
-    r'ham10000 needs files that you bring: Download .*part_1\.zip.*'
+    r'ham10000 needs files that you provide. Download .*part_1\.zip.*'
     r'10\.7910/DVN/DBW86T \(licence CC BY-NC 4\.0.*--manual_dir=FOLDER'
   )
-  check_error(None, tmp_path, match)
+  with pytest.raises(errors.UserError, match=match) as error:
+    prepare.run('ham10000/smoke', tmp_path / 'data')
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'data').exists()
 
 
 def test_a_missing_folder(tmp_path):
-  check_error(tmp_path / 'nowhere', tmp_path, 'there is no folder .*nowhere;')
+  check_error(tmp_path / 'nowhere', 'there is no folder .*nowhere;')
 
 
 def test_an_empty_folder(tmp_path):
   (tmp_path / 'archive').mkdir()
-  check_error(tmp_path / 'archive', tmp_path, 'archive is empty; put the files')
+  check_error(tmp_path / 'archive', 'archive is empty; put the files')
 
 
 def test_no_metadata(archive, tmp_path):
   folder, _ = archive
   (folder / 'HAM10000_metadata.csv').unlink()
   match = r'archive has no HAM10000_metadata\.csv or \.tab; download it from'
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
 
 
 def test_no_images(archive, tmp_path):
   folder, _ = archive
   shutil.rmtree(folder / 'HAM10000_images_part_1')
   shutil.rmtree(folder / 'HAM10000_images_part_2')
-  check_error(folder, tmp_path, r'no \.jpg images; download HAM10000_images')
+  check_error(folder, r'no \.jpg images; download HAM10000_images')
 
 
 def test_half_the_images(archive, tmp_path):
@@ -396,7 +375,7 @@ def test_half_the_images(archive, tmp_path):
     rf'\({", ".join(missing[:3])}, \.\.\.\); add the images '
     r'\(of HAM10000_images_part_1'
   )
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
 
 
 def test_an_image_without_metadata(archive, tmp_path):
@@ -404,7 +383,7 @@ def test_an_image_without_metadata(archive, tmp_path):
   removed = rows.pop()['image_id']
   rewrite(folder, rows)
   match = rf'1 image without metadata \({removed}\); use the complete'
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
 
 
 def test_both_at_once(archive, tmp_path):
@@ -415,13 +394,13 @@ def test_both_at_once(archive, tmp_path):
     rf'1 metadata row without an image \({path.stem}\) and 1 image without '
     r'metadata \(copy \(1\)\); add the images .*; use the complete'
   )
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
 
 
 def test_missing_columns(archive, tmp_path):
   folder, rows = archive
   rewrite(folder, rows, [c for c in COLUMNS if c not in ('dx', 'lesion_id')])
-  check_error(folder, tmp_path, 'lacks the columns lesion_id, dx; use the')
+  check_error(folder, 'lacks the columns lesion_id, dx; use the')
 
 
 @pytest.mark.parametrize(
@@ -440,7 +419,7 @@ def test_bad_rows(archive, tmp_path, values, match):
   folder, rows = archive
   rows[0].update(values)
   rewrite(folder, rows)
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
 
 
 def test_a_row_twice(archive, tmp_path):
@@ -449,7 +428,7 @@ def test_a_row_twice(archive, tmp_path):
   match = (
     f'line {len(rows) + 2}: image_id {rows[0]["image_id"]} is there twice; keep'
   )
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
 
 
 @pytest.mark.parametrize(
@@ -465,7 +444,7 @@ def test_a_row_twice(archive, tmp_path):
 def test_metadata_of_another_kind(archive, tmp_path, content, match):
   folder, _ = archive
   (folder / 'HAM10000_metadata.csv').write_bytes(content)
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +462,7 @@ def test_an_unreadable_image(archive, tmp_path, damage):
   path = first_image(folder)
   path.write_bytes(damage(path.read_bytes()))
   match = rf'the image .*{path.name} is unreadable \(.*\); copy or download it'
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
 
 
 def test_an_unreadable_image_in_a_zip(tmp_path):
@@ -495,14 +474,14 @@ def test_an_unreadable_image_in_a_zip(tmp_path):
   start = data.index(jpeg(name))
   data[start : start + 400] = bytes(400)
   path.write_bytes(data)
-  check_error(folder, tmp_path, rf'part_1\.zip.{name}\.jpg is unreadable')
+  check_error(folder, rf'part_1\.zip.{name}\.jpg is unreadable')
 
 
 def test_a_truncated_zip(tmp_path):
   folder = write_archive(tmp_path / 'archive', make_rows(1), 'zips')
   path = folder / 'HAM10000_images_part_2.zip'
   path.write_bytes(path.read_bytes()[:-100])
-  check_error(folder, tmp_path, r'part_2\.zip is not a whole zip file .*again')
+  check_error(folder, r'part_2\.zip is not an intact zip file .*again')
 
 
 @pytest.mark.parametrize(
@@ -513,18 +492,18 @@ def test_a_zip_that_leaves_its_folder(tmp_path, name):
   folder = write_archive(tmp_path / 'archive', make_rows(1), 'zips')
   with zipfile.ZipFile(folder / 'HAM10000_images_part_1.zip', 'a') as archive:
     archive.writestr(name, jpeg('x'))
-  match = r'part_1\.zip has the member .*, which leaves the folder'
-  check_error(folder, tmp_path, match)
+  match = r'part_1\.zip has the member .*, which would be unpacked outside'
+  check_error(folder, match)
 
 
 def test_a_zip_that_unpacks_to_too_much(tmp_path):
-  """200 MB of zeros, packed to 200 kB; nothing of it is unpacked."""
+  """200 MB of zeros, packed to 200 kB, are not unpacked."""
   folder = write_archive(tmp_path / 'archive', make_rows(1), 'zips')
   path = folder / 'HAM10000_images_part_1.zip'
   with zipfile.ZipFile(path, 'a', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('x.jpg', bytes(2 * 10**8))
   match = r"part_1\.zip has the member 'x\.jpg', which unpacks to 200,000,000"
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
 
 
 @pytest.mark.parametrize(
@@ -548,16 +527,16 @@ def test_an_absurdly_large_image(
 
   monkeypatch.setattr(JpegImagePlugin.JpegImageFile, 'load', load_small)
   match = rf'the image .*{path.name} has more than 50,000,000 pixels'
-  check_error(folder, tmp_path, match)
+  check_error(folder, match)
   assert not [w for w in recwarn if 'Bomb' in w.category.__name__]
 
 
 def test_too_few_lesions(tmp_path):
   folder = write_archive(tmp_path / 'archive', make_rows(3))
-  check_error(folder, tmp_path, 'are too few, the splits test, val would be')
+  check_error(folder, 'are too few: the splits test, val would be')
 
 
-# Real images; they stay where they are.
+# Real images; they are not changed.
 
 
 @pytest.mark.skipif(not REAL_DIR, reason='DERMVQ_HAM10000_DIR is not set')
@@ -570,7 +549,7 @@ def test_real_archive(tmp_path):
     assert set(counts) == set(builder.CLASS_NAMES)
   ids = {record.id for record in records}
   groups = {record.id: record.group for record in records}
-  for a, b in ham10000.DUPLICATE_IMAGES:
+  for a, b in isic.DUPLICATE_IMAGES:
     if {a, b} <= ids:
       assert groups[a] == groups[b]
 

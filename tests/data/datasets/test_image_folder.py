@@ -1,4 +1,4 @@
-"""Mistakes in folders of one's own images; test_datasets has the rest."""
+"""Tests of folders with one's own images; test_datasets has the basics."""
 
 import shutil
 
@@ -14,7 +14,7 @@ DATASET = 'image_folder/smoke'
 
 @pytest.fixture
 def folder(tmp_path):
-  """A folder per class."""
+  """A folder for each class."""
   fabricate.class_folders(tmp_path / 'mine')
   return tmp_path / 'mine'
 
@@ -38,8 +38,8 @@ def test_another_folder_brings_other_classes(folder, tmp_path):
   (folder / 'mel').rename(folder / 'melanoma')
   prepare.run(DATASET, data_dir, folder, overwrite=True)
   names = ['basal cell', 'melanoma', 'nv']
-  assert prepared.describe(DATASET, data_dir)['class_names'] == names
-  made = builder.make(DATASET, data_dir)  # as read again
+  assert prepared.Dataset(DATASET, data_dir).facts['class_names'] == names
+  made = builder.make(DATASET, data_dir)  # It reads the stored names.
   assert made.info.features['label'].names == names
 
 
@@ -51,14 +51,14 @@ def test_png_and_capitals(folder, tmp_path):
   assert 'mel_IMG 1 (2)' in {record.id for record in records}
 
 
-def test_unlisted_images_are_told(listed, tmp_path, capsys):
+def test_unlisted_images_are_reported(listed, tmp_path, capsys):
   prepare.run(DATASET, tmp_path / 'data', listed)
   err = capsys.readouterr().err
   assert 'does not list 1 of 31 images; they are left out' in err
 
 
 def test_synthetic_images_are_for_training(listed, tmp_path):
-  """And change nothing in the splits of the others."""
+  """They do not change the splits of the others."""
   prepare.run(DATASET, tmp_path / 'data', listed)
   names = [f'synthetic_a_{i:05d}' for i in range(30)]
   fabricate.write_folder(listed / 'a', names)
@@ -70,7 +70,7 @@ def test_synthetic_images_are_for_training(listed, tmp_path):
   prepare.run(DATASET, tmp_path / 'both', listed)
   for split in ('train', 'val', 'test'):
     before, after = (
-      {e['id'] for e in prepared.open_split(DATASET, data_dir, split)}
+      {e['id'] for e in prepared.Dataset(DATASET, data_dir).split(split)}
       for data_dir in (tmp_path / 'data', tmp_path / 'both')
     )
     new = {name.encode() for name in names} if split == 'train' else set()
@@ -78,7 +78,7 @@ def test_synthetic_images_are_for_training(listed, tmp_path):
 
 
 def test_synthetic_images_in_class_folders(tmp_path):
-  """As `dermvq sample` names them, copied to the real ones."""
+  """Files from `dermvq sample` may be copied to the real ones."""
   folder = tmp_path / 'images'
   for label in 'ab':
     fabricate.write_folder(folder / label, [f'{i}' for i in range(20)])
@@ -88,7 +88,7 @@ def test_synthetic_images_in_class_folders(tmp_path):
   prepare.run(DATASET, tmp_path / 'data', folder)
   ids = {
     split: [
-      e['id'] for e in prepared.open_split(DATASET, tmp_path / 'data', split)
+      e['id'] for e in prepared.Dataset(DATASET, tmp_path / 'data').split(split)
     ]
     for split in ('train', 'val', 'test')
   }
@@ -105,7 +105,7 @@ def test_synthetic_images_alone_have_all_splits(listed, tmp_path):
   rows = [[*row, 'true'] for row in rows]
   path.write_text(fabricate.table([*header, 'synthetic'], rows))
   prepare.run(DATASET, tmp_path / 'data', listed)
-  assert len(prepared.open_split(DATASET, tmp_path / 'data', 'val')) > 0
+  assert len(prepared.Dataset(DATASET, tmp_path / 'data').split('val')) > 0
 
 
 def test_synthetic_is_true_or_false(listed):
@@ -116,7 +116,7 @@ def test_synthetic_is_true_or_false(listed):
   check_error(listed, "line 2: synthetic is 'maybe'; give true or false")
 
 
-# A folder per class.
+# A folder for each class.
 
 
 def test_an_empty_class(folder):
@@ -124,33 +124,33 @@ def test_an_empty_class(folder):
   check_error(folder, 'the class folder .*/scc holds no .jpg, .jpeg, .png')
 
 
-def test_published_splits_are_no_classes(folder):
-  """And neither is a level that unpacking added."""
+def test_folders_of_splits_are_not_classes(folder):
+  """The same holds for a folder that a zip program added."""
   shutil.copytree(folder, folder.with_name('two') / 'train')
   check_error(folder.with_name('two'), 'the class folder .*/train holds no')
 
 
 def test_no_folders(tmp_path):
   fabricate.write_folder(tmp_path / 'mine', ['a', 'b'])
-  check_error(tmp_path / 'mine', 'neither a metadata.csv nor a folder per cl')
+  check_error(tmp_path / 'mine', 'neither a metadata.csv nor folders; sort')
 
 
 @pytest.mark.parametrize('name', ['a,b', 'a=1', '-', 'mel '])
 def test_class_names(folder, name):
   (folder / 'mel').rename(folder / name)
-  check_error(folder, f"/{name}: '{name}' can not be the name of a class")
+  check_error(folder, f"/{name}: '{name}' cannot be the name of a class")
 
 
-def test_names_that_meet(folder):
+def test_two_images_with_the_same_id(folder):
   path = folder / 'mel' / '3.jpg'
   shutil.copy(path, path.with_suffix('.jpeg'))
-  check_error(folder, 'mel/3.jpeg and .*mel/3.jpg would both be named mel_3')
+  check_error(folder, 'mel/3.jpeg and .*mel/3.jpg would both have the id mel_3')
 
 
 def test_too_few(folder):
   for path in folder.glob('*/[4-9].jpg'):
     path.unlink()
-  check_error(folder, 'are too few, the splits test, val would be empty')
+  check_error(folder, 'are too few: the splits test, val would be empty')
 
 
 def test_no_image(folder):
@@ -168,12 +168,16 @@ def test_no_image(folder):
     ('a,,ISIC_0000000', 'a,,../ISIC_0000000', "'../ISIC.*without folders"),
     ('a,,ISIC_0000000', 'a,,x/ISIC_0000000', "line 2: image 'x/ISIC_0000000'"),
     ('a,,ISIC_0000000', r'a,,C:\ISIC_0', r"line 2: image 'C:.*without folders"),
-    ('a,,ISIC_0000000', 'a,,', "line 2: image '' is not the name of a file"),
-    ('a,,ISIC_0000000', ',,ISIC_0000000', "line 2: label: '' can not be the"),
-    ('a,,ISIC_0000000', 'a/b,,ISIC_0000000', "line 2: label: 'a/b' can not"),
+    ('a,,ISIC_0000000', 'a,,', "line 2: image '' is not a file name"),
+    ('a,,ISIC_0000000', ',,ISIC_0000000', "line 2: label: '' cannot be the"),
+    ('a,,ISIC_0000000', 'a/b,,ISIC_0000000', "line 2: label: 'a/b' cannot"),
     ('a,,ISIC_0000000', 'a,,ISIC_9', r'1 row .* without an image \(ISIC_9\)'),
     ('a,,ISIC_0000000', 'a,,ISIC_0000002', 'ISIC_0000002 is there twice'),
-    ('a,,ISIC_0000000', 'a,,ISIC_0000001', 'would both be named ISIC_0000001'),
+    (
+      'a,,ISIC_0000000',
+      'a,,ISIC_0000001',
+      'would both have the id ISIC_0000001',
+    ),
   ],
 )
 def test_bad_tables(listed, old, new, match):
@@ -181,7 +185,7 @@ def test_bad_tables(listed, old, new, match):
   check_error(listed, match)
 
 
-def test_a_name_of_two_images(listed):
+def test_a_row_that_fits_two_images(listed):
   (listed / 'z').mkdir()
   shutil.copy(listed / 'ISIC_0000010.jpg', listed / 'z')
-  check_error(listed, r'ISIC_0000010 .* may be .* or .*/z/ISIC.*; rename one')
+  check_error(listed, r'ISIC_0000010 .* could be .* or .*/z/ISIC.*; rename one')

@@ -1,9 +1,9 @@
-"""Mistakes in archives of ISIC 2019; test_datasets has the rest."""
+"""Tests of mistakes in archives of ISIC 2019; test_datasets has the basics."""
 
 import fabricate
 import pytest
 
-from dermvq_jax.data.datasets import builder, ham10000
+from dermvq_jax.data.datasets import builder, isic
 
 PREFIX = 'ISIC_2019_Training_'
 TRUTH = f'{PREFIX}GroundTruth.csv'
@@ -29,7 +29,7 @@ def test_missing_files_are_named(folder, name):
 
 
 def test_the_duplicates_of_ham10000_are_one_group(folder, tmp_path):
-  (a, b), *_ = ham10000.DUPLICATE_IMAGES
+  (a, b), *_ = isic.DUPLICATE_IMAGES
   names = [a, b, *(f'ISIC_{i:07d}' for i in range(2, 10))]
   fabricate.write_zip(folder / f'{PREFIX}Input.zip', names)
   labels = dict.fromkeys(names, 'nv')
@@ -50,7 +50,7 @@ def test_the_duplicates_of_ham10000_are_one_group(folder, tmp_path):
   ('file', 'old', 'new', 'match'),
   [
     (TRUTH, 'SCC', 'XYZ', 'lacks the columns SCC'),
-    (TRUTH, '1.0', '0.0', 'line 2: ISIC_0000000 has 0.0, .* one 1 and else 0'),
+    (TRUTH, '1.0', '0.0', 'line 2: ISIC_0000000 has 0.0, .* 1 once and 0 oth'),
     (
       TRUTH,
       '0.0,0.0,0.0,1.0,0.0,0.0,0.0,0.0,0.0',

@@ -1,0 +1,442 @@
+"""The flags of all commands, and their help."""
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+
+from dermvq_jax import __version__
+
+_DESCRIPTION = """\
+Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
+and makes new images.
+
+A run is one folder, the workdir:
+  dermvq prepare --dataset=ham10000/64 --manual_dir=DOWNLOADS --data_dir=DATA
+  dermvq train --config=vqvae --workdir=RUN --config.data_dir=DATA
+  dermvq encode --workdir=RUN
+  dermvq train --config=prior --workdir=RUN
+  dermvq sample --workdir=RUN --counts=mel=16,nv=16 --out=SAMPLES
+  dermvq evaluate --workdir=RUN
+
+`dermvq demo` does all of this on generated images, in minutes.
+"""
+
+
+def _folder(text: str) -> str:
+  """Checks that this installation can open a path."""
+  scheme, separator, _ = text.partition('://')
+  if separator and scheme != 'gs':
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is neither a local folder nor gs://BUCKET/...'
+    )
+  if separator and not importlib.util.find_spec('gcsfs'):
+    raise argparse.ArgumentTypeError(
+      f'{text!r} needs a client for buckets: pip install gcsfs'
+    )
+  return text
+
+
+def _counts(text: str) -> dict[str, int]:
+  """Reads 'mel=16,nv=4' or '8'; the class '' stands for every class."""
+  try:
+    counts = {}
+    for part in text.split(','):
+      name, _, number = part.rpartition('=')
+      counts[name] = int(number)
+    if min(counts.values()) < 0:
+      raise ValueError
+    return counts
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is neither a number nor CLASS=NUMBER,...'
+    ) from None
+
+
+def _seed_number(text: str) -> int:
+  try:
+    seed = int(text)
+    if not 0 <= seed < 2**32:
+      raise ValueError
+    return seed
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is not a whole number from 0 to {2**32 - 1}'
+    ) from None
+
+
+def _add_seed(sub: argparse.ArgumentParser):
+  sub.add_argument('--seed', type=_seed_number, default=0, help='default: 0')
+
+
+def _add_evaluation(sub: argparse.ArgumentParser):
+  """Adds what `dermvq evaluate` measures."""
+  sub.add_argument(
+    '--split',
+    choices=('train', 'val', 'test'),
+    default='val',
+    help='split to evaluate on (default: val)',
+  )
+  sub.add_argument(
+    '--num_samples',
+    type=int,
+    metavar='N',
+    help='number of samples to evaluate; 0 skips what needs samples, which is '
+    'fast (default: the size of the reference split)',
+  )
+  sub.add_argument(
+    '--inception',
+    metavar='FILE',
+    help='compare images in the features of the standard FID, with the weights '
+    'in this .npz file; the README says where to get them (default: in the '
+    "features of the run's classifier)",
+  )
+  _add_controls(sub)
+  _add_seed(sub)
+
+
+def _add_controls(sub: argparse.ArgumentParser):
+  """Adds how images are sampled."""
+  sub.add_argument(
+    '--temperature',
+    type=float,
+    default=1.0,
+    help='below 1: more typical, less varied (default: 1)',
+  )
+  sub.add_argument(
+    '--top_k',
+    type=int,
+    default=0,
+    metavar='K',
+    help='sample each code from the K most likely ones (default: 0, from all)',
+  )
+  sub.add_argument(
+    '--top_p',
+    type=float,
+    default=1.0,
+    metavar='P',
+    help='nucleus sampling: keep the smallest set of codes whose probabilities '
+    'sum to P (default: 1, off)',
+  )
+  sub.add_argument(
+    '--guidance_scale',
+    type=float,
+    default=1.0,
+    metavar='S',
+    help='classifier-free guidance; above 1 exaggerates what distinguishes the '
+    'class, 0 ignores the class (default: 1, off)',
+  )
+
+
+def _add_sampling(sub: argparse.ArgumentParser):
+  """Adds what `dermvq sample` makes, and how."""
+  _add_seed(sub)
+  number = sub.add_mutually_exclusive_group()
+  number.add_argument(
+    '--counts',
+    type=_counts,
+    default=_counts('8'),
+    metavar='N|CLASS=N,...',
+    help='images of every class, or of some (default: 8)',
+  )
+  number.add_argument(
+    '--balance',
+    action='store_true',
+    help='top up every class until it is as large as the largest class of the '
+    'training split',
+  )
+  _add_controls(sub)
+  sub.add_argument(
+    '--complete',
+    metavar='IMAGE',
+    help='complete this image instead; --mask hides a part of it',
+  )
+  sub.add_argument(
+    '--mask',
+    metavar='NAME|FILE',
+    help='left, right, top, bottom (halves), center, border, or an image file '
+    'that is white where it hides the image',
+  )
+  sub.add_argument(
+    '--reject_memorised',
+    type=float,
+    default=0.0,
+    metavar='T',
+    help='drop samples that look memorised: memorisation ratio, by pixels, '
+    'below T; try 0.6, or the threshold that dermvq evaluate reports (default: '
+    '0, off)',
+  )
+
+
+def _add_reconstructing(sub: argparse.ArgumentParser):
+  """Adds what `dermvq reconstruct` takes beside image files."""
+  sub.add_argument(
+    '--split',
+    choices=('train', 'val', 'test'),
+    help='images of the dataset that the VQ-VAE was trained on',
+  )
+  sub.add_argument(
+    '--num_images',
+    type=int,
+    default=16,
+    metavar='N',
+    help='images of --split (default: 16)',
+  )
+  sub.add_argument(
+    '--through_prior',
+    action='store_true',
+    help="also replace each code by the prior's most likely one, given the "
+    "image's true codes before it, and decode",
+  )
+  sub.add_argument(
+    '--label',
+    metavar='CLASS',
+    help='class of IMAGE for --through_prior (default: unknown)',
+  )
+
+
+def _add_hosts(sub: argparse.ArgumentParser):
+  """Adds how the processes of several hosts find each other."""
+  hosts = sub.add_argument_group(
+    'several hosts',
+    'Run the same command on each host, with a workdir that all can reach. '
+    'Cloud TPU VMs find each other; elsewhere give:',
+  )
+  hosts.add_argument(
+    '--coordinator',
+    default='',
+    metavar='HOST:PORT',
+    help='address of process 0, which all others can reach',
+  )
+  hosts.add_argument(
+    '--num_processes', type=int, metavar='N', help='number of processes'
+  )
+  hosts.add_argument(
+    '--process_id', type=int, metavar='I', help='this process, from 0'
+  )
+
+
+def _add_preparing(sub: argparse.ArgumentParser):
+  sub.add_argument(
+    '--dataset',
+    required=True,
+    metavar='NAME/SIZE',
+    help='ham10000, isic2018, isic2019, image_folder (your own images) or '
+    'synthetic_dermoscopy with /64, /128 or /256 pixels; dermamnist with /28, '
+    '/64, /128 or /224. Without --manual_dir the command says what to download',
+  )
+  sub.add_argument(
+    '--manual_dir', metavar='DIR', help='where you put the downloaded files'
+  )
+  sub.add_argument('--overwrite', action='store_true', help='prepare again')
+
+
+def _parser() -> argparse.ArgumentParser:
+  formatter = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(
+    'dermvq', description=_DESCRIPTION, formatter_class=formatter
+  )
+  parser.add_argument('--version', action='version', version=__version__)
+  commands = parser.add_subparsers(
+    title='commands', metavar='COMMAND', required=True
+  )
+
+  def command(name: str, text: str, *examples: str) -> argparse.ArgumentParser:
+    lines = ''.join(f'  dermvq {name} {e}\n' for e in examples)
+    sub = commands.add_parser(
+      name,
+      help=text,
+      description=text,
+      epilog=f'examples:\n{lines}',
+      formatter_class=formatter,
+      allow_abbrev=False,
+    )
+    sub.set_defaults(command=name)
+    return sub
+
+  def workdir(sub, **kwargs):
+    sub.add_argument(
+      '--workdir',
+      type=_folder,
+      metavar='DIR',
+      help='folder of the run, local or gs://BUCKET/...',
+      **kwargs,
+    )
+
+  def data_dir(sub, **kwargs):
+    sub.add_argument(
+      '--data_dir', metavar='DIR', help='folder of prepared datasets', **kwargs
+    )
+
+  sub = command(
+    'prepare',
+    'Converts downloaded images, or generated ones, to training records.',
+    '--dataset=synthetic_dermoscopy/64 --data_dir=DATA',
+    '--dataset=ham10000/64 --manual_dir=DOWNLOADS --data_dir=DATA',
+    '--dataset=image_folder/64 --manual_dir=IMAGES --data_dir=DATA',
+  )
+  _add_preparing(sub)
+  data_dir(sub, required=True)
+
+  sub = command(
+    'train',
+    'Trains a phase, or resumes one that was interrupted.',
+    '--config=vqvae --workdir=RUN --config.data_dir=DATA',
+    '--config=vqvae:smoke --workdir=/tmp/run --config.num_train_steps=20',
+    '--config=prior --workdir=RUN --config.prior.num_layers=15',
+    '--config=classifier --workdir=RUN',
+  )
+  sub.add_argument(
+    '--config',
+    required=True,
+    metavar='NAME[:SIZE]',
+    help='vqvae, prior or classifier, with :demo or :smoke for small ones; or '
+    'a .py file. '
+    '--config.FIELD=VALUE changes a field; configs/*.py lists them',
+  )
+  workdir(sub, required=True)
+  sub.add_argument(
+    '--profile',
+    action='store_true',
+    help="write a trace of a few steps to the phase's folder, for TensorBoard "
+    'and xprof',
+  )
+  _add_hosts(sub)
+
+  sub = command(
+    'encode',
+    "Encodes all images with the run's VQ-VAE, as training data of the prior.",
+    '--workdir=RUN',
+    '--workdir=RUN --copies=8',
+  )
+  workdir(sub, required=True)
+  data_dir(sub, default='')
+  sub.add_argument(
+    '--copies',
+    type=int,
+    default=1,
+    metavar='N',
+    help='encode each training image N times: once as it is, then with random '
+    'flips and quarter turns (default: 1)',
+  )
+
+  sub = command(
+    'sample',
+    'Makes new images: a folder of PNG files for each class, a sheet and '
+    'metadata.csv; all are marked as synthetic.',
+    '--workdir=RUN --out=SAMPLES',
+    '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
+    '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
+    '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
+    '--workdir=RUN --out=SAMPLES --balance',
+    '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
+    '--workdir=RUN --out=SAMPLES --reject_memorised=0.6',
+  )
+  workdir(sub, required=True)
+  sub.add_argument(
+    '--out',
+    required=True,
+    type=_folder,
+    metavar='DIR',
+    help='new folder for the images, local or gs://BUCKET/...',
+  )
+  _add_sampling(sub)
+  data_dir(sub, default='')
+
+  sub = command(
+    'reconstruct',
+    'Reconstructs images with the VQ-VAE and reports the error.',
+    '--workdir=RUN --out=OUT lesion.jpg folder_of_images/',
+    '--workdir=RUN --out=OUT --split=val --num_images=16 --through_prior',
+  )
+  sub.add_argument(
+    'images', nargs='*', metavar='IMAGE', help='files or folders of images'
+  )
+  workdir(sub, required=True)
+  sub.add_argument(
+    '--out',
+    required=True,
+    type=_folder,
+    metavar='DIR',
+    help='new folder for the images, local or gs://BUCKET/...',
+  )
+  _add_reconstructing(sub)
+  data_dir(sub, default='')
+
+  sub = command(
+    'evaluate',
+    'Measures the prior (bits per code), reconstructions, and samples: how '
+    'close they come to real images, and whether they are copies of some.',
+    '--workdir=RUN',
+    '--workdir=RUN --split=test --num_samples=200',
+    '--workdir=RUN --guidance_scale=2',
+    '--workdir=RUN --inception=inception.npz',
+    '--workdir=RUN --num_samples=0',
+  )
+  workdir(sub, required=True)
+  _add_evaluation(sub)
+  data_dir(sub, default='')
+
+  sub = command(
+    'report',
+    'Writes a page with curves, reconstructions, codes and samples to '
+    'WORKDIR/report.',
+    '--workdir=RUN',
+  )
+  workdir(sub, required=True)
+  _add_seed(sub)
+  data_dir(sub, default='')
+  sub = command(
+    'check',
+    "Verifies a run's files; exits with 1 if any is damaged.",
+    '--workdir=RUN',
+  )
+  workdir(sub, required=True)
+  data_dir(sub, default='')
+
+  sub = command(
+    'demo',
+    'Runs everything on generated images, in minutes on a laptop.',
+    '--workdir=runs/demo',
+  )
+  sub.add_argument(
+    '--workdir',
+    default='runs/demo',
+    metavar='DIR',
+    help='local folder for everything (default: runs/demo)',
+  )
+  sub.add_argument(
+    '--size',
+    choices=('demo', 'smoke'),
+    default='demo',
+    help="'smoke' takes seconds and shows only that it works",
+  )
+  return parser
+
+
+def _underscores(argument: str) -> str:
+  """Accepts flags that are written with - instead of _."""
+  name, equals, value = argument.partition('=')
+  if name.startswith('--') and not name.startswith('--config.'):
+    name = '--' + name[2:].replace('-', '_')
+  return name + equals + value
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+  """Reads a command line.
+
+  Args:
+    argv: the words after `dermvq`.
+
+  Returns:
+    `command`, its flags, and `overrides`: the '--config.field=value' words.
+    Exits with a message if the words are wrong.
+  """
+  # Fields of a config are not known to argparse.
+  overrides = [a for a in argv if a.startswith('--config.')]
+  rest = [_underscores(a) for a in argv if a not in overrides]
+  parser = _parser()
+  args = parser.parse_args(rest)
+  if overrides and args.command != 'train':
+    parser.error(f'{overrides[0]}: only dermvq train takes fields of a config')
+  args.overrides = overrides
+  return args

@@ -1,0 +1,330 @@
+"""Folders of new images and of completions."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pictures import files_in, names_in, read_csv, read_png, sample_file
+from PIL import Image
+
+import dermvq_jax
+from dermvq_jax import errors
+from dermvq_jax.configs import vqvae
+from dermvq_jax.data import images, prepared
+from dermvq_jax.data.datasets import builder
+from dermvq_jax.generation import reconstructions, samples, tables
+from dermvq_jax.models import build
+from dermvq_jax.runs import run as run_lib
+
+IMAGES = 'synthetic_dermoscopy/smoke'
+
+
+@pytest.fixture(scope='module')
+def model(smoke_run):
+  return dermvq_jax.load(smoke_run)
+
+
+@pytest.fixture
+def out(tmp_path):
+  return tmp_path / 'new' / 'out'
+
+
+def test_sample(smoke_run, model, out):
+  counts = {'mel': 3, 'nv': 1}
+  samples.sample(
+    run_lib.Run(smoke_run), out, counts=counts, seed=4, temperature=0.5
+  )
+  files = [sample_file('mel', i) for i in range(3)] + [sample_file('nv')]
+  assert files_in(out) == sorted([*files, 'metadata.csv', 'sheet.png'])
+  assert names_in(out.parent) == ['out']
+  expected = model.sample(['mel'] * 3 + ['nv'], seed=4, temperature=0.5)
+  rows = read_csv(out / 'metadata.csv')
+  for i, (row, file, image) in enumerate(zip(rows, files, expected)):
+    np.testing.assert_array_equal(read_png(out / file), image)
+    assert row == {
+      'image': file.partition('/')[2],
+      'label': file.partition('/')[0],
+      'synthetic': 'true',
+      'id': str(i % 3),
+      'seed': '4',
+      'temperature': '0.5',
+      'top_k': '0',
+      'top_p': '1.0',
+      'guidance_scale': '1.0',
+    }
+  assert len(rows) == 4
+  np.testing.assert_array_equal(
+    read_png(out / 'sheet.png'), images.sheet([expected[:3], expected[3:]])
+  )
+
+
+def test_sample_every_class(smoke_run, model, out):
+  samples.sample(run_lib.Run(smoke_run), out, counts={'': 1, 'mel': 2, 'nv': 0})
+  labels = [row['label'] for row in read_csv(out / 'metadata.csv')]
+  expected = ['akiec', 'bcc', 'bkl', 'df', 'mel', 'mel', 'vasc']
+  assert sorted(labels) == expected
+  # A row of the CSV is enough to make its image again.
+  row = read_csv(out / 'metadata.csv')[-1]
+  again = model.sample(
+    [row['label']],
+    seed=int(row['seed']),
+    temperature=float(row['temperature']),
+    ids=[int(row['id'])],
+  )
+  file = out / row['label'] / row['image']
+  np.testing.assert_array_equal(read_png(file), again[0])
+
+
+def test_samples_are_marked(smoke_run, out):
+  samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 1})
+  for file in (sample_file('mel'), 'sheet.png'):
+    with Image.open(out / file) as image:
+      assert image.text['Synthetic'] == 'true'
+      assert image.text['Description'].startswith('Synthetic image')
+      assert dermvq_jax.__version__ in image.text['Software']
+  assert b'Synthetic' in (out / sample_file('mel')).read_bytes()
+
+
+def test_balance(smoke_run, model, tmp_path, out, caplog):
+  caplog.set_level('INFO')
+  shutil.copytree(smoke_run / 'prior', tmp_path / 'run' / 'prior')
+  shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
+  data_dir = str(smoke_run / 'data')
+  samples.sample(
+    run_lib.Run(tmp_path / 'run', data_dir), out, balance=True, seed=2
+  )
+  train = prepared.Dataset(IMAGES, data_dir).split('train')
+  have = np.bincount([train[i]['label'] for i in range(len(train))])
+  rows = read_csv(out / 'metadata.csv')
+  new = [model.class_names.index(row['label']) for row in rows]
+  assert set(have + np.bincount(new, minlength=7)) == {max(have)}
+  assert (
+    f'mel: {have[4]} training images, {max(have) - have[4]} new' in caplog.text
+  )
+  most = model.class_names[have.argmax()]
+  assert not (out / most).exists()
+  # Images are those of --counts.
+  expected = model.sample(['df'] * 2, seed=2)
+  for i, image in enumerate(expected):
+    file = out / sample_file('df', i)
+    np.testing.assert_array_equal(read_png(file), image)
+
+
+@pytest.mark.parametrize('copies', [1, 3])
+def test_copies_do_not_count(copies):
+  """Codes may hold each training image several times."""
+  labels = np.array([0, 0, 0, 1, 1, 2] * copies)
+  counts = samples.balancing_counts(labels, ('a', 'b', 'c', 'd'), copies)
+  assert counts == {'a': 0, 'b': 1, 'c': 2, 'd': 3}
+
+
+def test_nothing_to_balance(smoke_run, out, monkeypatch):
+  monkeypatch.setattr(prepared.Dataset, 'labels', lambda *_: np.arange(7))
+  with pytest.raises(errors.UserError, match='are balanced already'):
+    samples.sample(run_lib.Run(smoke_run), out, balance=True)
+  assert not out.exists()
+
+
+def test_samples_are_an_image_folder(smoke_run, tmp_path, out):
+  """Read by metadata.csv, or as torchvision reads: by folders alone."""
+  samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 2, 'nv': 1})
+  dataset = builder.make('image_folder/smoke', tmp_path)
+  files = [name for name in files_in(out) if '/' in name]
+  for by_folders in (False, True):
+    if by_folders:
+      (out / 'metadata.csv').unlink()
+    records = dataset.read_records(out)
+    assert [r.label for r in records] == ['mel', 'mel', 'nv']
+    for record, file in zip(records, files):
+      assert record.source == out / file
+      np.testing.assert_array_equal(
+        dataset.read_image(record), read_png(out / file)
+      )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'counts': {'melanoma': 2}}, "no class 'melanoma'.*akiec"),
+    ({'counts': {'mel': 1, '7': 2}}, "no class '7'"),
+    ({'counts': {'': 0}}, 'asks for no image'),
+    ({'counts': {'mel': 0}}, 'asks for no image'),
+    ({'counts': {'mel': 1}, 'temperature': -1.0}, 'temperature'),
+    ({'counts': {'mel': 1}, 'top_p': 2.0}, 'top_p is 2.0'),
+    ({'counts': {'mel': 1}, 'mask': 'left'}, '--complete and --mask'),
+    ({'counts': {'mel': 1}, 'balance': True}, '--balance goes without'),
+    ({'balance': True, 'complete': 'x', 'mask': 'left'}, 'goes without'),
+    ({'balance': True, 'data_dir': '/nowhere'}, 'not prepared in /nowhere'),
+    ({}, 'asks for no image'),
+  ],
+)
+def test_sample_mistakes(smoke_run, out, arguments, message):
+  with pytest.raises(errors.UserError, match=message):
+    samples.sample(run_lib.Run(smoke_run), out, **arguments)
+  assert not out.exists()
+  assert not out.with_name('out.incomplete').exists()
+
+
+def test_sample_before_the_prior(smoke_run, tmp_path, out):
+  shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
+  for what in ({'counts': {'mel': 1}}, {'balance': True}):
+    with pytest.raises(errors.UserError, match='no trained prior'):
+      samples.sample(run_lib.Run(tmp_path / 'run'), out, **what)
+  assert not out.exists()
+  with pytest.raises(errors.UserError, match='train --config=vqvae'):
+    samples.sample(run_lib.Run(tmp_path / 'nothing'), out, counts={'mel': 1})
+
+
+def test_existing_folder_is_not_touched(smoke_run, tmp_path):
+  (tmp_path / 'mine.txt').write_text('mine')
+  file = tmp_path / 'mine.txt'
+  for out in (tmp_path, file):
+    with pytest.raises(errors.UserError, match='exists already.*--out'):
+      samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 1})
+    with pytest.raises(errors.UserError, match='exists already.*--out'):
+      reconstructions.reconstruct(run_lib.Run(smoke_run), out, split='val')
+  assert names_in(tmp_path) == ['mine.txt']
+
+
+def test_out_without_a_parent(smoke_run, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  samples.sample(run_lib.Run(smoke_run), 'out', counts={'mel': 1})
+  assert names_in(tmp_path) == ['out']
+  samples.sample(run_lib.Run(smoke_run), 'a/b/', counts={'mel': 1})
+  assert len(names_in(tmp_path / 'a' / 'b')) == 3
+  with pytest.raises(errors.UserError, match='exists already'):
+    samples.sample(run_lib.Run(smoke_run), '', counts={'mel': 1})
+
+
+@pytest.mark.parametrize('failure', [KeyboardInterrupt, OSError(28, 'full')])
+def test_nothing_half_written(smoke_run, out, monkeypatch, failure):
+  def broken(*args):
+    raise failure
+
+  for run in (
+    lambda: samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 2}),
+    lambda: reconstructions.reconstruct(
+      run_lib.Run(smoke_run), out, split='val', num_images=2
+    ),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(tables, 'write_csv', broken)
+      with pytest.raises((KeyboardInterrupt, OSError)):
+        run()
+    assert names_in(out.parent) == []
+
+
+def test_rests_of_a_killed_run_are_removed(smoke_run, out):
+  partial = out.with_name('out.incomplete')
+  partial.mkdir(parents=True)
+  (partial / 'mel_00009.png').write_bytes(b'half')
+  samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 1})
+  files = [sample_file('mel'), 'metadata.csv', 'sheet.png']
+  assert files_in(out) == files
+  assert names_in(out.parent) == ['out']
+
+
+def _left_half(folder, size=16):
+  """Image and mask files."""
+  rng = np.random.default_rng(0)
+  original = rng.integers(0, 256, (size, size, 3), np.uint8)
+  Image.fromarray(original).save(folder / 'lesion.png')
+  white = np.zeros((size, size), np.uint8)
+  white[:, : size // 2] = 255
+  Image.fromarray(white).save(folder / 'white.png')
+  return original
+
+
+@pytest.mark.parametrize('from_file', [False, True])
+def test_complete(narrow_run, tmp_path, out, from_file, caplog):
+  caplog.set_level('INFO')
+  original = _left_half(tmp_path)
+  mask = str(tmp_path / 'white.png') if from_file else 'left'
+  controls = dict(
+    temperature=0.9, top_k=9, top_p=0.8, guidance_scale=1.5, seed=3
+  )
+  samples.sample(
+    run_lib.Run(narrow_run),
+    out,
+    counts={'mel': 2, 'nv': 1},
+    complete=tmp_path / 'lesion.png',
+    mask=mask,
+    **controls,
+  )
+  files = [sample_file('mel'), sample_file('mel', 1), sample_file('nv')]
+  others = ['masked.png', 'original.png', 'metadata.csv', 'sheet.png']
+  assert files_in(out) == sorted(files + others)
+  masked = original.copy()
+  masked[:, :8] = 128
+  np.testing.assert_array_equal(read_png(out / 'original.png'), original)
+  np.testing.assert_array_equal(read_png(out / 'masked.png'), masked)
+  # Two 3x3 convolutions see two columns of codes further than the hidden four.
+  known = np.zeros((8, 8), bool)
+  known[:, 6:] = True
+  assert '16 of 64 codes' in caplog.text
+  model = dermvq_jax.load(narrow_run)
+  codes = model.encode(original[None])
+  expected = model.sample(
+    ['mel', 'mel', 'nv'],
+    known_codes=np.repeat(codes, 3, 0),
+    known_mask=np.repeat(known[None], 3, 0),
+    **controls,
+  )
+  rows = read_csv(out / 'metadata.csv')
+  for row, file, image in zip(rows, files, expected):
+    np.testing.assert_array_equal(read_png(out / file), image)
+    assert row['image'] == file.partition('/')[2]
+    assert (row['complete'], row['mask']) == (f'{tmp_path}/lesion.png', mask)
+    assert {k: float(row[k]) for k in controls} == controls
+  assert len(rows) == 3
+  np.testing.assert_array_equal(
+    read_png(out / 'sheet.png'),
+    images.sheet([np.stack([original, masked]), expected[:2], expected[2:]]),
+  )
+
+
+def test_what_is_hidden_has_no_influence(narrow_run, tmp_path):
+  original = _left_half(tmp_path)
+  made = []
+  for i, value in enumerate((0, 255)):
+    original[:, 8:] = value
+    images.save_png(tmp_path / 'lesion.png', original)
+    samples.sample(
+      run_lib.Run(narrow_run),
+      tmp_path / str(i),
+      counts={'mel': 1},
+      complete=tmp_path / 'lesion.png',
+      mask='right',
+    )
+    made.append(read_png(tmp_path / str(i) / sample_file('mel')))
+  np.testing.assert_array_equal(*made)
+
+
+@pytest.mark.parametrize('size', [64, 128, 256])
+@pytest.mark.parametrize('mask', images.MASKS)
+def test_named_masks(size, mask):
+  """Each hides a part, and leaves codes of the real configs."""
+  hidden = images.named_mask(mask, size)
+  assert hidden.shape == (size, size) and hidden.dtype == bool
+  shares = dict.fromkeys(('left', 'right', 'top', 'bottom'), 0.5)
+  shares |= {'center': 1 / 9, 'border': 1 - (7 / 8) ** 2}
+  assert hidden.mean() == pytest.approx(shares[mask], abs=0.02)
+  y, x = np.argwhere(hidden).mean(0) / size
+  places = {'left': (0.5, 0.25), 'right': (0.5, 0.75)}
+  places |= {'top': (0.25, 0.5), 'bottom': (0.75, 0.5)}
+  assert (y, x) == pytest.approx(places.get(mask, (0.5, 0.5)), abs=0.01)
+  config = vqvae.get_config('' if size == 64 else str(size))
+  reached = build.vqvae(config).encoder.reached_by(hidden)
+  assert 10 < (~reached).sum() < reached.size
+
+
+def test_class_names_stay_in_the_folder(run_copy, tmp_path, out):
+  file = run_copy / 'vqvae' / 'config.json'
+  stored = json.loads(file.read_text())
+  stored['facts']['class_names'][0] = '../../akiec'
+  file.write_text(json.dumps(stored))
+  before = set(tmp_path.rglob('*.png'))
+  samples.sample(run_lib.Run(run_copy), out, counts={'../../akiec': 1})
+  written = set(tmp_path.rglob('*.png')) - before
+  assert len(written) == 2 and all(p.is_relative_to(out) for p in written)

@@ -1,0 +1,220 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from dermvq_jax import config_files, errors
+from dermvq_jax.runs.run import Run
+
+FACTS = {'dataset': 'toy/4', 'num_train': 9, 'grid': [4, 4], 'variance': 0.1}
+
+
+def smoke(*overrides):
+  return config_files.load('vqvae:smoke', overrides)
+
+
+def vqvae(workdir):
+  """The phase as another process would find it."""
+  return Run(workdir).vqvae
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  vqvae(tmp_path).start(smoke(), FACTS)
+  return tmp_path
+
+
+def test_places():
+  home = pathlib.Path.home()
+  assert Run('a').prior.folder == pathlib.Path('a/prior')
+  assert Run('~/a').vqvae.folder == home / 'a' / 'vqvae'
+  assert Run('a').data_dir() == pathlib.Path('a/data')
+  assert Run('~/a').data_dir() == home / 'a' / 'data'
+  assert Run('a').data_dir('~/data') == home / 'data'
+  assert Run('a', '~/given').data_dir('~/data') == home / 'given'
+  assert Run('a').report_dir == pathlib.Path('a/report')
+  assert str(Run('gs://bucket/a').prior.folder) == 'gs://bucket/a/prior'
+
+
+def test_data_of_a_bucket_are_refused():
+  for run in (Run('gs://bucket/a'), Run('a', 'gs://bucket/data')):
+    with pytest.raises(errors.UserError, match='give a local folder'):
+      run.data_dir()
+
+
+def test_config_comes_back(workdir):
+  phase = vqvae(workdir)
+  assert isinstance(phase.config, ml_collections.ConfigDict)
+  assert phase.config.to_dict() == smoke().to_dict()
+  assert phase.facts == FACTS
+  assert [p.name for p in phase.folder.iterdir()] == ['config.json']
+
+
+def test_a_phase_knows_what_it_was_started_with(tmp_path):
+  phase = vqvae(tmp_path)
+  phase.start(smoke(), FACTS)
+  assert phase.facts == FACTS
+  phase.start(smoke('--config.num_workers=3'), FACTS)
+  assert phase.config.num_workers == 3
+
+
+def test_phases_are_those_that_were_started(workdir):
+  assert [phase.name for phase in Run(workdir).phases] == ['vqvae']
+  assert Run(workdir).phase('prior') is not None
+  assert not Run(workdir).prior.started
+
+
+def test_nothing_started(tmp_path):
+  phase = Run(tmp_path).prior
+  assert not phase.started and not phase.has_weights and not phase.weights_id
+  with pytest.raises(
+    errors.UserError, match='no run.*train --config=prior --workdir='
+  ):
+    _ = phase.config
+  with pytest.raises(errors.UserError, match='no trained weights'):
+    _ = phase.weights
+
+
+def test_workdir_that_is_a_file(tmp_path):
+  file = tmp_path / 'file'
+  file.write_text('')
+  assert not vqvae(file).started
+  with pytest.raises(errors.UserError, match='no run'):
+    _ = vqvae(file).config
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(workdir):
+  path = workdir / 'vqvae' / 'config.json'
+  stored = json.loads(path.read_text())
+  del stored['format']
+  stored['made_by']['versions']['dermvq_jax'] = '0.1.0'
+  path.write_text(json.dumps(stored))
+  for use in (
+    lambda: vqvae(workdir).config,
+    lambda: vqvae(workdir).start(smoke(), FACTS),
+  ):
+    with pytest.raises(errors.UserError, match='made by dermvq_jax 0.1.0') as e:
+      use()
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['', '{"config": {"a"', '[]', '3', '{"model": 3}', '{"config": 3}', '\0\xff'],
+)
+def test_config_file_of_another_kind(workdir, text):
+  (workdir / 'vqvae' / 'config.json').write_text(text)
+  for use in (
+    lambda: vqvae(workdir).config,
+    lambda: vqvae(workdir).start(smoke(), FACTS),
+  ):
+    with pytest.raises(errors.UserError, match='config.json is damaged'):
+      use()
+  assert (workdir / 'vqvae' / 'config.json').read_text() == text
+
+
+def test_same_again(workdir):
+  vqvae(workdir).start(smoke(), FACTS)
+  # JSON has no tuples.
+  vqvae(workdir).start(smoke(), FACTS | {'grid': (4, 4)})
+
+
+@pytest.mark.parametrize(
+  ('override', 'field'),
+  [
+    ('seed=1', 'config.seed was 0, is 1'),
+    ('quantizer.codebook_size=64', 'config.quantizer.codebook_size was 32'),
+    ('dataset=x/64', 'config.dataset'),
+    ('num_train_steps=11', 'config.num_train_steps'),
+    ('num_epochs=3.0', 'config.num_epochs'),
+  ],
+)
+def test_refuses_what_changes_the_result(workdir, override, field):
+  before = (workdir / 'vqvae' / 'config.json').read_bytes()
+  with pytest.raises(errors.UserError, match=field) as e:
+    vqvae(workdir).start(smoke(f'--config.{override}'), FACTS)
+  assert '\n' not in str(e.value)
+  assert (workdir / 'vqvae' / 'config.json').read_bytes() == before
+
+
+def test_names_every_field(workdir):
+  config = smoke('--config.seed=1', '--config.optim.b2=0.5')
+  with pytest.raises(errors.UserError, match='optim.b2.*; config.seed'):
+    vqvae(workdir).start(config, FACTS)
+
+
+def test_refuses_another_dataset(workdir):
+  with pytest.raises(errors.UserError, match='num_train 9, have 8; .*variance'):
+    vqvae(workdir).start(smoke(), FACTS | {'num_train': 8, 'variance': 0.2})
+  with pytest.raises(errors.UserError, match='had new None, have 1'):
+    vqvae(workdir).start(smoke(), FACTS | {'new': 1})
+
+
+@pytest.mark.parametrize(
+  'override',
+  [
+    'parallel=pmap',
+    'num_workers=3',
+    'data_dir=/elsewhere',
+    'log_every_steps=1',
+    'eval_every_steps=1',
+    'checkpoint_every_steps=1',
+  ],
+)
+def test_free_fields(workdir, override):
+  config = smoke(f'--config.{override}')
+  vqvae(workdir).start(config, FACTS)
+  assert vqvae(workdir).config.to_dict() == config.to_dict()
+
+
+def test_steps_may_grow_if_the_schedule_does_not_depend_on_them(tmp_path):
+  constant = '--config.optim.schedule=constant'
+  vqvae(tmp_path).start(smoke(constant), FACTS)
+  vqvae(tmp_path).start(smoke(constant, '--config.num_train_steps=20'), FACTS)
+  stored = json.loads((tmp_path / 'vqvae' / 'config.json').read_text())
+  assert stored['config']['num_train_steps'] == 20
+
+
+def test_switching_to_a_constant_schedule_is_refused(workdir):
+  config = smoke(
+    '--config.optim.schedule=constant', '--config.num_train_steps=20'
+  )
+  with pytest.raises(errors.UserError, match='config.optim.schedule'):
+    vqvae(workdir).start(config, FACTS)
+
+
+# Two trainings at once.
+
+_HOLD = """
+import sys, time
+from dermvq_jax.runs import run
+with run.Run(sys.argv[1]).locked():
+  print('locked', flush=True)
+  time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+  holder = subprocess.Popen(
+    [sys.executable, '-c', _HOLD, tmp_path], stdout=subprocess.PIPE, text=True
+  )
+  try:
+    assert holder.stdout.readline() == 'locked\n'
+    refused = pytest.raises(errors.UserError, match='another dermvq train is')
+    with refused, Run(tmp_path).locked():
+      pass
+  finally:
+    holder.kill()
+    holder.wait()
+  for _ in range(2):
+    with Run(tmp_path).locked():
+      pass
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_has_no_locks():
+  with Run('gs://bucket/run').locked():
+    pass
