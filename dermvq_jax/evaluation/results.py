@@ -53,7 +53,7 @@ class ClassLikelihood:
     num_images: number of images.
     nll_nats: mean of -log p(codes | class) of an image.
     bits_per_code: the same in bits, divided by the codes of an image.
-    bits_per_dim: the same in bits, divided by the values of an image, H * W * 3.
+    bits_per_dim: the same in bits, divided by the H * W * 3 values of an image.
     recall: share of the images whose codes are most likely under their own
       class.
   """
