@@ -1,7 +1,6 @@
 """What a phase trains, as pure functions; the loop never asks which it is."""
 
 import dataclasses
-import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,10 +27,6 @@ def _keep_state(params, model_state, observed, rng, *, axis_name=None):
 def _no_images(params, model_state, batch):
   del params, model_state, batch
   return {}
-
-
-# All parameters are optimised as `config.optim` says.
-_ONE_OPTIMIZER = types.MappingProxyType({'': 'optim'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +59,9 @@ class Task:
   loss_fn: Callable[..., tuple[jax.Array, tuple[metrics.Metrics, PyTree]]]
   update_state: Callable[..., PyTree] = _keep_state
   summary_images: Callable[..., dict[str, np.ndarray]] = _no_images
-  optimizers: Mapping[str, str] = _ONE_OPTIMIZER
+  optimizers: Mapping[str, str] = dataclasses.field(
+    default_factory=lambda: {'': 'optim'}
+  )
   kept: Callable[[PyTree], PyTree] = lambda params: params
 
 
