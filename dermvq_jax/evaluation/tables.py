@@ -52,28 +52,25 @@ class Table:
     columns: the titles of the columns.
     rows: the cells of each row; the first cell names the row.
     caption: the title of the table.
-    text: how to read it.
+    text: how to read it; only the page shows it.
+    words: whether the cells are words, not numbers; words are aligned left.
   """
 
   columns: Sequence[str]
   rows: Sequence[Sequence[str]]
-  caption: str
+  caption: str = ''
   text: str = ''
+  words: bool = False
 
   def as_text(self) -> str:
     """The caption and the rows as lines, in columns."""
-    lines = [self.columns, *self.rows]
-    widths = [max(map(len, cells)) for cells in zip(*lines)]
-    aligned = [
-      '  '.join(
-        [
-          cells[0].ljust(widths[0]),
-          *(c.rjust(w) for c, w in zip(cells[1:], widths[1:])),
-        ]
-      ).rstrip()
-      for cells in lines
-    ]
-    return '\n'.join([self.caption, *aligned])
+    columns = []
+    for i, cells in enumerate(zip(self.columns, *self.rows)):
+      align = str.rjust if i and not self.words else str.ljust
+      width = max(map(len, cells))
+      columns.append([align(cell, width) for cell in cells])
+    lines = ['  '.join(cells).rstrip() for cells in zip(*columns)]
+    return '\n'.join([self.caption, *lines])
 
 
 def _number(value: float | None, form: str = '.3f') -> str:
