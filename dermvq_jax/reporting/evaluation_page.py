@@ -3,7 +3,7 @@
 import numpy as np
 
 from dermvq_jax.data import images
-from dermvq_jax.evaluation import evaluate, results, tables
+from dermvq_jax.evaluation import evaluate, result_tables, results
 from dermvq_jax.reporting import figures, page
 from dermvq_jax.runs import run as run_lib
 
@@ -101,6 +101,6 @@ def _section(
   return page.Section(
     **about,
     text=text,
-    tables=tables.of_evaluation(evaluation),
+    tables=result_tables.of_evaluation(evaluation),
     figures=[_confusion(evaluation), *_closest_pairs(run, split)],
   )

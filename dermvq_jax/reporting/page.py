@@ -12,9 +12,9 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import files
-from dermvq_jax.evaluation import tables
+from dermvq_jax.evaluation import result_tables
 
-Table = tables.Table
+Table = result_tables.Table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import inference
-from dermvq_jax.evaluation import results, tables
+from dermvq_jax.evaluation import result_tables, results
 from dermvq_jax.reporting import (
   evaluation_page,
   figures,
@@ -35,7 +35,7 @@ def _best_row(phase: run_lib.Phase) -> dict[str, Any]:
 
 
 def _numbers(run: run_lib.Run) -> page.Section:
-  table = tables.numbers({p.name: _best_row(p) for p in run.phases})
+  table = result_tables.numbers({p.name: _best_row(p) for p in run.phases})
   logging.info('\n%s', table.as_text())
   return page.Section('numbers', 'Numbers', tables=[table])
 
