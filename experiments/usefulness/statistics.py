@@ -78,8 +78,8 @@ def bootstrap_recalls(
   From n lesions of a class, and from n seeds, n - 1 are sampled with
   replacement. This gives the variance of the mean over lesions and the variance
   over seeds without bias (Rao and Wu 1988, section 2). Variance that lesions
-  and seeds cause together is counted more than once, so intervals are slightly
-  too wide (Owen 2007). A single seed adds no variance.
+  and seeds cause together is counted more than once, so intervals are too wide
+  rather than too narrow (Owen 2007). A single seed adds no variance.
 
   Args:
     correct: bool `[A, S, N]`: by way of training, seed and image.
