@@ -119,7 +119,7 @@ def _perplexity_rises(logs: Logs) -> Verdict:
 
 
 def seed_interval(differences: Sequence[float]) -> tuple[float, float]:
-  """Returns the 95% t interval of a mean; infinite for fewer than two values."""
+  """Returns the 95% t interval of the mean; infinite for a single value."""
   n = len(differences)
   if n < 2:
     return -math.inf, math.inf

@@ -80,7 +80,8 @@ def _numbers(logs: dict[str, claims.Logs]) -> page.Section:
     'numbers',
     'The runs',
     [
-      'Values of the last validation. Times depend on what else the machine did.'
+      'Values of the last validation. Times depend on what else the machine '
+      'did.'
     ],
     tables=[page.Table(('VQ-VAE', *columns, 's an epoch'), rows)],
   )
