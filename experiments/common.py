@@ -1,4 +1,8 @@
-"""What the studies share: flags, configs, queues that resume, tables."""
+"""What the studies share: flags, configs, queues that resume, tables.
+
+The benchmarks measure the memory of processes that import this module, so it
+imports JAX and the like only when they are needed.
+"""
 
 import argparse
 import contextlib
@@ -13,9 +17,6 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import config_files, errors, files
-from dermvq_jax.data import prepare, prepared
-from dermvq_jax.runs import logs
-from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import host_memory
 
 # The dataset of each size of a study.
@@ -75,15 +76,21 @@ def add_data_flags(made: argparse.ArgumentParser):
   )
 
 
-def prepare_data(args: argparse.Namespace) -> prepared.Dataset:
+def prepare_data(args: argparse.Namespace) -> Any:
   """Prepares the dataset of a study, unless that was done before.
 
   Args:
     args: parsed with the flags of `study_parser` and `add_data_flags`.
 
+  Returns:
+    The `prepared.Dataset`.
+
   Raises:
     UserError: the original files are missing or malformed.
   """
+  from dermvq_jax.data import prepare, prepared
+  from dermvq_jax.runs import run as run_lib
+
   name = args.dataset or DATASETS[args.size]
   data_dir = run_lib.Run(args.workdir, args.data_dir).data_dir()
   prepare.run(name, data_dir, args.manual_dir)
@@ -107,6 +114,8 @@ def load_config(
 
 def setup():
   """Sets up the process as `dermvq` does: memory and log lines."""
+  from dermvq_jax.runs import logs
+
   host_memory.keep()
   logs.setup_console()
 

@@ -6,10 +6,11 @@ make bench
 
 or, with the extra `bench` installed, `python -m experiments.benchmarks --help`.
 
-Each contender runs in a process of its own, all of them in each round one after
-the other; numbers are medians over the rounds, ratios medians of the rounds'
-ratios. 2 cores each (input: 1), float32; first calls, which compile, are apart.
-PyTorch runs eagerly, NCHW and channels_last; the better one counts.
+Each contender runs in a process of its own; each round runs all of them, one
+after the other. Numbers are medians over the rounds, and ratios are medians of
+the rounds' ratios. Everything runs on 2 cores (input: 1) in float32. First
+calls, which compile, are reported separately. PyTorch runs eagerly, with
+contiguous tensors and with channels_last; the better one counts.
 """
 
 import math
@@ -20,18 +21,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments import common
 from experiments.benchmarks import flops, harness, steps
 
 _CORES = 2
 _GEMM_SIZE = 2048
 _CODE_DIM, _POSITIONS = 64, 32 * 32
-_INPUT_BATCHES = 16  # times --calls
-# After an epoch and what is made ahead; the latter times --calls.
+_INPUT_BATCHES = 16  # for each of --calls
+# Steps between the first epoch and the timed steps, which use up all batches
+# that are made ahead; timed steps for each of --calls.
 _STEPS_BEFORE, _INPUT_STEPS = 8, 4
 _DATASET = 'synthetic_dermoscopy'
 
 _HOW = ('jax', 'torch', 'torch_channels_last')
-# (work, size, batch): the least part of PyTorch's images a second.
+# (work, size, batch): lowest accepted speed, as a share of PyTorch's.
 _TRAINING = {
   ('vqvae', 64, 32): 0.8,
   ('vqvae', 128, 8): 0.8,
@@ -41,7 +44,8 @@ _TRAINING = {
 _CODEBOOKS = (512, 8192)
 _INPUT = ((64, 32), (128, 8))
 _LEAST_IMAGES, _MOST_WAIT = 1000, 1.05
-# What grows, over what, and the cases; most of them are measured anyway.
+# What grows with what: the cases, and the size that grows. Most of these cases
+# are measured anyway.
 _GROWTH = {
   'VQ-VAE step an image, over pixels': (
     [('vqvae', 'jax', size, 8) for size in (64, 128, 256)],
@@ -67,8 +71,11 @@ _GROWTH = {
 _MEMORY = [('codebook', how, 512, n) for how in _HOW[:2] for n in (8, 32, 128)]
 
 
-def _cases() -> list[harness.Case]:
-  """What is measured: work, how, size or K, batch (of grids, for codebook)."""
+def all_cases() -> list[harness.Case]:
+  """Returns all cases: work, how, size or K, batch.
+
+  The batch of the codebook search is a number of grids.
+  """
   cases = [('gemm', how, _GEMM_SIZE, 1) for how in _HOW[:2]]
   cases += [(w, how, *sizes) for w, *sizes in _TRAINING for how in _HOW]
   cases += [('codebook', how, k, 32) for k in _CODEBOOKS for how in _HOW[:2]]
@@ -79,7 +86,7 @@ def _cases() -> list[harness.Case]:
   return list(dict.fromkeys(cases))
 
 
-# What runs in a process of its own.
+# Measurements, each in a process of its own.
 
 
 def _gemm(how: str, size: int, calls: int) -> dict[str, float]:
@@ -109,13 +116,13 @@ def _train(
     step = steps.torch_step(
       work, size, batch, channels_last=how == 'torch_channels_last'
     )
-  # Memory comes to rest after a few steps.
+  # Memory stays the same after a few steps.
   first, seconds = harness.timed(step, calls, warm_up=3)
   return {'seconds': seconds, 'first_seconds': first}
 
 
 def _codebook(how: str, k: int, batch: int, calls: int) -> dict[str, float]:
-  """Nearest codes of `batch` grids of 32x32 latents."""
+  """Searches the nearest codes of `batch` grids of 32x32 latents."""
   rng = np.random.default_rng(0)
   side = math.isqrt(_POSITIONS)
   latents = rng.normal(size=(batch, side, side, _CODE_DIM)).astype(np.float32)
@@ -124,10 +131,10 @@ def _codebook(how: str, k: int, batch: int, calls: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from dermvq_jax.models import layers
+    from dermvq_jax.models import nearest
 
     given = jnp.asarray(latents), jnp.asarray(codebook)
-    compiled = jax.jit(layers.nearest_codes).lower(*given).compile()
+    compiled = jax.jit(nearest.nearest_codes).lower(*given).compile()
 
     def call():
       return compiled(*given).block_until_ready()
@@ -150,14 +157,14 @@ def _codebook(how: str, k: int, batch: int, calls: int) -> dict[str, float]:
 def _input_records(
   data_dir: str, size: int, batch: int, calls: int
 ) -> dict[str, float]:
-  """Records to device, on one core: images a second, its start included."""
+  """Reads records to the device on one core; the start is timed too."""
   import jax
 
   from dermvq_jax.data import augment, pipeline, prepared
   from dermvq_jax.training import parallel
 
   par = parallel.Parallel()
-  source = prepared.open_split(f'{_DATASET}/{size}', data_dir, 'train')
+  source = prepared.Dataset(f'{_DATASET}/{size}', data_dir).split('train')
   changes = augment.Augment(flips=True, rgb_shift_probability=1.0)
 
   def read(count: int):
@@ -176,25 +183,24 @@ def _input_records(
 def _input_step(
   data_dir: str, size: int, batch: int, calls: int, *, constant: bool
 ) -> dict[str, float]:
-  """Steps as the training loop makes them, waiting for the last one only."""
+  """Makes steps as the training loop does, and waits only for the last one."""
   import jax
 
-  from dermvq_jax.data import augment, prepared
+  from dermvq_jax.data import prepared
 
-  sources = {
-    split: prepared.open_split(f'{_DATASET}/{size}', data_dir, split)
-    for split in ('train', 'val')
-  }
-  trainer = steps.trainer('vqvae', size, batch, sources)
-  trainer.augment = augment.Augment(flips=True, rgb_shift_probability=1.0)
+  source = prepared.Dataset(f'{_DATASET}/{size}', data_dir).split('train')
+  shift = 'augment.rgb_shift_probability=1.0'
+  trainer = steps.trainer(
+    'vqvae', size, batch, shift, sources={'train': source}
+  )
   par, step_fn = trainer.parallel, trainer.compile_train_step()
   tree = par.put_tree(trainer.start())
-  batches = trainer.train_batches(0)
+  batches = trainer.train_batches()
   same = par.put_batch(next(batches))
   count = _INPUT_STEPS * calls
-  before = len(sources['train']) // batch + _STEPS_BEFORE
+  before = len(source) // batch + _STEPS_BEFORE
   for n in range(before + count):
-    if n == before:  # All batches made ahead are used up.
+    if n == before:
       jax.block_until_ready(tree)
       start = time.perf_counter()
     tree = step_fn(tree, same if constant else par.put_batch(next(batches)))
@@ -206,7 +212,7 @@ _INPUT_WORK = ('records', 'step', 'constant')
 
 
 def _measure(case: harness.Case, data_dir: str, calls: int) -> dict[str, float]:
-  """Measures one case; in a process of its own."""
+  """Measures one case, in this process."""
   work, how, size, batch = case
   harness.limit_cores(1 if work == 'input_records' else _CORES)
   if how.startswith('torch'):
@@ -226,7 +232,7 @@ def _measure(case: harness.Case, data_dir: str, calls: int) -> dict[str, float]:
 
 
 def _prepare(cases: Sequence[harness.Case], data_dir: str):
-  """Makes the datasets that the cases read, unless they are there."""
+  """Prepares the datasets that the cases read."""
   sizes = {case[2] for case in cases if case[0].startswith('input_')}
   for size in sorted(sizes):
     from dermvq_jax.data import prepare
@@ -251,7 +257,7 @@ def _operators(work: str, size: int) -> list[flops.Operator]:
 
 
 def _gemm_peak(results: harness.Results) -> float:
-  """Operations a second, of the faster one."""
+  """Returns operations per second of the faster of JAX and PyTorch."""
   cases = [('gemm', how, _GEMM_SIZE, 1) for how in _HOW[:2]]
   seconds = [harness.median(results, case) for case in cases]
   return 2 * _GEMM_SIZE**3 / min(seconds)
@@ -287,7 +293,7 @@ def _training_table(results: harness.Results, peak: float) -> str:
   header += ['images/s to the better PyTorch', 'bar (least)', '']
   header += ['% of GEMM peak', 'PyTorch %', 'memory peak, MB', 'PyTorch MB']
   header += ['first call, s', 'from the cache, s']
-  return harness.table(header, rows)
+  return common.table(header, rows)
 
 
 def _codebook_table(results: harness.Results, peak: float) -> str:
@@ -309,7 +315,7 @@ def _codebook_table(results: harness.Results, peak: float) -> str:
       ]
     )
   header = ['N', 'K', 'jax, ms', 'PyTorch, ms', 'speed to PyTorch', '']
-  return harness.table([*header, '% of GEMM peak'], rows)
+  return common.table([*header, '% of GEMM peak'], rows)
 
 
 def _memory_table(results: harness.Results) -> str:
@@ -317,7 +323,7 @@ def _memory_table(results: harness.Results) -> str:
   for _, how, k, batch in _MEMORY:
     extra = harness.median(results, ('codebook', how, k, batch), 'extra_bytes')
     rows.append([f'{batch * _POSITIONS:,}', k, how, extra / 1e6])
-  return harness.table(['N', 'K', 'how', 'memory beyond the inputs, MB'], rows)
+  return common.table(['N', 'K', 'how', 'memory beyond the inputs, MB'], rows)
 
 
 def _input_table(results: harness.Results) -> str:
@@ -341,11 +347,11 @@ def _input_table(results: harness.Results) -> str:
     )
   header = ['px', 'images/s on one core', f'bar {_LEAST_IMAGES:,} at 64 px']
   header += ['step on records, ms', 'on one batch, ms', 'ratio']
-  return harness.table([*header, f'bar {_MOST_WAIT}'], rows)
+  return common.table([*header, f'bar {_MOST_WAIT}'], rows)
 
 
 def _costs(results: harness.Results, cases: Sequence[harness.Case]):
-  """Seconds an example of the cases that were measured."""
+  """Returns the cases that were measured, and their seconds per example."""
   found = [case for case in cases if case in results]
   return found, [harness.median(results, case) / case[3] for case in found]
 
@@ -367,11 +373,11 @@ def _growth_table(results: harness.Results) -> str:
       ]
     )
   header = ['cost', 'over', 'ms each', 'log-log slope']
-  return harness.table([*header, 'last to first, % more'], rows)
+  return common.table([*header, 'last to first, % more'], rows)
 
 
-def _plot(results: harness.Results, path: str):
-  """Costs an example against sizes, both logarithmic."""
+def plot(results: harness.Results, path: str):
+  """Plots the cost of an example against the size, both logarithmic."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -390,14 +396,15 @@ def _plot(results: harness.Results, path: str):
     axis.set_xticks(sizes, labels=[f'{size:,}' for size in sizes])
     axis.minorticks_off()
     low, high = axis.get_ylim()
-    middle = math.sqrt(low * high)  # Noise should not look like growth.
+    middle = math.sqrt(low * high)  # Noise must not look like growth.
     axis.set_ylim(min(low, middle / 4), max(high, 4 * middle))
     axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
   figure.savefig(path, dpi=100)
   plt.close(figure)
 
 
-def _report(results: harness.Results, rounds: int) -> str:
+def make_report(results: harness.Results, rounds: int) -> str:
+  """Returns all tables as Markdown."""
   peak = _gemm_peak(results)
   gemm = [
     2e-9 * _GEMM_SIZE**3 / harness.median(results, ('gemm', how, _GEMM_SIZE, 1))
@@ -422,21 +429,23 @@ def main():
   parser.add_argument(
     '--data_dir',
     default='runs/bench_data',
-    help='for generated images (default: runs/bench_data)',
+    help='folder for generated images (default: runs/bench_data)',
   )
-  parser.add_argument('--plot', metavar='FILE', help='of the growth, PNG')
+  parser.add_argument(
+    '--plot', metavar='FILE', help='write a plot of the growth here (PNG)'
+  )
   args = parser.parse_args()
   data_dir = str(pathlib.Path(args.data_dir).absolute())
 
   def report(results: harness.Results) -> str:
     if args.plot:
-      _plot(results, args.plot)
-    return _report(results, args.rounds)
+      plot(results, args.plot)
+    return make_report(results, args.rounds)
 
   harness.run(
     'experiments.benchmarks',
     args,
-    _cases(),
+    all_cases(),
     lambda case: _measure(case, data_dir, args.calls),
     report,
     lambda cases: _prepare(cases, data_dir),
