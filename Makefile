@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 to 3.13 and make, nothing else.
+# `make demo` and `make test` need only Python 3.11 to 3.13 and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -22,11 +22,11 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist=worksteal -m ''
 
-# Kills runs and flips bits, for a quarter of an hour or more.
+# Kills runs at random moments and flips bits; takes 15 minutes or more.
 soak: install
 	JAX_PLATFORMS=cpu $(BIN)/python tests/runs/soak.py
 
-# Hours, on a machine that does nothing else: make bench BENCH='--rounds=1'
+# Takes hours; run it on an idle machine: make bench BENCH='--rounds=1'
 bench: install
 	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]'
 	mkdir -p runs

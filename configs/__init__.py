@@ -1,1 +1,1 @@
-"""Run configurations: `--config=vqvae:demo` is vqvae.get_config('demo')."""
+"""Run configurations: `--config=vqvae:demo` is `vqvae.get_config('demo')`."""

@@ -5,31 +5,31 @@ dermvq prepare --dataset=ham10000/64 --manual_dir=DIR --data_dir=DATA
 dermvq train --config=vqvae --workdir=W --config.data_dir=DATA
 ```
 
-Arguments: none: 64 px, 16x16 codes; 'vq', 'l2_norm', 'fsq', 'residual': the
-other quantizers, 9 bits a code (18 of 'residual'); '128', '256': larger images,
-for TPU and GPU; 'demo': the embedded dataset in minutes; 'smoke': seconds, for
-tests. Expected results are in experiments/RESULTS.md.
+Without an argument it has images of 64 px and 16x16 codes; 'vq', 'l2_norm',
+'fsq' and 'residual' are the other quantizers, with 9 bits a code (18 bits with
+'residual'); '128' and '256' have larger images, for TPU and GPU; 'demo' trains
+on the built-in dataset in minutes; 'smoke' takes seconds, for tests. Expected
+results are in experiments/RESULTS.md.
 """
 
 import ml_collections
 
-# Of every quantizer with a trained codebook.
+from dermvq_jax.configs import common
+
+# The fields of all quantizers with a trained codebook.
 _CODEBOOK = {
   'codebook_size': 512,
   'code_dim': 16,
   'commitment_weight': 2.0,
-  'gradient': 'straight_through',  # or 'rotation'
-  'codebook_start': 'latents',  # of the first batches; or 'k_means', 'random'
+  'codebook_init': 'latents',  # of the first batches; or 'random'
   'restart_after': 50,  # steps without use; 0: never
-  'entropy_weight': 0.0,
-  'entropy_temperature': 1.0,
 }
-# Fields of each quantizer in dermvq_jax/models/quantizers.py.
+# The fields of each quantizer in dermvq_jax/models/quantizers.py.
 _QUANTIZERS = {
   'ema': _CODEBOOK | {'codebook_ema_decay': 0.99},
   'vq': _CODEBOOK,
   'l2_norm': _CODEBOOK | {'code_dim': 8},
-  'fsq': {'levels': (8, 8, 8)},
+  'fsq': {'values_per_dim': (8, 8, 8)},
   'residual': _CODEBOOK | {'codebook_ema_decay': 0.99, 'num_levels': 2},
 }
 
@@ -40,15 +40,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   `arg` is one of '', 'vq', 'l2_norm', 'fsq', 'residual', '128', '256', 'demo',
   'smoke'.
   """
-  config = ml_collections.ConfigDict()
-  config.task = 'vqvae'
-  config.seed = 0
-
+  common.check_argument(
+    'vqvae', arg, (*_QUANTIZERS, '128', '256', 'demo', 'smoke')
+  )
+  config = common.base('vqvae')
   config.dataset = 'ham10000/64'
-  config.data_dir = ''  # '': in the workdir
-  config.batch_size = 16  # global
-  config.num_microbatches = 1  # more: gradients accumulate, with less memory
-  config.num_workers = 0  # processes that read; 0: threads only
   config.augment = {
     'flips': True,
     'rgb_shift_probability': 0.0,
@@ -66,36 +62,20 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'residual_features': 32,
     'downsampling': 4,
     'activation': 'gelu',  # by tanh; or 'relu', 'silu'
-    'norm_groups': 0,  # of a group norm in the residual blocks; 0: none
-    'attention_heads': 0,  # at the lowest resolution; 0: none
+    'norm_groups': 0,  # groups of the norms in residual blocks; 0: no norm
+    'attention_heads': 0,  # at the lowest resolution; 0: no attention
   }
   name = arg if arg in _QUANTIZERS else 'ema'
   config.quantizer = {'name': name, **_QUANTIZERS[name]}
-  config.loss = {  # weights
+  config.loss = {  # weights of the reconstruction's terms
     'mse': 1.0,
     'l1': 0.0,
     'huber': 0.0,
     'ssim': 0.0,
     'gradient': 0.0,
   }
-  config.dtype = 'float32'  # of the convolutions; 'bfloat16' on TPU
-
-  config.optim = {
-    'learning_rate': 1e-3,
-    'schedule': 'cosine',
-    'warmup_steps': 100,
-    'b2': 0.95,  # 0.999 is 1.7 dB behind after 1,500 steps
-    'weight_decay': 0.0,
-    'max_grad_norm': 0.0,
-    'skip_nonfinite': False,  # True: leave out steps that go to infinity
-  }
-  config.params_ema_decay = 0.0
-  config.num_epochs = 10.0
-  config.num_train_steps = 0  # 0: from num_epochs
-  config.log_every_steps = 50
-  config.eval_every_steps = 0  # 0: every epoch
-  config.checkpoint_every_steps = 500
-  config.parallel = 'jit'  # or 'pmap'
+  # b2 = 0.999 is 1.7 dB behind after 1,500 steps.
+  config.optim.update({'b2': 0.95, 'max_grad_norm': 0.0})
 
   if arg in ('128', '256'):
     config.dataset = f'ham10000/{arg}'
@@ -111,20 +91,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.num_train_steps = 1000
     config.eval_every_steps = 250
   elif arg == 'smoke':
+    common.shorten_to_smoke(config)
     config.dataset = 'synthetic_dermoscopy/smoke'
-    config.batch_size = 8
     config.model.update({'features': 16, 'residual_features': 8})
     config.quantizer.update(
       {'codebook_size': 32, 'code_dim': 8, 'restart_after': 4}
-    )
-    config.optim.warmup_steps = 2
-    config.num_train_steps = 10
-    config.log_every_steps = 5
-    config.eval_every_steps = 5
-    config.checkpoint_every_steps = 4
-  elif arg and arg not in _QUANTIZERS:
-    raise ValueError(
-      f'vqvae has no config {arg!r}: vq, l2_norm, fsq, residual, 128, 256, '
-      'demo or smoke'
     )
   return config

@@ -11,6 +11,19 @@ from ml_collections import config_flags
 from dermvq_jax import configs, errors
 
 _PREFIX = '--config.'
+_FOLDER = os.path.dirname(configs.__file__)
+# What the configs share is not a config itself.
+_NOT_CONFIGS = ('__init__', 'common')
+
+
+def shipped() -> list[str]:
+  """Returns the names of the shipped configs, in alphabetical order."""
+  names = (os.path.splitext(file) for file in os.listdir(_FOLDER))
+  return sorted(
+    name
+    for name, suffix in names
+    if suffix == '.py' and name not in _NOT_CONFIGS
+  )
 
 
 def load(
@@ -20,22 +33,20 @@ def load(
 
   Args:
     config: 'name' or 'name:argument' of a shipped config, or the path of a
-      file with `get_config`.
-    overrides: '--config.field=value' each.
+      file with the function `get_config`.
+    overrides: words like '--config.field=value'.
 
   Raises:
-    UserError: no such config, argument or field, or a value of a wrong type.
+    UserError: there is no such config, argument or field, or a value is of the
+      wrong type.
   """
   name, _, argument = config.partition(':')
-  path = name
-  if '/' not in name and not name.endswith('.py'):
-    path = os.path.join(os.path.dirname(configs.__file__), f'{name}.py')
-  if not os.path.isfile(path):
-    folder = os.path.dirname(configs.__file__)
-    known = sorted(f[:-3] for f in os.listdir(folder) if f[0] not in '_.')
+  is_path = '/' in name or name.endswith('.py')
+  path = name if is_path else os.path.join(_FOLDER, f'{name}.py')
+  if not (os.path.isfile(path) if is_path else name in shipped()):
     raise errors.UserError(
-      f'there is no config {name!r}; shipped are {", ".join(known)}, or give '
-      'the path of a .py file'
+      f'there is no config {name!r}; shipped are {", ".join(shipped())}, or '
+      'give the path of a .py file'
     )
   try:
     loaded = _get_config(path, argument)
@@ -57,7 +68,7 @@ def load(
 
 
 def _get_config(path: str, argument: str) -> ml_collections.ConfigDict:
-  """What the file's `get_config` returns; its argument may be left out."""
+  """Calls `get_config` of the file, with the argument if there is one."""
   spec = importlib.util.spec_from_file_location('dermvq_config', path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)

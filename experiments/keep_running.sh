@@ -1,28 +1,30 @@
 #!/usr/bin/env bash
-# Runs a command until it is done: a crash or a preemption starts it again.
+# Runs a command until it is done; restarts it after a crash or a preemption.
 set -euo pipefail
 
 usage() {
   cat <<'END'
 Usage: experiments/keep_running.sh [FLAGS] COMMAND [ARGUMENT]...
 
-Runs COMMAND, and starts it again when it crashes or is preempted: `dermvq
-train` goes on at its last checkpoint. It stays ended after exit code
+Runs COMMAND, and restarts it if it crashes or is preempted; `dermvq train`
+resumes from its last checkpoint. COMMAND is not restarted after exit code
 
   0         done
-  2         a mistake of yours, told in one line
+  2         a user error, reported in one line
   126, 127  COMMAND can't be run
-  130       interrupted by hand
+  130       interrupted with Ctrl-C
 
-and after --max_failures failures in a row. The wait before a new start doubles
-from --first_wait to 5 minutes. A run of --steady seconds starts the count and
-the wait anew. SIGTERM, SIGINT or SIGHUP to this script: COMMAND gets SIGTERM,
-is waited for, and not started again. The exit code is COMMAND's last one.
+nor after more than --max_failures failures in a row. The wait before a restart
+doubles each time, from --first_wait up to 5 minutes. After a run of at least
+--steady seconds, failures are counted from zero again and the wait is
+--first_wait again. If this script gets SIGTERM, SIGINT or SIGHUP, it sends
+SIGTERM to COMMAND, waits for its end and does not restart it. The exit code is
+that of COMMAND's last run.
 
-  --max_failures=N  default: 10; 0: never start again
+  --max_failures=N  default: 10; 0: never restart
   --first_wait=S    seconds, default: 5
   --steady=S        seconds, default: 600
-  --log=FILE        append all output to FILE too
+  --log=FILE        also append all output to FILE
 
 Examples:
   experiments/keep_running.sh dermvq train --config=vqvae:128 --workdir=RUN
@@ -73,7 +75,7 @@ whole_number --steady "$steady"
 
 if [[ -n $log ]]; then
   : >>"$log" || fail "can't write $log"
-  # tee outlives the signals, to write what comes after them.
+  # tee ignores the signals, so that it also writes the output after them.
   exec > >(trap '' TERM INT HUP && exec tee -a "$log") 2>&1
 fi
 
@@ -87,11 +89,11 @@ on_signal() {
 }
 trap on_signal TERM INT HUP
 
-# Waits for $child, which runs in the background so that a signal is seen at
-# once, and sets $code. A wait cut short by a signal is taken up again.
+# Waits for $child and sets $code. The child runs in the background, so that a
+# signal is handled at once; a wait that a signal interrupts is repeated.
 wait_for_child() {
   local seen=-1
-  if ((signals)); then # One came before there was a child to tell.
+  if ((signals)); then # A signal came before there was a child.
     kill -TERM "$child" 2>/dev/null || true
   fi
   until ((seen == signals)); do
@@ -107,7 +109,7 @@ pause=$first_wait
 while :; do
   say "starts:$(printf ' %q' "$@")"
   started=$SECONDS
-  # A terminal sends these to COMMAND too, and would end it while it saves.
+  # A terminal sends these to COMMAND too, which would end it while it saves.
   (trap '' INT HUP && exec "$@") &
   child=$!
   wait_for_child

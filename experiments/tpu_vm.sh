@@ -8,22 +8,22 @@ usage() {
   cat <<'END'
 Usage: experiments/tpu_vm.sh COMMAND [FLAGS] [ARGUMENT]...
 
-  create   ask for a machine (a queued resource)
+  create   request a machine (a queued resource)
   setup    install dermvq on all its workers
   stage    copy prepared data to the disk of every worker
-  run      start a dermvq command on all workers; it is kept running
-  logs     what the run writes
-  status   the machine's state, and whether the run is on
-  stop     end the run, which saves first
-  delete   give the machine back
+  run      start a dermvq command on all workers, and restart it if it fails
+  logs     print the output of the run
+  status   print the machine's state, and whether the run is on
+  stop     save and end the run
+  delete   delete the machine
 
-Each has --help with examples. Flags of all commands, with the environment
-variables that stand for them:
+Each command has --help with examples. All commands take these flags; the
+environment variables are used if a flag is not given:
 
-  --name=NAME     TPU_NAME: of the machine
-  --zone=ZONE     ZONE
-  --project=ID    PROJECT_ID; default: gcloud's own
-  --dry-run       print the exact commands, run nothing
+  --name=NAME     TPU_NAME    name of the machine
+  --zone=ZONE     ZONE        its zone
+  --project=ID    PROJECT_ID  its project; default: that of gcloud
+  --dry-run                   print the exact commands, run nothing
 END
 }
 
@@ -33,14 +33,16 @@ help() {
       cat <<'END'
 Usage: experiments/tpu_vm.sh create [FLAGS] [-- GCLOUD_FLAG...]
 
-Asks for a machine; it is there when `status` says ACTIVE, and costs from then
-on. What follows -- goes to `gcloud compute tpus queued-resources create`.
+Requests a machine. It is ready when `status` prints ACTIVE, and costs money
+from then on. Arguments after -- go to `gcloud compute tpus queued-resources
+create`.
 
-  --accelerator_type=TYPE      ACCELERATOR_TYPE: v6e-8, v5litepod-8, v5p-8, ...
-  --runtime_version=VERSION    RUNTIME_VERSION; default: by the type
-  --spot                       cheaper, can be taken away at any time
-  --valid_until_duration=TIME  give up if there is none by then: 6h
-  --wait                       return when the machine is there
+  --accelerator_type=TYPE      v6e-8, v5litepod-8, v5p-8, ...; default:
+                               ACCELERATOR_TYPE
+  --runtime_version=VERSION    default: RUNTIME_VERSION, or chosen by the type
+  --spot                       cheaper, but can be taken away at any time
+  --valid_until_duration=TIME  give up after this time, for example 6h
+  --wait                       return only when the machine is ready
 
 Examples:
   experiments/tpu_vm.sh create --name=mole --zone=us-east5-b \
@@ -53,8 +55,9 @@ END
       cat <<'END'
 Usage: experiments/tpu_vm.sh setup [FLAGS]
 
-Installs Python, this clone as it stands and its dependencies (constraints.txt,
-extra 'tpu') into ~/dermvq on all workers. Run it again after a change.
+Installs Python, this clone with its uncommitted changes, and its dependencies
+(constraints.txt, extra 'tpu') into ~/dermvq on all workers. Run it again after
+you change the clone.
 
   --wheel=FILE    install this wheel instead of the clone
 
@@ -67,11 +70,11 @@ END
       cat <<'END'
 Usage: experiments/tpu_vm.sh stage --from=DIR [FLAGS]
 
-Copies what is in DIR, a --data_dir of `dermvq prepare`, to ~/dermvq/data on
-every worker. Commands run in ~/dermvq: name it with --config.data_dir=data.
-Records can't be read from gs:// directly.
+Copies the content of DIR, a --data_dir of `dermvq prepare`, to ~/dermvq/data on
+every worker. Commands run in ~/dermvq, so give them --config.data_dir=data.
+Datasets can't be read from gs:// directly.
 
-  --from=DIR      gs://BUCKET/FOLDER, or a folder of this machine
+  --from=DIR      gs://BUCKET/FOLDER, or a folder on this machine
 
 Examples:
   experiments/tpu_vm.sh stage --from=gs://my-bucket/data
@@ -83,11 +86,11 @@ END
 Usage: experiments/tpu_vm.sh run [FLAGS] [--] dermvq ARGUMENT...
 
 Starts the command on all workers, in ~/dermvq, inside tmux and
-keep_running.sh: a crash or a reboot starts it again, and it goes on where it
-was. It logs to ~/dermvq/logs/dermvq.log.
+keep_running.sh: after a crash or a reboot it is restarted, and a training
+resumes from its last checkpoint. The log is ~/dermvq/logs/dermvq.log.
 
-  --worker=N           on one worker only; default: all
-  --max_failures=N     failures in a row before it gives up; default: 10
+  --worker=N           run on this worker only; default: all
+  --max_failures=N     give up after more failures in a row; default: 10
 
 Examples:
   experiments/tpu_vm.sh run dermvq train --config=vqvae:128 \
@@ -99,9 +102,11 @@ END
       cat <<'END'
 Usage: experiments/tpu_vm.sh logs [FLAGS]
 
-  --worker=N|all  default: 0
-  --lines=N       the last ones; default: 50
-  --follow        go on showing what comes, until Ctrl-C
+Prints the log of the run.
+
+  --worker=N|all  whose log; default: 0
+  --lines=N       print the last N lines; default: 50
+  --follow        keep printing new lines, until Ctrl-C
 
 Examples:
   experiments/tpu_vm.sh logs --follow
@@ -114,7 +119,8 @@ END
 Usage: experiments/tpu_vm.sh status [FLAGS]
 
 Prints the machine's state: WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, or
-SUSPENDED (taken away); if ACTIVE, each worker's run with its last line.
+SUSPENDED (taken away). If it is ACTIVE, also prints for each worker whether the
+run is on, and the last line of its log.
 
 Examples:
   experiments/tpu_vm.sh status --name=mole --zone=us-east5-b
@@ -124,10 +130,10 @@ END
       cat <<'END'
 Usage: experiments/tpu_vm.sh stop [FLAGS]
 
-Ends the run on all workers: it is told to save and end, and killed if it has
-not after --grace seconds. `run` with the same command goes on.
+Ends the run on all workers. The run saves first; it is killed if it has not
+ended after --grace seconds. To resume, `run` the same command again.
 
-  --grace=S       default: 120
+  --grace=S       seconds; default: 120
 
 Examples:
   experiments/tpu_vm.sh stop --grace=600
@@ -137,9 +143,9 @@ END
       cat <<'END'
 Usage: experiments/tpu_vm.sh delete [FLAGS]
 
-Gives the machine back, with everything on its disks: workdirs and logs too.
+Deletes the machine with everything on its disks, workdirs and logs included.
 
-  --yes           don't ask
+  --yes           don't ask for confirmation
 
 Examples:
   experiments/tpu_vm.sh delete --name=mole --zone=us-east5-b
@@ -153,7 +159,7 @@ fail() {
   exit 2
 }
 
-# Flags, empty if not given.
+# The flags; empty if not given.
 name=${TPU_NAME:-}
 zone=${ZONE:-}
 project=${PROJECT_ID:-}
@@ -179,7 +185,7 @@ own_flags() {
   esac
 }
 
-# Prints a word as a shell reads it back.
+# Quotes a word, so that a shell reads it back unchanged.
 quote() {
   local apostrophe="'" escaped="'\\''"
   case $1 in
@@ -213,7 +219,7 @@ tpus() {
     ${project:+"--project=$project"}
 }
 
-# on_workers WORKER SCRIPT: a script for sh, in the home folder.
+# on_workers WORKER SCRIPT: runs a script with sh in the worker's home folder.
 on_workers() {
   tpus tpu-vm ssh "$name" "--worker=$1" "--command=$2"
 }
@@ -285,9 +291,9 @@ setup() {
   fi
   tpus tpu-vm scp "$archive" "$name:dermvq.tar.gz" --worker=all
   do_or_print rm "$archive"
-  # The images' own Python may be too old; uv brings one. Without
-  # --reinstall-package it would take a package of the same version as
-  # installed. cron starts a run again after the machine's maintenance.
+  # The Python of the machine's image may be too old, so uv brings one. Without
+  # --reinstall-package uv would keep an installed package of the same version.
+  # cron restarts a run after the machine's maintenance.
   on_workers all "set -eu
 if tmux has-session -t =dermvq 2>/dev/null; then
   echo \"\$(hostname): a run is on; stop it first\" >&2
@@ -333,7 +339,7 @@ gcloud storage rsync --recursive $(quote "$from") dermvq/data"
   tpus tpu-vm scp --recurse "${entries[@]}" "$name:dermvq/data" --worker=all
 }
 
-# run.sh is there as long as the run should be on; cron looks for it.
+# run.sh exists as long as the run should be on; cron looks for it.
 start_session="tmux new-session -d -s dermvq 'exec bash dermvq/run.sh'"
 
 run() {
@@ -383,7 +389,7 @@ tail --lines=1 dermvq/logs/dermvq.log 2>/dev/null || true"
 }
 
 stop() {
-  # run.pid has the numbers of the process group and of keep_running.sh.
+  # run.pid has the ids of the process group and of keep_running.sh.
   on_workers all "set -eu
 rm -f dermvq/run.sh
 if ! tmux has-session -t =dermvq 2>/dev/null; then
@@ -400,7 +406,7 @@ for _ in \$(seq $grace); do
   sleep 1
 done
 kill -KILL -- \"-\$group\"
-echo \"\$(hostname): killed after $grace s; it goes on at its last checkpoint\""
+echo \"\$(hostname): killed after $grace s; it resumes from its last checkpoint\""
 }
 
 delete() {

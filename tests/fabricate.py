@@ -1,4 +1,4 @@
-"""Archives in the published layouts, made up of tiny images."""
+"""Makes small archives in the published layouts, with tiny images."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ SMOKE_SIZE = 16
 
 @dataclasses.dataclass
 class Example:
-  """What a prepared dataset must hold; `split` if it was published."""
+  """A record that a prepared dataset must have; '' if it has no fixed split."""
 
   id: str
   label: str
@@ -33,7 +33,7 @@ class Example:
 
 
 def jpeg(name):
-  """A small image, 30x20, that differs by name."""
+  """Returns a small JPEG, 30x20, that depends on the name."""
   rng = np.random.default_rng(sum(name.encode()))
   corners = rng.uniform(0, 255, (2, 2, 3)).astype(np.uint8)
   file = io.BytesIO()
@@ -43,7 +43,7 @@ def jpeg(name):
 
 
 def pixels(name):
-  """What is prepared of `jpeg(name)` at the smoke size."""
+  """Returns `jpeg(name)` as it is prepared at the smoke size."""
   with Image.open(io.BytesIO(jpeg(name))) as image:
     return images.crop_and_resize(image, SMOKE_SIZE)
 
@@ -61,14 +61,14 @@ def write_zip(path, names, prefix=''):
 
 
 def edit(path, old, new):
-  """Replaces text that is in the file."""
+  """Replaces the first `old` in a text file, which must have it."""
   text = path.read_text()
   assert old in text
   path.write_text(text.replace(old, new, 1))
 
 
 def table(columns, rows):
-  """Lines of comma separated text."""
+  """Returns a table as comma separated text."""
   file = io.StringIO(newline='')
   writer = csv.writer(file)
   writer.writerow(columns)
@@ -77,7 +77,7 @@ def table(columns, rows):
 
 
 def one_hot(columns, labels):
-  """`labels`: image -> class; as the ISIC challenges write them."""
+  """Returns the table of image -> class as the ISIC challenges write it."""
   rows = [
     [image, *(f'{float(c == label.upper())}' for c in columns)]
     for image, label in labels.items()
@@ -86,7 +86,7 @@ def one_hot(columns, labels):
 
 
 def _examples(class_names, num_groups, prefix, start=0):
-  """One or two images a group; ids go on from `start`."""
+  """Returns one or two images for each group, with ids from `start` on."""
   examples = []
   for label in class_names:
     for i in range(num_groups):
@@ -98,7 +98,7 @@ def _examples(class_names, num_groups, prefix, start=0):
 
 
 def class_folders(folder):
-  """An image_folder; the classes have images of the same names."""
+  """Writes an image_folder with the same file names in each class."""
   examples = []
   for label in ('basal cell', 'mel', 'nv'):
     names = [f'{i}' for i in range(10)]
@@ -106,12 +106,12 @@ def class_folders(folder):
     for name in names:
       ident = f'{label}_{name}'
       examples.append(Example(ident, label, ident, pixels(name)))
-  (folder / 'notes.txt').write_text('of no interest')
+  (folder / 'notes.txt').write_text('to be ignored')
   return examples
 
 
 def listed_images(folder):
-  """An image_folder with a metadata.csv; one image is not in it."""
+  """Writes an image_folder with a metadata.csv that lacks one image."""
   examples = _examples(('a', 'b'), 10, 'group')
   examples[0].group = examples[0].id
   names = [e.id for e in examples]
@@ -119,7 +119,7 @@ def listed_images(folder):
   write_zip(folder / 'more.zip', names[5:9])
   write_folder(folder, [*names[9:], 'unlisted'])
   rows = [
-    # The first has no group; some names have their suffix.
+    # The first has no group; some names have a suffix.
     (e.label, e.group.removeprefix('group_') * (i > 0), e.id + '.jpg' * (i % 2))
     for i, e in enumerate(examples)
   ]
@@ -128,7 +128,7 @@ def listed_images(folder):
 
 
 def isic2018(folder):
-  """Zips and unpacked folders; training images have lesions."""
+  """Writes zips and unpacked folders; training images have lesions."""
   examples = []
   parts = {'train': 'Training', 'val': 'Validation', 'test': 'Test'}
   for i, (split, part) in enumerate(parts.items()):
@@ -146,7 +146,9 @@ def isic2018(folder):
     else:
       write_zip(folder / f'{name}_Input.zip', labels, f'{name}_Input/')
       with zipfile.ZipFile(folder / f'{name}_GroundTruth.zip', 'w') as archive:
-        archive.writestr(f'{name}_Input/LICENSE.txt', 'as it is published')
+        archive.writestr(
+          f'{name}_Input/LICENSE.txt', 'the published zips have it'
+        )
         archive.writestr(f'{name}_GroundTruth/{name}_GroundTruth.csv', truth)
     examples += some
   rows = [(e.id, e.group, 'histo') for e in examples if e.split == 'train']
@@ -157,7 +159,7 @@ def isic2018(folder):
 
 
 def isic2019(folder):
-  """Some lesions are blank."""
+  """Writes an archive in which some lesions are blank."""
   names = ('ak', 'bcc', 'bkl', 'df', 'mel', 'nv', 'scc', 'vasc')
   examples = _examples(names, 10, 'BCN')
   for example in examples[::9]:
@@ -175,7 +177,7 @@ def isic2019(folder):
 
 
 def dermamnist_arrays(size=28):
-  """The arrays of the file, of 14 training images and 7 others each."""
+  """Returns arrays of 14 training, 7 validation and 7 test images."""
   rng = np.random.default_rng(0)
   arrays = {}
   for split, count in (('train', 14), ('val', 7), ('test', 7)):
@@ -187,7 +189,7 @@ def dermamnist_arrays(size=28):
 
 
 def dermamnist(folder):
-  """The file of 28 pixels."""
+  """Writes the file with images of 28 pixels."""
   arrays = dermamnist_arrays()
   np.savez_compressed(folder / 'dermamnist.npz', **arrays)
   examples = []
@@ -200,7 +202,7 @@ def dermamnist(folder):
 
 
 def check_error(dataset, folder, match):
-  """Asserts that preparing says so in one line and leaves nothing."""
+  """Asserts that preparing fails with one line and leaves no files."""
   data_dir = folder.with_name('data')
   with pytest.raises(errors.UserError, match=match) as error:
     prepare.run(dataset, data_dir, folder)

@@ -1,4 +1,4 @@
-"""What the shipped configs make: nothing changes unnoticed."""
+"""What the shipped configs build, so that no change is unnoticed."""
 
 import functools
 import importlib
@@ -14,8 +14,8 @@ from dermvq_jax import config_files, errors
 from dermvq_jax.models import build
 from dermvq_jax.training import optim
 
-# Number of parameters and of values in other collections. The prior's depends
-# on the codebook, here as its own argument's VQ-VAE has it.
+# Number of parameters, and of values in other collections. That of a prior
+# depends on the codebook: here, the one of the VQ-VAE of the same argument.
 GOLDEN = {
   ('vqvae', ''): (936_796, 17_408),
   ('vqvae', 'vq'): (944_988, 8_704),
@@ -36,7 +36,7 @@ GOLDEN = {
   ('classifier', 'demo'): (429_727, 0),
   ('classifier', 'smoke'): (11_551, 0),
 }
-# The same of the default with another architecture: parameters alone.
+# Number of parameters of the default VQ-VAE with other fields.
 ARCHITECTURES = {
   'features=64': 284_156,
   'num_residual_blocks=4': 1_101_276,
@@ -53,11 +53,13 @@ def _module(name):
 
 
 def _facts(argument):
-  """Of seven classes, and of the codes that this argument's VQ-VAE makes."""
+  """Facts of seven classes and of the codes of this argument's VQ-VAE."""
   size = argument if argument in ('demo', 'smoke') else ''
   quantizer = _module('vqvae').get_config(size).quantizer
+  class_names = [str(i) for i in range(7)]
   return {
-    'class_names': [str(i) for i in range(7)],
+    'class_names': class_names,
+    'conditions': {'label': class_names},
     'codebook_size': quantizer.codebook_size,
     'image_size': 64,
   }
@@ -65,18 +67,17 @@ def _facts(argument):
 
 def _variables(name, argument):
   config = _module(name).get_config(argument)
+  images = jnp.zeros((1, 16, 16, 3))
   if name == 'vqvae':
-    init = build.vqvae(config).init
-    inputs = (jnp.zeros((1, 16, 16, 3)),)
+    init, inputs = build.vqvae(config).init, (images,)
   elif name == 'classifier':
-    model = build.classifier(config, _facts(argument))
-    return jax.eval_shape(
-      model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3))
-    )
+    init = build.classifier(config, _facts(argument)).init
+    inputs = (images,)
   else:
     prior = build.prior(config, _facts(argument))
     init = functools.partial(prior.init, train=False)
-    inputs = jnp.zeros((1, 4, 4), jnp.int32), jnp.zeros((1,), jnp.int32)
+    label = jnp.zeros((1,), jnp.int32)
+    inputs = jnp.zeros((1, 4, 4), jnp.int32), {'label': label}
   return jax.eval_shape(init, jax.random.key(0), *inputs)
 
 
@@ -108,10 +109,10 @@ def test_parameters_are_float32(name, argument):
 @pytest.mark.parametrize('name', sorted({name for name, _ in GOLDEN}))
 def test_every_argument_has_a_row(name):
   module = _module(name)
-  told = re.search(r'is one of ([^.]+)\.', module.get_config.__doc__).group(1)
-  arguments = re.findall("'([^']*)'", told)
+  text = re.search(r'is one of ([^.]+)\.', module.get_config.__doc__).group(1)
+  arguments = re.findall("'([^']*)'", text)
   assert sorted(arguments) == sorted(a for n, a in GOLDEN if n == name)
-  # The module's docstring and the error name the same ones.
+  # The module's docstring and the error name them all.
   for argument in filter(None, arguments):
     assert f"'{argument}'" in module.__doc__
   with pytest.raises(ValueError) as e:
@@ -123,7 +124,7 @@ def test_every_argument_has_a_row(name):
 def test_every_config_has_a_row():
   folder = importlib.resources.files('dermvq_jax.configs')
   files = {f.name[:-3] for f in folder.iterdir() if f.name.endswith('.py')}
-  assert files - {'__init__'} == {name for name, _ in GOLDEN}
+  assert files - {'__init__', 'common'} == {name for name, _ in GOLDEN}
 
 
 @every_config
@@ -141,7 +142,7 @@ def test_config_makes_an_optimizer(name, argument):
 
 
 @every_config
-def test_command_line_finds_it(name, argument):
+def test_the_command_line_finds_every_config(name, argument):
   text = f'{name}:{argument}' if argument else name
   config = config_files.load(text, ['--config.optim.learning_rate=0.5'])
   expected = _module(name).get_config(argument)
@@ -152,19 +153,31 @@ def test_command_line_finds_it(name, argument):
 @pytest.mark.parametrize(
   'text, overrides, message',
   [
-    ('nonsense', [], 'no config'),
+    (
+      'nonsense',
+      [],
+      "no config 'nonsense'; shipped are classifier, prior, vqvae",
+    ),
+    ('common', [], "no config 'common'"),
     ('vqvae:nonsense', [], 'nonsense'),
     ('vqvae', ['--config.nonsense=1'], 'nonsense'),
     ('vqvae', ['--config.batch_size=many'], 'many'),
   ],
 )
-def test_mistakes_are_told(text, overrides, message):
+def test_wrong_names_and_values_are_refused(text, overrides, message):
   with pytest.raises(errors.UserError, match=message) as e:
     config_files.load(text, overrides)
   assert '\n' not in str(e.value)
 
 
-def test_a_config_of_ones_own(tmp_path):
+def test_the_name_of_the_default_component_is_an_argument():
+  """Error messages refer to `--config=<phase>:<component>`."""
+  for name, component in (('vqvae', 'ema'), ('prior', 'gated_pixelcnn')):
+    config = config_files.load(f'{name}:{component}')
+    assert config.to_dict() == config_files.load(name).to_dict()
+
+
+def test_a_config_file_of_the_user(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(
     'from dermvq_jax.configs import vqvae\n\n\n'

@@ -12,6 +12,7 @@ import dermvq_jax
 from dermvq_jax import errors, inference
 from dermvq_jax.data import prepared
 from dermvq_jax.data.datasets import builder
+from dermvq_jax.models import build
 from dermvq_jax.runs import checkpoints, logs
 from dermvq_jax.runs import run as run_lib
 

@@ -330,3 +330,13 @@ class ResidualQuantizer(codebooks.TrainedQuantizer):
       stage.init_codebook(rest)
       codes = stage.encode(rest[None, :, None])
       rest = rest - stage.lookup(codes)[0, :, 0]
+
+
+# What config.quantizer.name can be.
+QUANTIZERS = {
+  'ema': EmaQuantizer,
+  'vq': VqQuantizer,
+  'l2_norm': L2NormQuantizer,
+  'fsq': FsqQuantizer,
+  'residual': ResidualQuantizer,
+}

@@ -59,7 +59,7 @@ class TrainState:
     model_state: PyTree,
     tx: optax.GradientTransformation,
     ema_decay: float,
-  ) -> tuple[Self, PyTree]:
+  ) -> Self:
     """One update. The average's decay starts small: (1 + t) / (10 + t).
 
     Args:
@@ -67,9 +67,6 @@ class TrainState:
       model_state: the new one.
       tx: of the optimiser.
       ema_decay: of the moving average of params, if there is one.
-
-    Returns:
-      The new state, and what was added to the parameters.
     """
     updates, opt_state = tx.update(grads, self.opt_state, self.params)
     params = optax.apply_updates(self.params, updates)
@@ -77,14 +74,13 @@ class TrainState:
     if ema_params is not None:
       decay = jnp.minimum(ema_decay, (1 + self.step) / (10 + self.step))
       ema_params = optax.incremental_update(params, ema_params, 1 - decay)
-    new = self.replace(
+    return self.replace(
       step=self.step + 1,
       params=params,
       model_state=model_state,
       ema_params=ema_params,
       opt_state=opt_state,
     )
-    return new, updates
 
   def accept(
     self, new: Self, loss: jax.Array, grads: PyTree, *, skip: bool

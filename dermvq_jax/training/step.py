@@ -72,10 +72,20 @@ def _norm_names(subtree: str) -> list[str]:
 
 
 def _norms(
-  optimizer: optim.Optimizer, grads: PyTree, updates: PyTree, params: PyTree
+  optimizer: optim.Optimizer, grads: PyTree, new: PyTree, params: PyTree
 ) -> dict[str, jax.Array]:
-  """Euclidean norms of all values of each sub-tree, float32 scalars."""
+  """Euclidean norms of all values of each sub-tree, float32 scalars.
+
+  Args:
+    optimizer: divides the parameters.
+    grads: the gradients of the step.
+    new: the parameters after the step.
+    params: the parameters before it.
+  """
   norms = {}
+  # What the optimiser adds is not read here: an output more would change how
+  # XLA rounds the parameters.
+  updates = jax.tree.map(jnp.subtract, new, params)
   trees = [optimizer.subtrees(tree) for tree in (grads, updates, params)]
   for subtree in optimizer.schedules:
     for name, tree in zip(_norm_names(subtree), trees):
@@ -122,13 +132,13 @@ def make_train_step(
     if axis_name is not None:
       grads = jax.lax.pmean(grads, axis_name)
       parts = jax.lax.psum(parts, axis_name)
-    updated, updates = old.update(grads, model_state, optimizer.tx, ema_decay)
+    updated = old.update(grads, model_state, optimizer.tx, ema_decay)
     new, good = old.accept(
       updated, parts['loss'].total, grads, skip=skip_nonfinite
     )
     window = parts | _norm_metrics(
       jnp.asarray(is_logged(old.step + 1)),
-      functools.partial(_norms, optimizer, grads, updates, old.params),
+      functools.partial(_norms, optimizer, grads, new.params, old.params),
     )
     window, parts = jax.tree.map(
       lambda x: jnp.where(good, x, 0), (window, parts)

@@ -1,7 +1,6 @@
 """What a phase trains, as pure functions; the loop never asks which it is."""
 
 import dataclasses
-import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,10 +27,6 @@ def _keep_state(params, model_state, observed, rng, *, axis_name=None):
 def _no_images(params, model_state, batch):
   del params, model_state, batch
   return {}
-
-
-# All parameters are optimised as `config.optim` says.
-_ONE_OPTIMIZER = types.MappingProxyType({'': 'optim'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +59,9 @@ class Task:
   loss_fn: Callable[..., tuple[jax.Array, tuple[metrics.Metrics, PyTree]]]
   update_state: Callable[..., PyTree] = _keep_state
   summary_images: Callable[..., dict[str, np.ndarray]] = _no_images
-  optimizers: Mapping[str, str] = _ONE_OPTIMIZER
+  optimizers: Mapping[str, str] = dataclasses.field(
+    default_factory=lambda: {'': 'optim'}
+  )
   kept: Callable[[PyTree], PyTree] = lambda params: params
 
 
@@ -147,16 +144,14 @@ def vqvae_task(
       {'params': params, **model_state}, images, axis_name=axis_name
     )
     quantized = output.quantized
-    reconstruction = output.reconstruction, target, config.loss, variance
-    loss = quantized.loss + losses.reconstruction(*reconstruction)
+    reconstruction_loss, terms = losses.reconstruction(
+      output.reconstruction, target, config.loss, variance
+    )
+    loss = quantized.loss + reconstruction_loss
     # What a user gets is clipped; so is what is measured.
     clipped = jnp.clip(output.reconstruction, 0, 1)
     error = losses.squared_error(clipped, target)
     usage = (quantized.codes, num_codes, mask)
-    per_image = {
-      **losses.reconstruction_terms(*reconstruction),
-      **quantized.metrics,
-    }
     parts = {
       'mse': metrics.Mean.of(error, mask),
       'nmse': metrics.Mean.of(error / variance, mask),
@@ -164,7 +159,10 @@ def vqvae_task(
       'perplexity': metrics.Perplexity.of(*usage),
       'codebook_usage': metrics.CodebookUsage.of(*usage),
       'dead_codes': metrics.DeadCodes.of(*usage),
-      **{k: metrics.Mean.of(v, mask) for k, v in per_image.items()},
+      **{
+        name: metrics.Mean.of(values, mask)
+        for name, values in (terms | quantized.metrics).items()
+      },
     }
     if not train:  # It would slow training.
       parts['ssim'] = metrics.Mean.of(losses.ssim(clipped, target), mask)

@@ -22,7 +22,7 @@ def _input_stays_as_it_is():
 
 
 def _symmetries(image):
-  """The square's eight, by definition: transposed or not, flipped or not."""
+  """The eight symmetries by definition: transposed or not, flipped or not."""
   for transpose, down, right in itertools.product([False, True], repeat=3):
     turned = image.transpose(1, 0, 2) if transpose else image
     yield turned[:: -1 if down else 1, :: -1 if right else 1]
@@ -45,7 +45,7 @@ def _holes(image):
   return np.all(image == 0, axis=-1)
 
 
-def test_one_hole_is_a_box_wholly_inside():
+def test_one_hole_is_a_box_inside_the_image():
   sides, corners = set(), set()
   for seed in range(400):
     out = augment.coarse_cutout(_IMAGE, _rng(seed), 1, 0.1, 0.2)
@@ -54,7 +54,7 @@ def test_one_hole_is_a_box_wholly_inside():
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     assert hole[box].all()
     np.testing.assert_array_equal(out[~hole], _IMAGE[~hole])
-    # Whole sides: a box cut off by the border would be smaller.
+    # A box that the border cuts off would have shorter sides.
     sides |= {len(rows), len(columns)}
     corners |= {('top', rows[0]), ('bottom', rows[-1])}
   assert sides == {2, 3}  # 0.1 to 0.2 of 20 pixels, rounded down
@@ -62,7 +62,7 @@ def test_one_hole_is_a_box_wholly_inside():
 
 
 def test_number_of_holes():
-  # Of one pixel each: at most as many pixels as holes.
+  # Each hole has one pixel, so there are at most as many pixels as holes.
   counts = collections.Counter(
     int(_holes(augment.coarse_cutout(_IMAGE, _rng(s), 3, 0.01, 0.05)).sum())
     for s in range(600)
@@ -87,7 +87,7 @@ def test_rgb_shift_is_one_shift_a_channel_within_the_limit():
   for seed in range(500):
     out = augment.rgb_shift(image, _rng(seed), 20)
     assert (out.dtype, out.shape) == (np.uint8, image.shape)
-    assert np.all(out == out[0, 0])  # everywhere the same
+    assert np.all(out == out[0, 0])  # the same everywhere
     shifts.append(out[0, 0].astype(int) - 128)
   shifts = np.array(shifts)
   assert (shifts.min(), shifts.max()) == (-20, 20)
@@ -96,7 +96,7 @@ def test_rgb_shift_is_one_shift_a_channel_within_the_limit():
   assert np.abs(np.corrcoef(shifts.T) - np.eye(3)).max() < 0.2
 
 
-def test_rgb_shift_is_clipped_and_does_not_wrap():
+def test_rgb_shift_is_clipped():
   image = np.stack([np.zeros((8, 8)), np.full((8, 8), 255)], -1)
   image = np.uint8(image[..., [0, 1, 0]])
   for seed in range(50):
@@ -145,7 +145,7 @@ def test_random_map(fields, target):
   assert (out['image'].shape, out['image'].dtype) == (_IMAGE.shape, np.uint8)
   assert out['label'] == 3
   assert np.any(out['image'] != _IMAGE)
-  # The same generator, the same result; another, another.
+  # The result depends on the generator and on nothing else.
   again = transformation.random_map(_record(), _rng(1))
   np.testing.assert_array_equal(out['image'], again['image'])
   others = [
@@ -176,7 +176,7 @@ def test_clean_target_is_the_image_before_the_cutout():
     out = transformation.random_map(_record(), _rng(seed))
     hole = _holes(out['image'])
     cut += hole.any()
-    # All else is in the target too: it is what the model sees, uncut.
+    # Outside the holes, the target is what the model sees.
     np.testing.assert_array_equal(out['image'][~hole], out['target'][~hole])
     assert not _holes(out['target']).any()
   assert 10 < cut < 30
@@ -188,7 +188,7 @@ def test_with_a_clean_target_every_record_has_one():
   np.testing.assert_array_equal(out['target'], out['image'])
 
 
-def test_augmented_target_is_the_image_itself():
+def test_there_is_no_augmented_target():
   transformation = augment.Augment(
     cutout_probability=1.0, cutout_target=augment.AUGMENTED
   )
@@ -210,7 +210,7 @@ def test_unknown_target():
     ('cutout_probability', -0.1),
     ('cutout_max_holes', 0),
     ('cutout_min_side', 0.0),
-    ('cutout_min_side', 0.3),  # more than the greatest
+    ('cutout_min_side', 0.3),  # above cutout_max_side
     ('cutout_max_side', 1.1),
   ],
 )
@@ -219,8 +219,8 @@ def test_values_out_of_range(name, value):
     augment.Augment(**{name: value})
 
 
-def test_one_augmentation_does_not_need_another():
-  """Cut-out on or off: the same flips and colours for the same generator."""
+def test_cutout_does_not_change_the_other_augmentations():
+  """The same generator gives the same flips and colours."""
   plain = augment.Augment(flips=True, rgb_shift_probability=0.5)
   both = augment.Augment(
     flips=True, rgb_shift_probability=0.5, cutout_probability=1.0

@@ -5,7 +5,7 @@ import pytest
 
 from dermvq_jax.data import augment, pipeline
 
-_N, _BATCH = 22, 8  # An epoch is no whole number of batches.
+_N, _BATCH = 22, 8  # The last batch of an epoch is not full.
 _KEYS = ('image', 'id')
 _AUGMENT = augment.Augment(
   flips=True, rgb_shift_probability=0.5, cutout_probability=0.5
@@ -44,7 +44,7 @@ def _assert_same(actual, expected):
 
 
 def _join(hosts):
-  """Global batches: host p of P has the examples p, p + P, ..."""
+  """Joins to global batches: host p of P has the examples p, p + P, ..."""
   return [
     {
       key: np.stack([p[key] for p in parts], 1).reshape(
@@ -113,7 +113,7 @@ def test_starting_at_a_step_skips_the_steps_before(start):
 
 
 def test_starting_after_many_epochs():
-  # As a function of the step: nothing is replayed.
+  # This is fast, because the steps before are not computed.
   batch = _train(1, start_step=1_000_000)[0]
   assert len(np.unique(batch['id'])) >= _BATCH / 2
 
@@ -167,7 +167,7 @@ def test_evaluation_covers_every_example_once(n, hosts):
     np.testing.assert_array_equal(images[i], source[i]['image'])
 
 
-def test_evaluation_is_finite_and_repeatable():
+def test_evaluation_ends_and_can_be_repeated():
   _assert_same(_eval(), _eval())
   assert all(b.keys() == {*_KEYS, 'mask'} for b in _eval())
 
@@ -182,7 +182,7 @@ def test_augmented_evaluation_depends_on_the_seed_only():
   _assert_same(_eval(augment=flips, seed=1), first)
   second = _eval(augment=flips, seed=2)
   assert any(np.any(a['image'] != b['image']) for a, b in zip(first, second))
-  # Batches do not matter either; the order stays.
+  # The batch size does not matter; the order stays.
   small = _eval(augment=flips, seed=1, batch_size=2)
   images = [
     np.concatenate([b['image'] for b in x])[:_N] for x in (first, small)
@@ -202,7 +202,7 @@ def test_errors_of_the_source_are_not_swallowed(workers):
 
 
 class _Counting:
-  """A source that knows how often each of its records was read."""
+  """A source that counts how often each of its records was read."""
 
   def __init__(self):
     self.records = _source()
@@ -228,6 +228,6 @@ def test_records_are_read_once_while_they_fit(share, monkeypatch):
     9,
   )
   _assert_same(batches, _train(9))
-  # Three epochs; two threads may miss a record, and the end of room, together.
+  # In three epochs. Two threads may read the same record at the same time.
   kept = sum(n <= 2 for n in source.reads)
   assert kept == pytest.approx(share * _N, abs=3 if share == 0.5 else 0)

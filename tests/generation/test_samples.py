@@ -13,7 +13,7 @@ from dermvq_jax import errors
 from dermvq_jax.configs import vqvae
 from dermvq_jax.data import images, prepared
 from dermvq_jax.data.datasets import builder
-from dermvq_jax.generation import reconstructions, samples
+from dermvq_jax.generation import reconstructions, samples, tables
 from dermvq_jax.models import build
 from dermvq_jax.runs import run as run_lib
 
@@ -99,7 +99,9 @@ def test_balance(smoke_run, model, tmp_path, out, caplog):
   rows = read_csv(out / 'metadata.csv')
   new = [model.class_names.index(row['label']) for row in rows]
   assert set(have + np.bincount(new, minlength=7)) == {max(have)}
-  assert f'mel: {have[4]} training images, {max(have) - have[4]} new' in caplog.text
+  assert (
+    f'mel: {have[4]} training images, {max(have) - have[4]} new' in caplog.text
+  )
   most = model.class_names[have.argmax()]
   assert not (out / most).exists()
   # Images are those of --counts.

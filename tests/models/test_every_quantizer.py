@@ -1,4 +1,4 @@
-"""The whole path with each quantizer; `smoke_run` goes it with the default."""
+"""The whole path with each quantizer; `smoke_run` has it with the default."""
 
 import shutil
 
@@ -15,27 +15,25 @@ from dermvq_jax.runs import checkpoints
 from dermvq_jax.training import loop
 
 _IMAGES = 'synthetic_dermoscopy/smoke'
-# Small ones that between them use every option.
+# Small quantizers that together use every option.
 _SMALL = {
   'vq': {
     'codebook_size': 16,
     'code_dim': 4,
-    'gradient': 'rotation',
     'restart_after': 1,
-    'codebook_start': 'random',
+    'codebook_init': 'random',
   },
-  'l2_norm': {'codebook_size': 16, 'code_dim': 4, 'entropy_weight': 0.1},
-  'fsq': {'levels': (5, 4)},
+  'l2_norm': {'codebook_size': 16, 'code_dim': 4},
+  'fsq': {'values_per_dim': (5, 4)},
   'residual': {
     'codebook_size': 8,
     'code_dim': 4,
     'num_levels': 2,
-    'codebook_start': 'k_means',
   },
 }
 
 
-# The one that differs most from the default; each takes half a minute.
+# It differs most from the default. Each quantizer takes half a minute.
 _FAST = ('residual',)
 
 
@@ -47,7 +45,7 @@ _FAST = ('residual',)
   ],
 )
 def run(request, smoke_run, tmp_path_factory):
-  """A workdir with both phases trained for two steps, and its codes' name."""
+  """A quantizer, a workdir trained with it for two steps, and its codes."""
   name = request.param
   workdir = tmp_path_factory.mktemp(name) / 'run'
   shutil.copytree(smoke_run / 'data' / _IMAGES, workdir / 'data' / _IMAGES)
@@ -69,20 +67,20 @@ def test_whole_path(run, tmp_path):
   name, workdir, codes_name = run
   model = inference.load(workdir)
   num_levels = 2 if name == 'residual' else 1
-  facts = prepared.describe(codes_name, workdir / 'data')
+  facts = prepared.Dataset(codes_name, workdir / 'data').facts
   assert (facts['levels'], facts['grid']) == (num_levels, list(model.grid))
   num_codes = {'fsq': 20}.get(name, 16)
   assert facts['codebook_size'] == model.codebook_size == num_codes
   assert model.grid == (4, 4 * num_levels)
 
-  source = prepared.open_split(_IMAGES, workdir / 'data', 'val')
+  source = prepared.Dataset(_IMAGES, workdir / 'data').split('val')
   images = np.stack([source[i]['image'] for i in range(3)])
   codes = model.encode(images)
   assert codes.shape == (3, *model.grid)
   assert model.reconstruct(images).shape == images.shape
   assert np.isfinite(model.classify(images)).all()
 
-  # Samples, completions too, have codes that can be decoded.
+  # Samples and completions have codes that can be decoded.
   known = np.arange(model.grid[0])[:, None] < np.ones(model.grid) * 2
   drawn = model.sample_codes(
     [0, 1, 2],
@@ -105,12 +103,12 @@ def test_whole_path(run, tmp_path):
   assert 'index.html' in {path.name for path in written}
 
 
-def test_digest_is_of_all_that_decides_the_codes(run):
+def test_digest_changes_with_everything_that_decides_the_codes(run):
   name, workdir, codes_name = run
   weights = checkpoints.load_best(workdir / 'vqvae')
 
   def is_new(path, leaf):
-    """Whether the digest is another one after a change of this leaf."""
+    """Whether the digest changes with this leaf."""
 
     def change(other_path, other):
       return np.array(other) + (other_path == path)
@@ -127,7 +125,7 @@ def test_digest_is_of_all_that_decides_the_codes(run):
     assert new == (part != 'decoder' and leaf not in statistics), (part, leaf)
 
 
-def test_codes_of_the_wrong_level(run):
+def test_codes_of_a_wrong_level(run):
   name, workdir, _ = run
   model = inference.load(workdir)
   codes = np.zeros((1, *model.grid), np.int32)

@@ -14,7 +14,7 @@ def _logits(shape=(2, 3, 4, 11), scale=5.0):
 
 def test_log_probs():
   logits = _logits()
-  logits[0, 0, 0] += 1e4  # A shared constant changes nothing and overflows not.
+  logits[0, 0, 0] += 1e4  # a shared constant changes nothing, no overflow
   shifted = logits - logits.max(-1, keepdims=True)
   expected = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
   actual = losses.log_probs(jnp.asarray(logits, jnp.float32))
@@ -68,7 +68,7 @@ def test_losses_against_numpy(loss, smoothing):
   logits = _logits()
   codes = np.random.default_rng(1).integers(0, 11, logits.shape[:-1])
   target = _one_hot(codes, smoothing)
-  if loss == 'bce':  # Equation 3 of the report, with its misprints mended.
+  if loss == 'bce':  # Equation 3 of the report, with its misprints corrected.
     p = 1 / (1 + np.exp(-logits))
     expected = -(target * np.log(p) + (1 - target) * np.log(1 - p)).sum(-1)
   else:
@@ -81,7 +81,7 @@ def test_losses_against_numpy(loss, smoothing):
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 def test_binary_cross_entropy_gradient(smoothing):
-  """Each decision is pulled to its own target; large logits stay finite."""
+  """Each decision moves to its own target; large logits stay finite."""
   logits, codes = jnp.float32(_logits((5, 11), 30.0)), jnp.arange(5)
   gradient = jax.grad(
     lambda x: losses.code_loss(x, codes, 'bce', smoothing).sum()
@@ -90,7 +90,7 @@ def test_binary_cross_entropy_gradient(smoothing):
   np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
-def test_probabilities_of_bce_are_the_normalised_sigmoids():
+def test_probabilities_of_bce_are_normalised_sigmoids():
   logits = _logits()
   sigmoids = 1 / (1 + np.exp(-logits))
   expected = sigmoids / sigmoids.sum(-1, keepdims=True)
@@ -100,7 +100,7 @@ def test_probabilities_of_bce_are_the_normalised_sigmoids():
   picked = np.take_along_axis(expected, codes[..., None], -1)[..., 0]
   nll = losses.nll(jnp.float32(logits), codes, 'bce')
   np.testing.assert_allclose(nll, -np.log(picked), rtol=1e-4, atol=1e-5)
-  # Far below zero a sigmoid is 0 in float32, its logarithm is not.
+  # Far below zero a sigmoid is 0 in float32, but its logarithm is finite.
   log_p = losses.log_probs(jnp.asarray([-200.0, -201.0]), 'bce')
   np.testing.assert_allclose(
     log_p, losses.log_probs(jnp.asarray([1.0, 0])), rtol=1e-4
@@ -115,7 +115,7 @@ def test_impossible_codes_cost_nothing():
     assert np.isfinite(losses.code_loss(logits, jnp.int32(0), loss))
 
 
-def test_mistakes_are_told():
+def test_wrong_arguments_are_refused():
   for loss in losses.LOSSES:
     losses.check(loss, 0.0)
   with pytest.raises(errors.UserError, match="'mse'.*'cross_entropy', 'bce'"):
@@ -134,7 +134,7 @@ def test_squared_error():
 
 
 def _pictures(size=24, channels=3):
-  """A smooth picture in [0, 1] and a noisy, shifted one: [2, H, W, C] each."""
+  """Smooth pictures in [0, 1], and noisy copies: [2, H, W, C] each."""
   rng = np.random.default_rng(0)
   y, x = np.mgrid[:size, : size + 4] / size
   smooth = 0.5 + 0.4 * np.sin(5 * x + 3 * y)
@@ -144,7 +144,7 @@ def _pictures(size=24, channels=3):
   return np.float32(a), np.float32(b)
 
 
-def test_ssim_is_that_of_scikit_image():
+def test_ssim_equals_that_of_scikit_image():
   a, b = _pictures()
   expected = [
     skimage_metrics.structural_similarity(
@@ -164,7 +164,7 @@ def test_ssim_is_that_of_scikit_image():
 
 
 def _numpy_terms(prediction, target, variance):
-  """The terms by their definitions, in float64."""
+  """The reconstruction terms by their definitions, in float64."""
   error = np.float64(prediction) - np.float64(target)
   x = error / np.sqrt(variance)
   near = np.abs(x) < 0.1
@@ -185,25 +185,42 @@ def test_reconstruction_terms(name):
   assert expected.keys() == losses.RECONSTRUCTION_TERMS.keys()
 
   def loss(prediction, **weights):
-    return losses.reconstruction(prediction, target, weights, 0.04)
+    return losses.reconstruction(prediction, target, weights, 0.04)[0]
 
   weights = dict.fromkeys(expected, 0.0) | {name: 2.0}
   value = loss(prediction, **weights)
   np.testing.assert_allclose(value, 2 * expected[name], rtol=1e-5)
-  # A step against the gradient is towards the target.
+  # A step against the gradient moves towards the target.
   gradient = jax.grad(loss)(prediction, **weights)
   step = 1e-3 * gradient / jnp.linalg.norm(gradient)
   assert loss(prediction - step, **weights) < value
   np.testing.assert_allclose(loss(target, **weights), 0, atol=1e-5)
 
 
-def test_mixture_is_the_weighted_sum():
+def test_reconstruction_is_the_weighted_sum_of_its_terms():
   target, prediction = _pictures()
-  expected = _numpy_terms(prediction, target, 0.04)
-  weights = {name: 0.5 + i for i, name in enumerate(expected)}
-  value = losses.reconstruction(prediction, target, weights, 0.04)
-  expected = sum(weights[name] * expected[name] for name in weights)
+  terms = _numpy_terms(prediction, target, 0.04)
+  weights = {name: 0.5 + i for i, name in enumerate(terms)}
+  value, metrics = losses.reconstruction(prediction, target, weights, 0.04)
+  expected = sum(weights[name] * terms[name] for name in weights)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
+  # The metrics have one value an image, the terms are not weighted.
+  assert {value.shape for value in metrics.values()} == {(2,)}
+  reconstruction_loss = metrics.pop('reconstruction_loss')
+  np.testing.assert_allclose(reconstruction_loss.mean(), expected, rtol=1e-5)
+  assert metrics.keys() == {f'{name}_loss' for name in terms}
+  for i in range(2):
+    alone = _numpy_terms(prediction[i : i + 1], target[i : i + 1], 0.04)
+    for name, value in alone.items():
+      np.testing.assert_allclose(metrics[f'{name}_loss'][i], value, rtol=1e-5)
+
+
+def test_terms_of_weight_zero_are_not_computed():
+  target, prediction = _pictures()
+  _, metrics = losses.reconstruction(
+    prediction, target, {'mse': 1.0, 'ssim': 0.0}, 0.04
+  )
+  assert metrics.keys() == {'mse_loss', 'reconstruction_loss'}
 
 
 @pytest.mark.parametrize(
@@ -215,6 +232,6 @@ def test_mixture_is_the_weighted_sum():
     ({'mse': float('nan')}, '0 or more'),
   ],
 )
-def test_mistakes_in_the_mixture(weights, message):
+def test_wrong_weights_are_refused(weights, message):
   with pytest.raises(errors.UserError, match=message):
     losses.check_reconstruction(weights)

@@ -71,9 +71,7 @@ def test_nearest_codes_of_many(codebook_size):
 @pytest.mark.parametrize(
   'batch, size, codebook_size', [(16, 16, 512), (16, 64, 512), (4, 64, 65_536)]
 )
-def test_only_blocks_of_distances_are_in_memory(
-  batch, size, codebook_size
-):
+def test_only_blocks_of_distances_are_in_memory(batch, size, codebook_size):
   dim = 64
   shapes = (
     jax.ShapeDtypeStruct((batch, size, size, dim), jnp.float32),

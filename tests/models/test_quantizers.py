@@ -12,7 +12,7 @@ from dermvq_jax.models import codebooks, quantizers
 
 _K, _D = 6, 3
 
-# Every quantizer is a row here; L codes a latent make the codes L times wider.
+# Every quantizer has a row here.
 QUANTIZERS = {
   'ema': quantizers.EmaQuantizer(_K, _D, codebook_ema_decay=0.8),
   'ema_restart': quantizers.EmaQuantizer(_K, _D, restart_after=3),
@@ -40,7 +40,7 @@ def _latents(batch=4, seed=0, scale=1.0):
 
 
 def _variables(quantizer, latents, **collection):
-  """Variables before the first step, the codebook on the latents' scale."""
+  """Variables before the first step, with codes as large as the latents."""
   variables = jax.eval_shape(lambda: quantizer.init(jax.random.key(1), latents))
   rng = np.random.default_rng(7)
 
@@ -64,18 +64,18 @@ def _vectors(quantizer, variables):
 
 
 def _moved_far(quantizer, variables):
-  """The second half of each codebook where no latent is."""
+  """Moves the second half of each codebook far away from all latents."""
   flat = flax.traverse_util.flatten_dict(variables)
   for path, leaf in flat.items():
     if path[-1] in ('codebook', 'origin'):
-      # Far out behind the first code, which is as near on the sphere.
+      # In the direction of the first code, which wins the tie on the sphere.
       flat[path] = leaf.at[3:].set(128 * leaf[0])
   return flax.traverse_util.unflatten_dict(flat)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='axis_name')
 def _step(quantizer, variables, latents, seed=0, axis_name=None):
-  """One step of training: what it returns and the variables after it."""
+  """One training step: the output, and the variables afterwards."""
   out = quantizer.apply(variables, latents, axis_name=axis_name)
   _, updated = quantizer.apply(
     variables,
@@ -94,12 +94,12 @@ def _encode(quantizer, variables, latents):
 
 
 def _nearest(latents, codebook):
-  """Codes by the definition."""
+  """The nearest codes by their definition."""
   distances = np.square(latents[..., None, :] - codebook).sum(-1)
   return distances.argmin(-1)
 
 
-# What every quantizer keeps.
+# The contract of every quantizer.
 
 
 @every_quantizer
@@ -162,7 +162,7 @@ def test_codes_are_the_nearest(quantizer):
 def test_the_decoder_trains_the_encoder_alone(quantizer):
   latents = _latents()
   variables = _variables(quantizer, latents)
-  side = _latents(seed=3)  # What the decoder sends back.
+  side = _latents(seed=3)  # the decoder's gradient
 
   def decoder_side(latents, variables):
     out, _ = _step(quantizer, variables, latents)
@@ -194,6 +194,36 @@ def _expected_gradient(quantizer, z, g):
   return g
 
 
+def test_straight_through_keeps_values_and_gradients():
+  z, q, side = _latents(), _latents(seed=1), _latents(seed=2)
+  np.testing.assert_array_equal(codebooks.straight_through(z, q), q)
+  gradient = jax.grad(
+    lambda z: jnp.sum(codebooks.straight_through(z, q) * side)
+  )
+  np.testing.assert_array_equal(gradient(z), side)
+
+
+def test_normalize_is_defined_at_zero():
+  zeros = jnp.zeros((2, _D))
+  np.testing.assert_array_equal(codebooks.normalize(zeros), zeros)
+  gradient = jax.grad(lambda z: codebooks.normalize(z).sum())(zeros)
+  assert np.isfinite(gradient).all()
+  length = jnp.linalg.norm(codebooks.normalize(_latents()), axis=-1)
+  np.testing.assert_allclose(length, 1, rtol=1e-6)
+
+
+@every_trained_codebook
+def test_every_term_of_the_loss_is_a_metric(quantizer):
+  latents = _latents()
+  out = quantizer.apply(_variables(quantizer, latents), latents)
+  terms = {k: v for k, v in out.metrics.items() if k.endswith('_loss')}
+  expected = quantizer.commitment_weight * terms.pop('commitment_loss').mean()
+  if 'codebook_loss' in terms:
+    expected += terms.pop('codebook_loss').mean()
+  assert not terms
+  np.testing.assert_allclose(out.loss, expected, rtol=1e-6)
+
+
 @every_quantizer
 def test_evaluation_changes_nothing(quantizer):
   latents = _latents()
@@ -202,13 +232,13 @@ def test_evaluation_changes_nothing(quantizer):
   jax.tree.map(
     np.testing.assert_array_equal, updated['codebook'], variables['codebook']
   )
-  # Nor may encoding and decoding ask for anything mutable or random.
+  # Encoding and decoding need nothing mutable or random either.
   codes = _encode(quantizer, variables, latents)
   quantizer.apply(variables, codes, method='lookup')
 
 
 @every_quantizer
-def test_initialising_counts_nothing(quantizer):
+def test_init_counts_nothing(quantizer):
   rngs = {'params': jax.random.key(0), 'codebook': jax.random.key(1)}
   variables = quantizer.init(rngs, _latents())
   flat = flax.traverse_util.flatten_dict(variables['codebook'])
@@ -234,7 +264,7 @@ def test_bfloat16_latents(quantizer):
   'name', ['ema', 'ema_restart', 'vq_restart', 'residual_restart']
 )
 def test_any_number_of_devices(name):
-  """Under pmap and sharded jit all is as on one device, gradients too."""
+  """pmap and sharded jit give the state and gradients of one device."""
   quantizer = QUANTIZERS[name]
   variables = _moved_far(quantizer, _variables(quantizer, _latents(8)))
   side = _latents(8, seed=99)
@@ -247,7 +277,7 @@ def test_any_number_of_devices(name):
       seed,
       axis_name=axis_name,
     )
-    # As the training loop: a mean over the batch here, over devices later.
+    # As in training: a mean over the batch here, over devices later.
     return out.loss + jnp.mean(out.quantized * side), new['codebook']
 
   def step(variables, latents, side, seed, axis_name=None):
@@ -365,13 +395,13 @@ def test_commitment_loss_and_gradient_against_numpy():
   np.testing.assert_array_equal(to_variables['codebook']['codebook'], 0)
 
 
-@pytest.mark.parametrize('batch', [1, 2])  # As many as codes; twice as many.
-def test_start_picks_distinct_latents(batch):
+@pytest.mark.parametrize('batch', [1, 2])  # as many as codes; twice as many
+def test_init_codebook_picks_distinct_latents(batch):
   quantizer = QUANTIZERS['ema']
   rows = _latents(batch).reshape(-1, _D)
   variables = _variables(quantizer, _latents())
 
-  def start(seed):
+  def init(seed):
     _, updated = quantizer.apply(
       variables,
       rows,
@@ -381,17 +411,17 @@ def test_start_picks_distinct_latents(batch):
     )
     return updated['codebook']
 
-  state = start(0)
-  # Which row each code is: one and only one.
+  state = init(0)
+  # Each code is exactly one row, and no row is two codes.
   same = np.all(state['codebook'][:, None] == rows, axis=-1)
   assert same.sum(1).tolist() == [1] * _K
   assert same.sum(0).max() == 1
-  assert np.any(state['codebook'] != start(1)['codebook'])
+  assert np.any(state['codebook'] != init(1)['codebook'])
   for name in ('ema_counts', 'ema_sums', 'unused_steps'):
     np.testing.assert_array_equal(state[name], variables['codebook'][name])
 
 
-def test_unused_codes_keep_their_place():
+def test_unused_codes_do_not_move():
   quantizer = QUANTIZERS['ema']
   latents = _latents()
   variables = _variables(quantizer, latents)
@@ -402,7 +432,7 @@ def test_unused_codes_keep_their_place():
     np.testing.assert_array_equal(variables['codebook']['codebook'][-1], 50.0)
 
 
-def test_a_code_used_once_long_ago_keeps_its_place():
+def test_a_code_used_once_long_ago_does_not_move():
   quantizer = QUANTIZERS['ema']
   outlier = _latents().at[0, 0, 0].set(50.0)
   start = _variables(quantizer, _latents())['codebook']['codebook']
@@ -415,7 +445,7 @@ def test_a_code_used_once_long_ago_keeps_its_place():
   np.testing.assert_allclose(variables['codebook']['codebook'][-1], 50.0)
 
 
-def test_restart_after_that_many_unused_steps():
+def test_restart_after_the_given_number_of_unused_steps():
   quantizer = QUANTIZERS['ema_restart']
   start = _variables(quantizer, _latents())['codebook']['codebook']
   variables = _variables(quantizer, _latents(), codebook=start.at[-1].set(50.0))
@@ -427,7 +457,7 @@ def test_restart_after_that_many_unused_steps():
   latents = _latents(seed=9)
   _, variables = _step(quantizer, variables, latents)
   state = variables['codebook']
-  # It is a latent of this batch now, and starts anew.
+  # It is a latent of this batch now, without statistics.
   assert np.any(np.all(latents == state['codebook'][-1], axis=-1))
   assert state['unused_steps'][-1] == 0
   assert state['ema_counts'][-1] == 0
@@ -435,7 +465,7 @@ def test_restart_after_that_many_unused_steps():
 
 
 def test_a_restarted_code_survives_its_next_use():
-  # With decay 0.99 old sums, were they kept, would throw it back far away.
+  # If it kept its old sums, decay 0.99 would move it far away again.
   quantizer = QUANTIZERS['ema_restart']
   start = _variables(quantizer, _latents())['codebook']['codebook']
   variables = _variables(
@@ -476,7 +506,7 @@ def test_used_codes_never_restart():
 
 def test_restarts_differ_between_steps_and_codes():
   quantizer = QUANTIZERS['ema_restart']
-  far = jnp.full((_K, _D), 50.0).at[0].set(0.0)  # All but one restart.
+  far = jnp.full((_K, _D), 50.0).at[0].set(0.0)  # all but one restart
   due = jnp.full((_K,), quantizer.restart_after - 1)
   variables = _variables(quantizer, _latents(), codebook=far, unused_steps=due)
   first, second = (
@@ -487,7 +517,7 @@ def test_restarts_differ_between_steps_and_codes():
   assert np.any(first != second)
 
 
-def _epoch_perplexity(start, steps=40, codebook_size=32, **fields):
+def _epoch_perplexity(init, steps=40, codebook_size=32, **fields):
   """Perplexity after training on latents far from a small random codebook."""
   quantizer = quantizers.EmaQuantizer(codebook_size, _D, **fields)
 
@@ -495,9 +525,9 @@ def _epoch_perplexity(start, steps=40, codebook_size=32, **fields):
     return 10 + _latents(32, seed=seed)  # 192 latents
 
   variables = quantizer.init(jax.random.key(0), draw(0))
-  if start:
+  if init:
     rows = jnp.concatenate([draw(0), draw(1)]).reshape(-1, _D)
-    variables = _start(quantizer, variables, rows, 1)
+    variables = _init_codebook(quantizer, variables, rows, 1)
   for seed in range(steps):
     _, variables = _step(quantizer, variables, draw(seed), seed)
   codes = _encode(
@@ -507,31 +537,26 @@ def _epoch_perplexity(start, steps=40, codebook_size=32, **fields):
   return np.exp(-np.sum(p * np.log(np.maximum(p, 1e-12))))
 
 
-def test_without_start_and_restart_the_codebook_collapses():
-  assert _epoch_perplexity(start=False) < 8
+def test_without_init_from_latents_and_restart_the_codebook_collapses():
+  assert _epoch_perplexity(init=False) < 8
 
 
 @pytest.mark.parametrize(
-  'start, fields',
-  [
-    (False, {'restart_after': 10}),
-    (True, {}),
-    (True, {'codebook_init': 'k_means'}),
-  ],
+  'init, fields', [(False, {'restart_after': 10}), (True, {})]
 )
-def test_with_start_or_restart_it_does_not(start, fields):
-  assert _epoch_perplexity(start, **fields) > 0.7 * 32
+def test_with_either_of_them_it_does_not(init, fields):
+  assert _epoch_perplexity(init, **fields) > 0.7 * 32
 
 
 def test_the_default_does_not_collapse():
   fields = config_files.load('vqvae').quantizer.to_dict()
   assert fields.pop('name') == 'ema'
-  start = fields['codebook_init'] != 'random'
+  init = fields['codebook_init'] != 'random'
   del fields['codebook_size'], fields['code_dim']
-  assert _epoch_perplexity(start, **fields) > 0.7 * 32
+  assert _epoch_perplexity(init, **fields) > 0.7 * 32
 
 
-def test_without_rng_for_restarts_it_says_so():
+def test_without_rng_for_restarts_the_error_names_the_stream():
   quantizer = QUANTIZERS['ema_restart']
   variables = _variables(quantizer, _latents())
   with pytest.raises(Exception, match='codebook'):
@@ -539,11 +564,11 @@ def test_without_rng_for_restarts_it_says_so():
     quantizer.apply(variables, observed, method='update', mutable=['codebook'])
 
 
-# The start and the restart of every trained codebook.
+# How every trained codebook begins and restarts.
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _start(quantizer, variables, rows, seed=0):
+def _init_codebook(quantizer, variables, rows, seed=0):
   _, updated = quantizer.apply(
     variables,
     rows,
@@ -555,33 +580,32 @@ def _start(quantizer, variables, rows, seed=0):
 
 
 @every_trained_codebook
-def test_start_puts_the_first_level_on_the_latents(quantizer):
+def test_init_codebook_puts_the_first_level_on_the_latents(quantizer):
   rows = _latents(16).reshape(-1, _D)
   variables = _moved_far(quantizer, _variables(quantizer, _latents()))
-  if 'params' in variables:  # What a gradient has moved counts too.
+  if 'params' in variables:  # a gradient has moved the codes
     moved = np.random.default_rng(1).normal(size=(_K, _D))
     variables |= {'params': {'moved': jnp.float32(moved)}}
   assert len(rows) >= quantizer.num_init_rows > 0
-  started = _start(quantizer, variables, rows)
-  vectors = _vectors(quantizer, started)[:_K]
+  initialised = _init_codebook(quantizer, variables, rows)
+  vectors = _vectors(quantizer, initialised)[:_K]
   if isinstance(quantizer, quantizers.L2NormQuantizer):
     rows = codebooks.normalize(rows)
   distances = np.square(rows[:, None] - vectors).sum(-1)  # [N, K]
-  if quantizer.codebook_init == 'latents':
-    np.testing.assert_allclose(distances.min(0), 0, atol=1e-9)
-    assert len(np.unique(distances.argmin(0))) == _K
+  np.testing.assert_allclose(distances.min(0), 0, atol=1e-9)
+  assert len(np.unique(distances.argmin(0))) == _K
   assert len(np.unique(distances.argmin(1))) == _K
   for a, b in zip(
-    jax.tree.leaves(started),
-    jax.tree.leaves(_start(quantizer, variables, rows)),
+    jax.tree.leaves(initialised),
+    jax.tree.leaves(_init_codebook(quantizer, variables, rows)),
   ):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_residual_levels_start_on_what_is_left():
+def test_residual_levels_begin_as_rests_of_the_level_before():
   quantizer = QUANTIZERS['residual']
   rows = _latents(16).reshape(-1, _D)
-  variables = _start(quantizer, _variables(quantizer, _latents()), rows)
+  variables = _init_codebook(quantizer, _variables(quantizer, _latents()), rows)
   first, second, _ = _vectors(quantizer, variables).reshape(3, _K, _D)
   left = rows - first[_nearest(np.asarray(rows), first)]
   distances = np.square(left[:, None] - second).sum(-1)
@@ -589,7 +613,7 @@ def test_residual_levels_start_on_what_is_left():
 
 
 @pytest.mark.parametrize('name', ['vq_restart', 'l2_norm'])
-def test_restarted_code_is_a_latent_whatever_moved_it(name):
+def test_a_restarted_code_is_a_latent_even_if_a_gradient_moved_it(name):
   quantizer = QUANTIZERS[name]
   variables = _variables(quantizer, _latents())
   moved = np.random.default_rng(1).normal(size=(_K, _D))
@@ -602,7 +626,7 @@ def test_restarted_code_is_a_latent_whatever_moved_it(name):
     origin=origin + 30 * np.eye(_K)[-1][:, None] * [1, -1, 1] - moved,
   )
   variables |= {'params': {'moved': jnp.float32(moved)}}
-  latents = jnp.abs(_latents()) * jnp.float32([-1, 1, -1])  # The other side.
+  latents = jnp.abs(_latents()) * jnp.float32([-1, 1, -1])  # the other side
   before = _vectors(quantizer, variables)
   _, variables = _step(quantizer, variables, latents)
   after = _vectors(quantizer, variables)
@@ -649,8 +673,9 @@ def test_codebook_loss_and_commitment_loss_against_numpy(name):
   grad_fn = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
   (value, metrics), grads = grad_fn(latents, variables['params'])
   np.testing.assert_allclose(value, 1.7 * mse, rtol=1e-5)
-  np.testing.assert_allclose(metrics['commitment_loss'].mean(), mse, rtol=1e-5)
-  # The commitment weight scales what the encoder gets, not the codebook.
+  for term in ('commitment_loss', 'codebook_loss'):
+    np.testing.assert_allclose(metrics[term].mean(), mse, rtol=1e-5)
+  # The commitment weight scales the encoder's gradient, not the codebook's.
   to_latents = through(np.float64(latents), 0.7 * 2 * difference / z.size)
   np.testing.assert_allclose(grads[0], to_latents, rtol=1e-4, atol=1e-7)
   to_codebook = np.zeros((_K, _D))
@@ -708,15 +733,15 @@ def test_fsq_against_its_definition(levels):
   assert np.abs(vectors).max() == 1
 
 
-def test_fsq_uses_its_codes_from_the_start_on():
+def test_fsq_uses_its_codes_from_the_first_step():
   quantizer = quantizers.FsqQuantizer((4, 3, 3))
   latents = 5 + 0.01 * _latents(256)
   variables = _variables(quantizer, latents)
   assert len(np.unique(_encode(quantizer, variables, latents))) == 1
   rows = latents.reshape(-1, _D)
   assert len(rows) >= quantizer.num_init_rows
-  started = _start(quantizer, variables, rows)
-  codes = _encode(quantizer, started, latents)
+  initialised = _init_codebook(quantizer, variables, rows)
+  codes = _encode(quantizer, initialised, latents)
   assert len(np.unique(codes)) == 36
   unit = (latents - rows.mean(0)) / rows.std(0)
   expected = _encode(quantizer, variables, unit)
@@ -760,7 +785,7 @@ def test_metrics_against_numpy():
     np.testing.assert_allclose(out.metrics[name], expected, rtol=1e-5)
 
 
-# What a user may get wrong.
+# Fields with wrong values.
 
 
 @pytest.mark.parametrize(
@@ -786,6 +811,6 @@ def test_metrics_against_numpy():
     (lambda: quantizers.FsqQuantizer(()), r'values_per_dim is \(\)'),
   ],
 )
-def test_mistakes(make, message):
+def test_wrong_fields_are_refused(make, message):
   with pytest.raises(errors.UserError, match=f'config.quantizer.{message}'):
     make()

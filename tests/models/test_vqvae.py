@@ -38,7 +38,7 @@ def _images(shape=(2, 16, 24, 3), seed=0):
 
 
 def _random(module, *inputs, **kwargs):
-  """Random variables: faster than an initialisation, and no bias is zero."""
+  """Random variables: faster than `init`, and no bias is zero."""
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(
     functools.partial(module.init, **kwargs), jax.random.key(0), *inputs
@@ -88,21 +88,21 @@ def test_shapes(downsampling, size):
 
 @pytest.fixture(scope='module')
 def trained_like():
-  """A model whose codebook lies where its latents do."""
+  """A model whose codes are latents."""
   model, images = _model(), _images()
   variables = _random(model, images)
   latents = _apply(model, variables, images, 'latents')
-  _, started = model.apply(
+  _, initialised = model.apply(
     variables,
     latents.reshape(-1, _D),
-    method='start_codebook',
+    method='init_codebook',
     mutable=['codebook'],
     rngs={'codebook': jax.random.key(1)},
   )
-  return model, {**variables, **started}, images
+  return model, {**variables, **initialised}, images
 
 
-def test_its_parts_agree_with_the_whole(trained_like):
+def test_the_parts_agree_with_the_whole(trained_like):
   model, variables, images = trained_like
   output = _reconstruct(model, variables, images)
   codes = _apply(model, variables, images, 'encode')
@@ -118,7 +118,7 @@ def test_its_parts_agree_with_the_whole(trained_like):
   np.testing.assert_array_equal(codes, distances.argmin(-1))
 
 
-def test_start_codebook(trained_like):
+def test_codes_begin_as_latents(trained_like):
   model, variables, images = trained_like
   rows = _apply(model, variables, images, 'latents').reshape(-1, _D)
   codebook = variables['codebook']['quantizer']['codebook']
@@ -160,7 +160,7 @@ def test_the_encoder_is_trained_through_the_codes(trained_like):
     assert np.any(leaf != 0), name
 
 
-def test_bfloat16_is_only_computed_with():
+def test_bfloat16_is_used_inside_only():
   model = _model(dtype=jnp.bfloat16)
   images = _images()
   variables = _random(model, images)
@@ -171,7 +171,7 @@ def test_bfloat16_is_only_computed_with():
   latents = _apply(model, variables, images, 'latents')
   for x in (output.reconstruction, output.quantized.quantized, latents):
     assert x.dtype == jnp.float32
-  # Yet the convolutions did run in it.
+  # But the convolutions did run in it.
   exact = _apply(_model(), variables, images, 'latents')
   assert 0 < np.abs(latents - exact).max() < 0.1
   np.testing.assert_allclose(
@@ -183,7 +183,7 @@ def test_bfloat16_is_only_computed_with():
 
 @pytest.mark.parametrize('activation', vqvae.ACTIVATIONS)
 def test_encoder_against_plain_convolutions(activation):
-  """Space to depth and 3x3: strided 6x6 convolution; activations where due."""
+  """Space to depth and a 3x3 convolution equal a strided 6x6 convolution."""
   activate = _ACTIVATIONS[activation]
   model = vqvae.Encoder(
     activation=activation,
@@ -213,7 +213,7 @@ def test_encoder_against_plain_convolutions(activation):
 
 
 @pytest.mark.parametrize('option', ['norm_groups', 'attention_heads'])
-def test_options_let_every_latent_see_all(option):
+def test_with_these_options_every_latent_sees_the_whole_image(option):
   encoder = vqvae.Encoder(
     features=4,
     num_residual_blocks=1,
@@ -233,7 +233,7 @@ def test_options_let_every_latent_see_all(option):
   assert reached.all() and not other.any()
 
 
-def test_normalised_block_does_not_depend_on_the_scale():
+def test_block_with_norm_does_not_depend_on_the_scale():
   block = vqvae.ResidualBlock(4, norm_groups=2)
   x = 10 * _images((1, 4, 5, 6))
   variables = _random(block, x)
@@ -282,7 +282,7 @@ def test_residual_block_against_its_formula(activation):
 @pytest.mark.parametrize('downsampling', [2, 4, 8])
 @pytest.mark.parametrize('blocks', [0, 2])
 def test_reached_by_is_the_receptive_field(downsampling, blocks):
-  """No number is where the encoder has met one that is none."""
+  """The latents are NaN exactly where the encoder sees a NaN."""
   encoder = vqvae.Encoder(
     features=4,
     num_residual_blocks=blocks,

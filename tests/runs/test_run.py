@@ -40,9 +40,10 @@ def test_places():
 
 
 def test_data_of_a_bucket_are_refused():
-  for run in (Run('gs://bucket/a'), Run('a', 'gs://bucket/data')):
-    with pytest.raises(errors.UserError, match='give a local folder'):
-      run.data_dir()
+  with pytest.raises(errors.UserError, match='give a local folder'):
+    Run('a', 'gs://bucket/data').data_dir()
+  with pytest.raises(errors.UserError, match='give a local folder'):
+    Run('a').data_dir('gs://bucket/data')
 
 
 def test_config_comes_back(workdir):

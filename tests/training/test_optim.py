@@ -11,17 +11,23 @@ from dermvq_jax.training import optim
 _PEAK, _STEPS = 0.1, 20
 
 
-def _config(**kwargs):
+_ALL = {'': 'optim'}
+
+
+def _field(**kwargs):
+  return {
+    'learning_rate': _PEAK,
+    'schedule': 'constant',
+    'warmup_steps': 0,
+    'b2': 0.9,
+    'weight_decay': 0.0,
+    'max_grad_norm': 0.0,
+  } | kwargs
+
+
+def _config(num_train_steps=_STEPS, **kwargs):
   return ml_collections.ConfigDict(
-    {
-      'learning_rate': _PEAK,
-      'schedule': 'constant',
-      'warmup_steps': 0,
-      'b2': 0.9,
-      'weight_decay': 0.0,
-      'max_grad_norm': 0.0,
-    }
-    | kwargs
+    {'optim': _field(**kwargs), 'num_train_steps': num_train_steps}
   )
 
 
@@ -41,7 +47,7 @@ def _grads(step):
 
 
 def _train(config, steps=3):
-  tx = optim.make(config, _STEPS)
+  tx = optim.make(config, _ALL).tx
   params = _params()
   state = tx.init(params)
   for step in range(steps):
@@ -98,9 +104,9 @@ def _rate(step, schedule, warmup):
 @pytest.mark.parametrize('schedule', ['constant', 'cosine'])
 def test_schedule(schedule, warmup):
   # The same gradient at each step: Adam moves by the learning rate.
-  tx = optim.make(
-    _config(schedule=schedule, warmup_steps=warmup), num_train_steps=_STEPS
-  )
+  config = _config(schedule=schedule, warmup_steps=warmup)
+  optimizer = optim.make(config, _ALL)
+  tx = optimizer.tx
   params, gradient = jnp.zeros(()), jnp.ones(())
   update = jax.jit(tx.update)
   state = tx.init(params)
@@ -108,14 +114,15 @@ def test_schedule(schedule, warmup):
     updates, state = update(gradient, state, params)
     expected = _rate(min(step, _STEPS), schedule, warmup)
     np.testing.assert_allclose(-updates, expected, rtol=1e-4, atol=1e-6)
+    rate = optimizer.schedules[''](step)
+    np.testing.assert_allclose(rate, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_constant_schedule_does_not_depend_on_the_number_of_steps():
-  config = _config(warmup_steps=5)
   gradients = jnp.ones(())
   rates = []
   for steps in (2, 2000):
-    tx = optim.make(config, steps)
+    tx = optim.make(_config(steps, warmup_steps=5), _ALL).tx
     updates, _ = tx.update(gradients, tx.init(gradients), gradients)
     rates.append(float(updates))
   assert rates[0] == rates[1]
@@ -131,5 +138,25 @@ def test_constant_schedule_does_not_depend_on_the_number_of_steps():
 )
 def test_mistakes_are_told(kwargs, message):
   with pytest.raises(errors.UserError, match=message) as e:
-    optim.make(_config(**kwargs), _STEPS)
+    optim.make(_config(**kwargs), _ALL)
   assert '\n' not in str(e.value)
+
+
+def test_a_subtree_has_an_optimiser_of_its_own():
+  """'b' moves by another rate and is clipped by its own norm."""
+  config = _config()
+  config.other = _field(learning_rate=0.5, max_grad_norm=0.1)
+  optimizer = optim.make(config, {'': 'optim', 'b': 'other'})
+  params, grads = _params(), _grads(0)
+  updates, _ = optimizer.tx.update(grads, optimizer.tx.init(params), params)
+  for name, kwargs in (
+    ('a', {}),
+    ('b', {'learning_rate': 0.5, 'max_grad_norm': 0.1}),
+  ):
+    alone = optim.make(_config(**kwargs), _ALL).tx
+    part = {name: params[name]}
+    expected, _ = alone.update({name: grads[name]}, alone.init(part), part)
+    np.testing.assert_array_equal(updates[name], expected[name])
+  parts = optimizer.subtrees(params)
+  assert {k: list(v) for k, v in parts.items()} == {'': ['a'], 'b': ['b']}
+  assert optimizer.schedules['b'](0) == 0.5

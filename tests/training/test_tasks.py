@@ -13,6 +13,7 @@ _FACTS = {
   'dataset': 'codes/0',
   'codebook_size': 5,
   'class_names': ['a', 'b'],
+  'conditions': {'label': ['a', 'b']},
 }
 
 
@@ -42,7 +43,10 @@ def test_loss_is_as_chosen_and_metrics_are_the_likelihood(loss, smoothing):
   @jax.jit
   def run(params, batch):
     logits = model.apply(
-      {'params': params}, batch['codes'], batch['label'], train=False
+      {'params': params},
+      batch['codes'],
+      {'label': batch['label']},
+      train=False,
     )
     key = jax.random.key(1)
     return logits, task.loss_fn(params, state, batch, key, train=False)
@@ -54,6 +58,7 @@ def test_loss_is_as_chosen_and_metrics_are_the_likelihood(loss, smoothing):
   told = metrics.compute(parts)
   assert told['nll'] == pytest.approx(nll, rel=1e-5)
   assert told['bits_per_code'] == pytest.approx(nll / np.log(2), rel=1e-5)
+  assert told[f'{loss}_loss'] == pytest.approx(float(value), rel=1e-5)
   if loss == 'cross_entropy' and not smoothing:
     assert value == pytest.approx(nll, rel=1e-6)
 
@@ -108,9 +113,10 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
     params, state, batch
   )
   target = np.float32(batch['target']) / 255
-  expected = output.quantized.loss + losses.reconstruction(
+  reconstruction_loss, terms = losses.reconstruction(
     output.reconstruction, target, {'mse': 0.5, 'gradient': 2.0}, variance
   )
+  expected = output.quantized.loss + reconstruction_loss
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   np.testing.assert_allclose(value_in_training, expected, rtol=1e-5)
   told = metrics.compute(parts)
@@ -128,6 +134,11 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
   ):
     assert told[name] == pytest.approx(float(number), rel=1e-4), name
   assert {'quantization_error', 'latent_norm', 'commitment_loss'} <= set(told)
+  for name in ('mse_loss', 'gradient_loss', 'reconstruction_loss'):
+    assert told[name] == pytest.approx(float(terms[name].mean()), rel=1e-4)
+  weight = config.quantizer.commitment_weight
+  total = told['reconstruction_loss'] + weight * told['commitment_loss']
+  assert total == pytest.approx(float(value), rel=1e-4)
   assert set(told) - set(in_training) == {'ssim'}
 
 
@@ -177,3 +188,5 @@ def test_classifier_is_told_the_class_shares():
   expected = ((int(right[0]) + int(right[1])) / 2 + right[3]) / 2
   assert found['balanced_accuracy'] == pytest.approx(expected)
   assert found['accuracy'] == pytest.approx(right[[0, 1, 3]].mean())
+  adjusted = -np.log(likely)[[0, 1, 3]].mean()
+  assert found['adjusted_nll'] == pytest.approx(adjusted, rel=1e-5)

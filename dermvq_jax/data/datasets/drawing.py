@@ -1,7 +1,7 @@
 """Drawing tools of the synthetic dataset: noise, mosaics and curves.
 
-Everything is in image sides, from random numbers that do not depend on the
-size of the picture.
+All lengths are in image sides, and the random numbers do not depend on the size
+of the picture.
 """
 
 import functools
@@ -11,14 +11,14 @@ from collections.abc import Callable
 import numpy as np
 import scipy.spatial
 
-# Images are drawn on a grid at least this fine, then box-averaged; no feature
-# is sharper than one of its pixels.
+# Images are drawn with at least this many pixels per side and then averaged to
+# their size. No detail is sharper than one of these pixels.
 MIN_GRID = 128
 PIXEL = 1 / MIN_GRID
-# Side of the periodic noise tables and cells along a side of a table.
+# Side of the periodic noise tables, and number of cells along a side.
 _TABLE = 512
 _CELLS = 20
-# How far the cells' borders waver, in cells.
+# Amplitude of the waves in the cells' borders, in cells.
 _CELL_WARP = 0.22
 # Angular frequency of the waves of a vessel, per image side.
 _WAVES = 55
@@ -32,14 +32,14 @@ def _cloud() -> np.ndarray:
 
 @functools.cache
 def _grain() -> np.ndarray:
-  """Periodic noise of one fine scale and unit variance, like `_cloud`."""
+  """Periodic fine-grained noise of unit variance, in the form of `_cloud`."""
   return _spectral_noise(2, lambda f: np.exp(-(((f - 45) / 25) ** 2)))
 
 
 def _spectral_noise(
   seed: int, amplitude: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-  """White noise filtered by `amplitude` of the frequency, raveled."""
+  """White noise, filtered by `amplitude` of the frequency and flattened."""
   white = np.random.default_rng(seed).standard_normal((_TABLE, _TABLE))
   freq = np.fft.fftfreq(_TABLE, 1 / _TABLE)
   radius = np.hypot(freq[:, None], freq[None])
@@ -50,13 +50,13 @@ def _spectral_noise(
 
 @functools.cache
 def _cell_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """A periodic Voronoi mosaic: see `Canvas.cells`."""
+  """A periodic Voronoi mosaic, see `Canvas.cells`."""
   rng = np.random.default_rng(3)
   grid = np.stack(np.meshgrid(*[np.arange(_CELLS)] * 2), -1).reshape(-1, 2)
   points = (grid + rng.uniform(0.12, 0.88, grid.shape)) % _CELLS
   axis = np.arange(_TABLE) * (_CELLS / _TABLE)
   pixels = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-  # Skin has no straight lines: wavy borders between the cells.
+  # The borders between the cells are wavy, as skin has no straight lines.
   waves = np.stack([_cloud(), _cloud()[::-1]], -1)
   pixels = (pixels + _CELL_WARP * waves) % _CELLS
   tree = scipy.spatial.cKDTree(points, boxsize=_CELLS)
@@ -67,7 +67,7 @@ def _cell_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
-  """Rises smoothly from 0 at `low` to 1 at `high` (which may be lower)."""
+  """Rises smoothly from 0 at `low` to 1 at `high`, which may be below `low`."""
   t = np.clip((values - low) * (1 / (high - low)), 0, 1)
   return t * t * (3 - 2 * t)
 
@@ -84,46 +84,47 @@ class Canvas:
     self.veil, self.white, self.scale = layers[3:]
 
   def uniform(self, low: float, high: float) -> float:
-    """A number in [low, high)."""
+    """Returns a random number in [low, high)."""
     return float(self.rng.uniform(low, high))
 
   def chance(self, probability: float) -> bool:
-    """True with this probability."""
+    """Returns True with this probability."""
     return bool(self.rng.random() < probability)
 
   def turned(self, x0: float = 0, y0: float = 0, angle: float | None = None):
-    """Coordinates with another origin and (by default random) direction."""
+    """Returns shifted and (by default randomly) rotated coordinates."""
     angle = self.uniform(0, 2 * math.pi) if angle is None else angle
     c, s = math.cos(angle), math.sin(angle)
     x, y = self.x - x0, self.y - y0
     return c * x + s * y, c * y - s * x
 
   def _positions(self, span: float) -> np.ndarray:
-    """Indices into a table, of which the image's side covers `span`."""
+    """Returns indices into a table; the image covers `span` of its side."""
     scale, (u, v) = span * _TABLE, self.turned()
-    # Positive, as conversion rounds towards zero.
+    # Positive, because the conversion to integers rounds towards zero.
     u, v = u + self.uniform(1, 20), v + self.uniform(1, 20)
     i = (u * scale).astype(np.int32) & (_TABLE - 1)
     j = (v * scale).astype(np.int32) & (_TABLE - 1)
     return j * _TABLE + i
 
   def cloud(self, span: float = 0.5) -> np.ndarray:
-    """A random cut of 1/f noise, a `span` of its table wide."""
+    """Returns a random part of the 1/f noise, `span` of its table wide."""
     return _cloud()[self._positions(span)]
 
   def grain(self, span: float = 0.6) -> np.ndarray:
-    """A random cut of fine noise, a `span` of its table wide."""
+    """Returns a random part of the fine noise, `span` of its table wide."""
     return _grain()[self._positions(span)]
 
   def cells(self, count: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A mosaic with `count` cells along the image's side.
+    """Returns a random mosaic.
 
     Args:
-      count: cells along a side.
+      count: number of cells along the image's side.
 
     Returns:
-      Distance to the cell's centre, to the border (doubled; both in cells),
-      and a random value in [0, 1) of the cell.
+      For each pixel the distance to the centre of its cell, twice the distance
+      to the cell's border (both in cells), and a random value in [0, 1) that
+      the cell has.
     """
     positions = self._positions(count / _CELLS)
     distance, border, value = _cell_tables()
@@ -142,12 +143,12 @@ class Canvas:
     """Draws a bent, tapering, wavy line into `coverage`, in place.
 
     Args:
-      coverage: `[n, n]`, raised to 1 under the line.
+      coverage: `[n, n]`, is raised to 1 where the line is.
       start: x and y of the thick end; all lengths are in image sides.
-      heading: direction at the start, radians.
-      length: along the heading.
-      bend: curvature; the line departs by `bend * length**2`.
-      width: half the thickness at the start.
+      heading: direction at the start, in radians.
+      length: length along the heading.
+      bend: curvature; the end is `bend * length**2` beside the heading.
+      width: half of the thickness at the start.
       wave: amplitude of the waves.
     """
     c, s = math.cos(heading), math.sin(heading)

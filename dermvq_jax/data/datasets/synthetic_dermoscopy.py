@@ -1,25 +1,28 @@
-"""Synthetic dermoscopy: the embedded default, drawn instead of downloaded.
+"""Synthetic dermoscopy: the default dataset, which is drawn by this module.
 
-An image is skin with a lesion, built as light that passes absorbing layers
-(melanin, blood, keratin) and meets scattering ones (veil, scale, scars). Each
+An image shows skin with a lesion. Light passes through absorbing layers
+(melanin, blood, keratin) and is scattered by others (veil, scale, scars). Each
 class paints its own dermoscopic criteria into these layers; hair, gel bubbles,
-light and dark corners come on top. Everything is drawn in unit coordinates
-from random numbers that do not depend on the size, so one index is the same
-picture at every size.
+uneven light and dark corners are added on top. All coordinates are in image
+sides and the random numbers do not depend on the size, so an index gives the
+same picture at every size.
+
+The module is long because one picture needs all of it: skin, seven classes,
+light and hair, in the order in which they are painted.
 """
 
 import dataclasses
 import math
+import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 from PIL import Image, ImageFilter
 
 from dermvq_jax.data.datasets import builder, drawing
 
-# Milder than HAM10000's imbalance (67% nv), so that even the small configs
-# have every class in every split.
+# Less imbalanced than HAM10000 (67% nv), so that every split has every class,
+# even in the small configs.
 CLASS_SHARES = {
   'akiec': 0.12,
   'bcc': 0.14,
@@ -33,14 +36,14 @@ NUM_IMAGES = 2000
 NUM_SMOKE_IMAGES = 140
 
 _ANGLES = 1024
-# Multiples of the golden ratio fill [0, 1) evenly, whatever their number.
+# Any number of multiples of the golden ratio fills [0, 1) evenly.
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
-# Absorbance of one unit in R, G, B, fitted by eye to HAM10000.
+# Absorbance of one unit in R, G and B, adjusted by eye to HAM10000.
 _MELANIN = (0.42, 0.83, 1.02)
 _BLOOD = (0.13, 0.85, 0.58)
 _KERATIN = (0.05, 0.20, 0.62)
-# Colours light is scattered to.
+# Colours of scattered light.
 _VEIL = (0.47, 0.45, 0.54)
 _WHITE = (0.95, 0.88, 0.89)
 _SCALE = (0.97, 0.92, 0.84)
@@ -60,10 +63,10 @@ _TONE_SHARES = (0.25, 0.32, 0.21, 0.12, 0.06, 0.04)
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-  """A class's outline.
+  """The shape of a class's lesions.
 
   Attributes:
-    radius: least and greatest mean radius, in image sides.
+    radius: minimum and maximum of the mean radius, in image sides.
     irregularity: size of its lobes, in radii.
     roughness: size of its small notches, in radii.
     softness: width of the transition to the skin, in radii.
@@ -77,7 +80,7 @@ class _Form:
 
 @dataclasses.dataclass
 class _Lesion:
-  """Where the lesion is: fields `[n, n]` around its centre.
+  """The place of a lesion, as fields `[n, n]` around its centre.
 
   Attributes:
     depth: 1 at the centre, 0 at the outline, negative outside.
@@ -202,7 +205,7 @@ def _paint_bkl(canvas: drawing.Canvas, lesion: _Lesion) -> None:
 
 
 def _vessel_tree(canvas: drawing.Canvas, lesion: _Lesion) -> np.ndarray:
-  """Arborizing vessels: stems from the rim inwards, each with branches."""
+  """Arborizing vessels: stems that run inwards, each with branches."""
   coverage = np.zeros_like(canvas.x)
   for _ in range(canvas.rng.integers(3, 6)):
     angle = canvas.uniform(0, 2 * math.pi)
@@ -268,7 +271,7 @@ def _paint_akiec(canvas: drawing.Canvas, lesion: _Lesion) -> None:
 
 
 def _paint_vasc(canvas: drawing.Canvas, lesion: _Lesion) -> None:
-  """Red to purple lacunae, well bounded, divided by pale septa."""
+  """Red to purple lacunae with sharp borders, divided by pale septa."""
   distance, border, value = canvas.cells(canvas.uniform(12, 20))
   lacunae = drawing.ramp(border, -0.1, 0.6) * drawing.ramp(distance, 0.9, 0.1)
   contrast = canvas.uniform(0.3, 1.0)
@@ -342,7 +345,7 @@ def _develop(canvas: drawing.Canvas) -> np.ndarray:
   layers = np.stack([canvas.melanin, canvas.blood, canvas.keratin], -1)
   absorbance = np.asarray([_MELANIN, _BLOOD, _KERATIN], np.float32)
   image = light * np.exp(-(layers @ absorbance))
-  # Scattered light has crossed less tissue, so it keeps less of its tint.
+  # Scattered light has passed less tissue, so it is tinted less.
   for weight, colour in (
     (canvas.veil, _VEIL),
     (canvas.white, _WHITE),
@@ -371,7 +374,7 @@ def _add_hair(canvas: drawing.Canvas, image: np.ndarray) -> np.ndarray:
 
 
 def _add_bubbles(canvas: drawing.Canvas, image: np.ndarray) -> np.ndarray:
-  """Bubbles in the gel: a dim disc, a bright rim, a highlight."""
+  """Adds bubbles in the gel: a dim disc, a bright rim, a highlight."""
   if not canvas.chance(0.2):
     return image
   for _ in range(canvas.rng.integers(1, 5)):
@@ -388,7 +391,7 @@ def _add_bubbles(canvas: drawing.Canvas, image: np.ndarray) -> np.ndarray:
 
 
 def _add_light(canvas: drawing.Canvas, image: np.ndarray) -> np.ndarray:
-  """Gradient, vignette, and in some images the tube's dark corners."""
+  """Adds a gradient, a vignette and sometimes the tube's dark corners."""
   u, v = canvas.turned()
   distance = np.sqrt(u * u + v * v)
   shade = 1 + canvas.uniform(0, 0.16) * u
@@ -405,10 +408,10 @@ def render(index: int, label: str, size: int, seed: int = 0) -> np.ndarray:
   """Draws one image.
 
   Args:
-    index: number of the image; other numbers give other images.
+    index: number of the image; each number gives another image.
     label: class name, one of `builder.CLASS_NAMES`.
-    size: side in pixels; sizes show the same picture.
-    seed: of the whole dataset.
+    size: side in pixels; all sizes show the same picture.
+    seed: seed of the whole dataset.
 
   Returns:
     uint8 `[size, size, 3]`, the same for the same arguments.
@@ -429,7 +432,7 @@ def render(index: int, label: str, size: int, seed: int = 0) -> np.ndarray:
 
 
 def label_of(index: int) -> str:
-  """Returns the class of an image; the shares hold for any run of indices."""
+  """Returns the class of an image; consecutive indices have the shares."""
   position = ((index + 0.5) * _GOLDEN) % 1
   bounds = np.cumsum(list(CLASS_SHARES.values()))
   place = int(np.searchsorted(bounds, position, side='right'))
@@ -441,7 +444,7 @@ class SyntheticConfig(builder.ImageConfig):
   """One size of the images.
 
   Attributes:
-    num_images: how many are drawn.
+    num_images: number of images.
   """
 
   num_images: int = NUM_IMAGES
@@ -451,7 +454,7 @@ class Builder(builder.ImageBuilder):
   """Drawn dermoscopic images of HAM10000's 7 classes; needs no download."""
 
   name = 'synthetic_dermoscopy'
-  # Raised with every change of the drawing.
+  # To be raised with every change of the pictures.
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [
     SyntheticConfig(name='64', size=64),
@@ -460,9 +463,9 @@ class Builder(builder.ImageBuilder):
     SyntheticConfig(name='smoke', size=16, num_images=NUM_SMOKE_IMAGES),
   ]
 
-  def read_records(self, manual_dir: epath.Path | None) -> list[builder.Record]:
-    """Returns one record an image, each its own group; reads nothing."""
-    del manual_dir
+  def read_records(self, folder: pathlib.Path | None) -> list[builder.Record]:
+    """Returns one record for each image; each is its own group."""
+    del folder
     return [
       builder.Record(
         id=f'synthetic_{index:05d}',

@@ -1,26 +1,22 @@
-"""The one sampler, for every prior that keeps the contract.
+"""The sampler of all priors (`base.Prior`).
 
-A prior is a Linen module with the methods `init_cache`, `start_row` and `step`
-(see `models/gated_pixelcnn.py`). The whole grid is drawn by one jitted call.
+One jitted call samples whole grids. Each code is sampled from the prior's
+log-probabilities in these steps: guidance, temperature, top-k, top-p,
+Gumbel-max. The prior knows nothing of them. The noise of a code is the same
+whatever is on, and equally likely codes are ordered by their numbers. A known
+code then replaces the sampled one, and all codes after it depend on it.
 
-A code is drawn from the prior's log-probabilities in this order, of which the
-prior knows nothing: guidance, temperature, top-k, top-p, Gumbel-max. The noise
-of a code is the same whatever is on, and codes that are equally likely come in
-the order of their numbers. A known code then takes the place of the drawn one,
-and all after it are drawn given it.
-
-What is on or off is compiled in, and so are the sizes; values, known codes and
-masks are not.
+Only shapes and what is on or off cause a compilation; values, known codes and
+masks do not.
 """
 
 import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import einops
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,26 +24,28 @@ from jax import lax
 
 from dermvq_jax import errors, progress
 from dermvq_jax.models import layers, losses
+from dermvq_jax.models.priors import base
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Controls:
-  """How codes are drawn from what the prior says; by default as it says.
+  """How codes are sampled from a prior; by default from its probabilities.
 
   Attributes:
-    temperature: T >= 0; draws from p^(1/T), at 0 the most likely code.
-    top_k: draws from the so many most likely codes; 0 or K and more: all.
-    top_p: in (0, 1]; draws from the nucleus, the fewest most likely codes that
-      have this probability together (Holtzman et al. 2020, section 3.1), after
-      the temperature and among what `top_k` leaves; 1: off.
-    guidance_scale: s >= 0; draws from log p(code) + s (log p(code | label) -
-      log p(code)), classifier-free guidance (Ho and Salimans 2022, equation 6
-      with s = 1 + w there); 1: off, 0: the null label.
+    temperature: T >= 0; samples from p^(1/T), at 0 the most likely code.
+    top_k: samples only from the k most likely codes; 0, or K and more: off.
+    top_p: in (0, 1]; samples only from the nucleus, the smallest set of most
+      likely codes that has this probability (Holtzman et al. 2020, section
+      3.1), after the temperature and among the codes that `top_k` keeps; 1:
+      off.
+    guidance_scale: s >= 0; samples from log p(code) + s (log p(code |
+      conditions) - log p(code)), classifier-free guidance (Ho and Salimans
+      2022, equation 6 with s = 1 + w there); 1: off, 0: without conditions.
 
   Raises:
-    errors.UserError: a value outside its range.
+    errors.UserError: a value is outside its range.
   """
 
   temperature: float = 1.0
@@ -60,20 +58,20 @@ class Controls:
       value = getattr(self, name)
       if not (math.isfinite(value) and value >= 0):
         raise errors.UserError(
-          f'{name} is {value}; give a number that is 0 or more'
+          f'{name} is {value}; give a number of at least 0'
         )
     if not (self.top_k >= 0 and self.top_k % 1 == 0):
       raise errors.UserError(
-        f'top_k is {self.top_k}; give a whole number, 0 for all codes'
+        f'top_k is {self.top_k}; give a whole number; 0 keeps all codes'
       )
     if not 0 < self.top_p <= 1:
       raise errors.UserError(
-        f'top_p is {self.top_p}; give a number above 0 and up to 1'
+        f'top_p is {self.top_p}; give a number above 0 and at most 1'
       )
 
   def switched_on(self) -> dict[str, float | int]:
-    """The temperature, and the values of what is on."""
-    # An int or a NumPy number for a float would compile anew.
+    """Returns the temperature and the values of what is on."""
+    # An int or a NumPy number in place of a float would compile again.
     values = {'temperature': float(self.temperature)}
     if self.top_k:
       values['top_k'] = min(int(self.top_k), _MAX_TOP_K)
@@ -84,12 +82,12 @@ class Controls:
     return values
 
 
-_MAX_TOP_K = 2**31 - 1  # as an int32; more than any codebook has
-_AS_IT_IS = Controls()
+_MAX_TOP_K = 2**31 - 1  # the largest int32; no codebook has as many codes
+_DEFAULT_CONTROLS = Controls()
 
 
 def count_within_labels(labels: Sequence[int]) -> np.ndarray:
-  """For each label how often it came before: the default ids of images."""
+  """Counts how often each label came before: the default ids of images."""
   seen = collections.Counter()
   ids = []
   for label in np.asarray(labels).tolist():
@@ -101,13 +99,13 @@ def count_within_labels(labels: Sequence[int]) -> np.ndarray:
 def image_keys(
   seed: int, labels: Sequence[int], ids: Sequence[int] | None = None
 ) -> Array:
-  """One random key an image, which no other image has a part in.
+  """Makes a random key for each image, unlike that of any other image.
 
   Args:
-    seed: of all images.
+    seed: one for all images.
     labels: int [B].
-    ids: int [B], which image of its label each one is; by default they are
-      counted from 0.
+    ids: int [B], the number of each image among those of its label; by default
+      they are counted from 0.
 
   Returns:
     Keys [B]: fold_in(fold_in(key(seed), label), id).
@@ -126,13 +124,16 @@ def image_keys(
 
 
 def row_noise(keys: Array, row: Array, width: int, codebook_size: int) -> Array:
-  """Gumbel noise for one row of every image: float32 [w, B, K].
+  """Samples Gumbel noise for one row of every image.
 
   Args:
-    keys: one an image, [B].
+    keys: random keys of the images, [B].
     row: index of the row.
     width: w.
     codebook_size: K.
+
+  Returns:
+    float32 [w, B, K].
   """
 
   def image_noise(key):
@@ -143,16 +144,16 @@ def row_noise(keys: Array, row: Array, width: int, codebook_size: int) -> Array:
 
 
 def guide(conditional: Array, unconditional: Array, scale: Array) -> Array:
-  """Classifier-free guidance (Ho and Salimans 2022, equation 6).
+  """Applies classifier-free guidance (Ho and Salimans 2022, equation 6).
 
   Args:
-    conditional: log-probabilities given the label, [..., K].
-    unconditional: given the null label, [..., K].
+    conditional: c, log-probabilities given the conditions, [..., K].
+    unconditional: u, the same given the null values, [..., K].
     scale: scalar s.
 
   Returns:
-    u + s (c - u), [..., K]; not normalised. A code that is impossible with
-    either stays as likely as with the label.
+    u + s (c - u), [..., K]; not normalised. Codes that are impossible in either
+    keep their log-probability in `conditional`.
   """
   guided = unconditional + scale * (conditional - unconditional)
   possible = jnp.isfinite(conditional) & jnp.isfinite(unconditional)
@@ -160,11 +161,11 @@ def guide(conditional: Array, unconditional: Array, scale: Array) -> Array:
 
 
 def _nucleus_weight(weights: Array, top_k: Array | None, top_p: Array) -> Array:
-  """What the codes of the nucleus must weigh together, [B, 1].
+  """Computes the weight that the nucleus must reach, [B, 1].
 
   Args:
-    weights: of the codes, in proportion to their probabilities, [B, K].
-    top_k: how many codes there are to choose from; None: all.
+    weights: weights of the codes, in proportion to their probabilities, [B, K].
+    top_k: number of codes to choose from; None: all.
     top_p: share of their weight.
   """
   if top_k is not None:
@@ -180,10 +181,10 @@ def choose(
   top_k: Array | None = None,
   top_p: Array | None = None,
 ) -> Array:
-  """Draws codes by the Gumbel-max trick.
+  """Samples codes by the Gumbel-max trick.
 
-  The most likely of log p + T * noise is a draw from p^(1/T); the first of
-  the most likely codes at temperature 0.
+  The code with the largest log p + T * noise is a sample from p^(1/T). At
+  temperature 0 it is the most likely code, the first of them if there are ties.
 
   Args:
     scores: log-probabilities [B, K]; need not be normalised.
@@ -200,17 +201,17 @@ def choose(
     return layers.argmax(noisy)
   numbers = jnp.arange(scores.shape[-1])
   if top_p is not None:
-    # At temperature 0 the most likely codes share everything.
+    # At temperature 0 the most likely codes have all the weight.
     scaled = scores - scores.max(axis=-1, keepdims=True)
     scaled = scaled / jnp.maximum(temperature, jnp.finfo(scores.dtype).tiny)
     weights = jnp.exp(scaled)
     enough = _nucleus_weight(weights, top_k, top_p)
 
-  def draw(carry):
-    """Draws; if the code may not be, leaves the more likely ones for later.
+  def propose(carry):
+    """Proposes a code; if it is not allowed, excludes it and all less likely.
 
-    Sorting all codes would take longer than the prior itself. Few draws are
-    outside, and each takes all that are less likely out with it.
+    Sorting all codes would take longer than the prior itself. Few proposals
+    are rejected, and each rejection excludes many codes.
     """
     noisy, _, _ = carry
     code = layers.argmax(noisy)[:, None]
@@ -219,14 +220,16 @@ def choose(
     inside = jnp.ones(code.shape, bool)
     if top_k is not None:
       inside &= before.sum(axis=-1, keepdims=True) < top_k
-    if top_p is not None:  # The code that reaches top_p is the last one in.
+    if top_p is not None:  # The code that reaches top_p is included.
       weight = jnp.where(before, weights, 0).sum(axis=-1, keepdims=True)
       inside &= weight < enough
-    inside |= ~before.any(axis=-1, keepdims=True)  # Ends even if all are nan.
+    inside |= ~before.any(axis=-1, keepdims=True)  # Ends even if all are NaN.
     return jnp.where(inside | before, noisy, -jnp.inf), code, inside
 
   start = noisy, jnp.zeros((len(scores), 1), jnp.int32), False
-  _, code, _ = lax.while_loop(lambda carry: ~carry[2].all(), draw, draw(start))
+  _, code, _ = lax.while_loop(
+    lambda carry: ~carry[2].all(), propose, propose(start)
+  )
   return code[:, 0]
 
 
@@ -236,10 +239,10 @@ def check_known(
   shape: tuple[int, int, int],
   codebook_size: int,
 ) -> dict[str, np.ndarray]:
-  """Checks what a completion starts from.
+  """Checks the known codes of a completion.
 
   Args:
-    known_codes: int [B, h, w]; anything where they are not known.
+    known_codes: int [B, h, w]; any values where they are not known.
     known_mask: bool [B, h, w], which codes are known.
     shape: (B, h, w).
     codebook_size: K.
@@ -248,13 +251,13 @@ def check_known(
     Both, `known_codes` as int32; empty if both are None.
 
   Raises:
-    errors.UserError: only one of them, a wrong shape or dtype, or a known code
-      outside [0, K).
+    errors.UserError: only one of them is given, a shape or dtype is wrong, or a
+      known code is outside [0, K).
   """
   if known_codes is None and known_mask is None:
     return {}
   if known_codes is None or known_mask is None:
-    raise errors.UserError('give known_codes and known_mask, or neither')
+    raise errors.UserError('give both known_codes and known_mask, or neither')
   known_codes, known_mask = np.asarray(known_codes), np.asarray(known_mask)
   for name, array, kind in (
     ('known_codes', known_codes, np.integer),
@@ -268,7 +271,7 @@ def check_known(
   known = known_codes[known_mask]
   if known.size and (known.min() < 0 or known.max() >= codebook_size):
     raise errors.UserError(
-      f'known codes must be in [0, {codebook_size}); these reach from '
+      f'known codes must be in [0, {codebook_size}); these are from '
       f'{known.min()} to {known.max()}'
     )
   known_codes = np.where(known_mask, known_codes, 0).astype(np.int32)
@@ -276,33 +279,33 @@ def check_known(
 
 
 def sample_codes(
-  prior: nn.Module,
+  prior: base.Prior,
   variables: dict,
-  labels: Array,
+  conditions: base.Conditions,
   keys: Array,
   grid: tuple[int, int],
-  controls: Controls = _AS_IT_IS,
+  controls: Controls = _DEFAULT_CONTROLS,
   *,
   known_codes: np.ndarray | None = None,
   known_mask: np.ndarray | None = None,
   loss: str = 'cross_entropy',
 ) -> Array:
-  """Draws grids of codes from a prior.
+  """Samples grids of codes from a prior.
 
-  Compiles once for a prior, batch size, grid, loss and what is on of the
-  controls. An image depends on its own label, key and known codes alone, not
-  on the batch.
+  Compiles once for each prior, batch size, grid, loss and choice of controls
+  that are on. An image depends only on its own conditions, key and known codes,
+  not on the batch.
 
   Args:
     prior: the module.
     variables: its variables, `{'params': ...}`.
-    labels: int [B].
+    conditions: int [B] each.
     keys: random keys [B], from `image_keys`.
     grid: (h, w).
-    controls: how a code is drawn.
-    known_codes: int [B, h, w], codes to complete; they come back untouched.
-    known_mask: bool [B, h, w], which of them are known. Each other code is
-      drawn given all codes before it in raster order, none after it.
+    controls: how a code is sampled.
+    known_codes: int [B, h, w], codes to complete; they are returned unchanged.
+    known_mask: bool [B, h, w], which of them are known. Every other code is
+      sampled given all codes before it in raster order, and none after it.
     loss: what the prior was trained with, see `losses.log_probs`.
 
   Returns:
@@ -312,41 +315,48 @@ def sample_codes(
     errors.UserError: known codes or mask do not fit.
   """
   grid = tuple(grid)
-  shape = (len(labels), *grid)
   return _sample_codes(
     prior,
     variables,
-    jnp.asarray(labels, jnp.int32),
+    # Others would compile again.
+    {
+      name: jnp.asarray(conditions[name], jnp.int32)
+      for name, _ in prior.conditions
+    },
     keys,
     grid,
     loss,
     controls.switched_on(),
-    check_known(known_codes, known_mask, shape, prior.codebook_size),
+    check_known(
+      known_codes, known_mask, (len(keys), *grid), prior.codebook_size
+    ),
   )
 
 
 @functools.partial(jax.jit, static_argnames=('prior', 'grid', 'loss'))
-def _sample_codes(prior, variables, labels, keys, grid, loss, controls, known):
-  """`controls` and `known` hold only what is on."""
+def _sample_codes(
+  prior, variables, conditions, keys, grid, loss, controls, known
+):
+  """Samples; `controls` and `known` hold only what is on."""
   height, width = grid
-  batch = labels.shape[0]
+  batch = len(keys)
   methods = prior.bind(variables)
   controls = dict(controls)
   scale = controls.pop('guidance_scale', None)
   known = {k: einops.rearrange(x, 'b h w -> h w b') for k, x in known.items()}
 
   def streams(x):
-    """With guidance all images run twice: [B, ...] -> [2B, ...]."""
+    """Runs all images twice if guidance is on: [B, ...] -> [2B, ...]."""
     return x if scale is None else jnp.concatenate([x, x])
 
-  def draw_row(carry, row):
+  def sample_row(carry, row):
     cache, row_above = carry
     i, known = row
     cache = methods.start_row(cache, i, streams(row_above))
-    # Small draws inside the inner loop would take longer than the model.
+    # Small calls inside the inner loop would take longer than the model.
     noise = row_noise(keys, i, width, prior.codebook_size)  # [w, B, K]
 
-    def draw_code(carry, column):
+    def sample_code(carry, column):
       cache, previous = carry
       j, noise, known = column
       cache, logits = methods.step(cache, i, j, streams(previous))
@@ -360,28 +370,30 @@ def _sample_codes(prior, variables, labels, keys, grid, loss, controls, known):
 
     nothing = jnp.zeros(batch, jnp.int32)
     (cache, _), row = lax.scan(
-      draw_code, (cache, nothing), (jnp.arange(width), noise, known)
+      sample_code, (cache, nothing), (jnp.arange(width), noise, known)
     )
     row = einops.rearrange(row, 'w b -> b w')
     return (cache, row), row
 
   if scale is not None:
-    null_labels = jnp.full_like(labels, prior.num_classes)
-    labels = jnp.concatenate([labels, null_labels])
-  cache = methods.init_cache(labels, grid)
+    conditions = {
+      name: jnp.concatenate([conditions[name], null])
+      for name, null in prior.null_conditions(batch).items()
+    }
+  cache = methods.init_cache(conditions, grid)
   row_above = jnp.zeros((batch, width), jnp.int32)
   rows = jnp.arange(height), known
-  _, codes = lax.scan(draw_row, (cache, row_above), rows)
+  _, codes = lax.scan(sample_row, (cache, row_above), rows)
   return einops.rearrange(codes, 'h b w -> b h w')
 
 
 def sample_in_batches(
-  prior: nn.Module,
+  prior: base.Prior,
   variables: dict,
-  labels: Sequence[int],
+  conditions: Mapping[str, Sequence[int]],
   keys: Array,
   grid: tuple[int, int],
-  controls: Controls = _AS_IT_IS,
+  controls: Controls = _DEFAULT_CONTROLS,
   *,
   known_codes: np.ndarray | None = None,
   known_mask: np.ndarray | None = None,
@@ -389,19 +401,19 @@ def sample_in_batches(
   chunk_size: int = 16,
   show_progress: bool = False,
 ) -> np.ndarray:
-  """Draws any number of grids in chunks: bounded memory, one compilation.
+  """Samples any number of grids in chunks: bounded memory, one compilation.
 
   Args:
     prior: the module.
     variables: its variables.
-    labels: int [N].
+    conditions: int [N] each.
     keys: random keys [N].
     grid: (h, w).
     controls: as in `sample_codes`, like the next three.
     known_codes: int [N, h, w].
     known_mask: bool [N, h, w].
     loss: what the prior was trained with.
-    chunk_size: how many grids are drawn at a time.
+    chunk_size: number of grids that are sampled together.
     show_progress: whether to show a progress bar with the time left.
 
   Returns:
@@ -410,20 +422,22 @@ def sample_in_batches(
   Raises:
     errors.UserError: known codes or mask do not fit.
   """
-  labels = np.asarray(labels, np.int32)
-  codes = np.zeros((len(labels), *grid), np.int32)
+  conditions = {
+    name: np.asarray(conditions[name], np.int32) for name, _ in prior.conditions
+  }
+  codes = np.zeros((len(keys), *grid), np.int32)
   known = check_known(known_codes, known_mask, codes.shape, prior.codebook_size)
   with progress.bar(
-    total=len(labels), desc='sample', unit='img', disable=not show_progress
+    total=len(keys), desc='sample', unit='img', disable=not show_progress
   ) as bar:
-    for start in range(0, len(labels), chunk_size):
+    for start in range(0, len(keys), chunk_size):
       chosen = np.arange(start, start + chunk_size)
-      real = chosen[chosen < len(labels)]
-      chosen = np.minimum(chosen, len(labels) - 1)  # The last one fills up.
+      real = chosen[chosen < len(keys)]
+      chosen = np.minimum(chosen, len(keys) - 1)  # repeats the last image
       chunk = sample_codes(
         prior,
         variables,
-        labels[chosen],
+        {name: values[chosen] for name, values in conditions.items()},
         keys[chosen],
         grid,
         controls,

@@ -1,4 +1,4 @@
-"""Tests of reading archives that those of the datasets do not have."""
+"""Tests of archives; the datasets' tests have more."""
 
 import zipfile
 
@@ -19,7 +19,7 @@ def zipped(path, data):
   return zipfile.Path(path, 't.csv')
 
 
-def test_a_table_that_would_fill_the_memory(tmp_path, monkeypatch):
+def test_a_table_that_is_too_large(tmp_path, monkeypatch):
   monkeypatch.setattr(archives, 'MAX_TABLE_BYTES', 1000)
   table = 'image\n' + 'a' * 994
   assert len(read(zipped(tmp_path / 'a.zip', table))) == 1
@@ -37,7 +37,7 @@ def test_a_damaged_table_in_a_zip(tmp_path):
     read(file)
 
 
-def test_a_part_is_a_folder_or_else_a_zip(tmp_path):
+def test_a_part_is_a_folder_or_otherwise_a_zip(tmp_path):
   fabricate.write_zip(tmp_path / 'part.zip', ['a', 'b'], 'part/')
   find = (tmp_path, 'part', archives.JPEG_SUFFIXES, 'the place')
   assert set(archives.find_part(*find)) == {'a', 'b'}

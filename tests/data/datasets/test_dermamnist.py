@@ -1,4 +1,4 @@
-"""Mistakes in the files of DermaMNIST; test_datasets has the rest."""
+"""Tests of mistakes in DermaMNIST's files; test_datasets has the basics."""
 
 import zipfile
 
@@ -33,7 +33,7 @@ def test_another_size(folder):
 
 
 class Evil:
-  """Nothing may be run that an array holds."""
+  """An object that ends the tests if it is unpickled."""
 
   def __reduce__(self):
     return (pytest.exit, ('was run',))
@@ -118,7 +118,7 @@ def test_a_damaged_file(folder, damage, match):
 
 
 def test_an_absurdly_large_array(folder, monkeypatch):
-  """It is refused by its header, before any of it is read."""
+  """Its header is enough to refuse it; nothing else is read."""
   fabricate.dermamnist(folder)
   path = folder / 'dermamnist.npz'
   header = {'descr': '|u1', 'fortran_order': False}

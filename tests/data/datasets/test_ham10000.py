@@ -1,4 +1,4 @@
-"""Tests of ham10000, on fabricated archives and (if there) on real images."""
+"""Tests of ham10000, on made-up archives and, if available, on real images."""
 
 import collections
 import csv
@@ -32,11 +32,11 @@ COLUMNS = [
   'sex',
   'localization',
 ]
-# Of two published pairs, both images; of a third, one image only.
+# Both images of two published pairs, and one image of a third pair.
 PAIRS = isic.DUPLICATE_IMAGES[:2]
 LONELY = isic.DUPLICATE_IMAGES[2][0]
 REAL_DIR = os.environ.get('DERMVQ_HAM10000_DIR')
-# Of the 5,000 images of one lesion each.
+# Counts in the part with 5,000 images, each of another lesion.
 REAL_COUNTS = {
   'nv': 3600,
   'bkl': 497,
@@ -49,7 +49,7 @@ REAL_COUNTS = {
 
 
 def make_rows(lesions_per_class=10):
-  """Metadata with one to three images a lesion and the duplicate pairs."""
+  """Returns metadata: one to three images per lesion, and duplicate pairs."""
   ids = [f'ISIC_{i:07d}' for i in range(1000)]
   names = [name for pair in PAIRS for name in pair] + [LONELY]
   rows = []
@@ -67,8 +67,7 @@ def make_rows(lesions_per_class=10):
             'localization': 'lower extremity',
           }
         )
-  # The duplicates sit under different lesions of nv, which is what is wrong
-  # with them.
+  # As in the published metadata, duplicates have different lesion ids.
   first_of_lesion = {}
   for row in rows:
     if row['dx'] == 'nv':
@@ -101,7 +100,7 @@ def write_folders(folder, parts):
 def write_zips(folder, parts):
   for part, names in parts.items():
     write_zip(folder / f'{part}.zip', names)
-  # Dataverse has these in the same place.
+  # Dataverse offers these in the same place.
   write_zip(folder / 'ISIC2018_Task3_Test_Images.zip', ['ISIC_0034524'])
   with zipfile.ZipFile(folder / 'HAM10000_segmentations.zip', 'w') as archive:
     archive.writestr(f'{names[0]}_segmentation.png', b'')
@@ -117,7 +116,7 @@ def write_zips_with_folders(folder, parts):
 def write_one_zip_one_folder(folder, parts):
   first, second = parts
   write_zip(folder / f'{first}.zip', parts[first])
-  # Unpacking may add a level.
+  # Some programs unpack into another folder of the same name.
   write_folder(folder / second / second, parts[second])
 
 
@@ -136,7 +135,7 @@ def write_kaggle(folder, parts):
   (folder / 'hmnist_8_8_L.csv').write_text('pixel0000,label\n1,2\n')
 
 
-# How the images lie there, and the metadata's suffix.
+# How the images are written, and the suffix of the metadata.
 LAYOUTS = {
   'folders': (write_folders, '.csv'),
   'zips': (write_zips, '.tab'),
@@ -183,7 +182,7 @@ def fabricated(tmp_path_factory):
 
 @pytest.fixture
 def archive(fabricated, tmp_path):
-  """A copy to damage, and its rows."""
+  """Returns a copy of the archive that may be damaged, and its rows."""
   folder, rows = fabricated
   shutil.copytree(folder, tmp_path / 'archive')
   return tmp_path / 'archive', [dict(row) for row in rows]
@@ -318,7 +317,7 @@ def test_configs():
   assert tfds.core.Version('1.0.0') == ham10000.Builder.VERSION
 
 
-# Errors: one line each, nothing left behind.
+# Errors: each is one line and leaves no files.
 
 
 def check_error(folder, match):
@@ -498,7 +497,7 @@ def test_a_zip_that_leaves_its_folder(tmp_path, name):
 
 
 def test_a_zip_that_unpacks_to_too_much(tmp_path):
-  """200 MB of zeros, packed to 200 kB; nothing of it is unpacked."""
+  """200 MB of zeros, packed to 200 kB, are not unpacked."""
   folder = write_archive(tmp_path / 'archive', make_rows(1), 'zips')
   path = folder / 'HAM10000_images_part_1.zip'
   with zipfile.ZipFile(path, 'a', zipfile.ZIP_DEFLATED) as archive:
@@ -537,7 +536,7 @@ def test_too_few_lesions(tmp_path):
   check_error(folder, 'are too few: the splits test, val would be')
 
 
-# Real images; they stay where they are.
+# Real images; they are not changed.
 
 
 @pytest.mark.skipif(not REAL_DIR, reason='DERMVQ_HAM10000_DIR is not set')

@@ -1,4 +1,4 @@
-"""Mistakes in folders of one's own images; test_datasets has the rest."""
+"""Tests of folders with one's own images; test_datasets has the basics."""
 
 import shutil
 
@@ -14,7 +14,7 @@ DATASET = 'image_folder/smoke'
 
 @pytest.fixture
 def folder(tmp_path):
-  """A folder per class."""
+  """A folder for each class."""
   fabricate.class_folders(tmp_path / 'mine')
   return tmp_path / 'mine'
 
@@ -39,7 +39,7 @@ def test_another_folder_brings_other_classes(folder, tmp_path):
   prepare.run(DATASET, data_dir, folder, overwrite=True)
   names = ['basal cell', 'melanoma', 'nv']
   assert prepared.Dataset(DATASET, data_dir).facts['class_names'] == names
-  made = builder.make(DATASET, data_dir)  # as read again
+  made = builder.make(DATASET, data_dir)  # It reads the stored names.
   assert made.info.features['label'].names == names
 
 
@@ -51,14 +51,14 @@ def test_png_and_capitals(folder, tmp_path):
   assert 'mel_IMG 1 (2)' in {record.id for record in records}
 
 
-def test_unlisted_images_are_told(listed, tmp_path, capsys):
+def test_unlisted_images_are_reported(listed, tmp_path, capsys):
   prepare.run(DATASET, tmp_path / 'data', listed)
   err = capsys.readouterr().err
   assert 'does not list 1 of 31 images; they are left out' in err
 
 
 def test_synthetic_images_are_for_training(listed, tmp_path):
-  """And change nothing in the splits of the others."""
+  """They do not change the splits of the others."""
   prepare.run(DATASET, tmp_path / 'data', listed)
   names = [f'synthetic_a_{i:05d}' for i in range(30)]
   fabricate.write_folder(listed / 'a', names)
@@ -78,7 +78,7 @@ def test_synthetic_images_are_for_training(listed, tmp_path):
 
 
 def test_synthetic_images_in_class_folders(tmp_path):
-  """As `dermvq sample` names them, copied to the real ones."""
+  """Files from `dermvq sample` may be copied to the real ones."""
   folder = tmp_path / 'images'
   for label in 'ab':
     fabricate.write_folder(folder / label, [f'{i}' for i in range(20)])
@@ -116,7 +116,7 @@ def test_synthetic_is_true_or_false(listed):
   check_error(listed, "line 2: synthetic is 'maybe'; give true or false")
 
 
-# A folder per class.
+# A folder for each class.
 
 
 def test_an_empty_class(folder):
@@ -124,8 +124,8 @@ def test_an_empty_class(folder):
   check_error(folder, 'the class folder .*/scc holds no .jpg, .jpeg, .png')
 
 
-def test_published_splits_are_no_classes(folder):
-  """And neither is a level that unpacking added."""
+def test_folders_of_splits_are_not_classes(folder):
+  """The same holds for a folder that a zip program added."""
   shutil.copytree(folder, folder.with_name('two') / 'train')
   check_error(folder.with_name('two'), 'the class folder .*/train holds no')
 
@@ -141,7 +141,7 @@ def test_class_names(folder, name):
   check_error(folder, f"/{name}: '{name}' cannot be the name of a class")
 
 
-def test_names_that_meet(folder):
+def test_two_images_with_the_same_id(folder):
   path = folder / 'mel' / '3.jpg'
   shutil.copy(path, path.with_suffix('.jpeg'))
   check_error(folder, 'mel/3.jpeg and .*mel/3.jpg would both have the id mel_3')
@@ -185,7 +185,7 @@ def test_bad_tables(listed, old, new, match):
   check_error(listed, match)
 
 
-def test_a_name_of_two_images(listed):
+def test_a_row_that_fits_two_images(listed):
   (listed / 'z').mkdir()
   shutil.copy(listed / 'ISIC_0000010.jpg', listed / 'z')
   check_error(listed, r'ISIC_0000010 .* could be .* or .*/z/ISIC.*; rename one')

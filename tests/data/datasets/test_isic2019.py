@@ -1,4 +1,4 @@
-"""Tests of mistakes in archives of ISIC 2019; test_datasets has the rest."""
+"""Tests of mistakes in archives of ISIC 2019; test_datasets has the basics."""
 
 import fabricate
 import pytest

@@ -1,4 +1,4 @@
-"""The drawn images: stable, the same at every size, and told apart."""
+"""Tests that the pictures are stable and that classes differ."""
 
 import collections
 import hashlib
@@ -54,7 +54,7 @@ def test_all_sizes_show_the_same_picture(label, small):
 
 
 def _features(image):
-  """Colours of rings around the centre and their fine and coarse contrast."""
+  """Colours of rings around the centre, with their fine and coarse contrast."""
   x = image.astype(float) / 255
   axis = np.linspace(-1, 1, len(x))
   radius = np.hypot(axis[:, None], axis)

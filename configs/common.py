@@ -1,0 +1,56 @@
+"""What the configs of all phases share. This file is not a config."""
+
+from collections.abc import Sequence
+
+import ml_collections
+
+
+def base(task: str) -> ml_collections.ConfigDict:
+  """Returns the fields that every phase has, with their usual values.
+
+  Args:
+    task: 'vqvae', 'prior' or 'classifier'.
+  """
+  config = ml_collections.ConfigDict()
+  config.task = task
+  config.seed = 0
+
+  config.data_dir = ''  # '': the data_dir of the VQ-VAE, or WORKDIR/data
+  config.batch_size = 16  # of all devices together
+  config.num_microbatches = 1  # more need less memory: gradients accumulate
+  config.num_workers = 0  # processes that read data; 0: threads only
+  config.dtype = 'float32'  # of the computation; 'bfloat16' on TPU and GPU
+
+  config.optim = {
+    'learning_rate': 1e-3,
+    'schedule': 'cosine',
+    'warmup_steps': 100,
+    'b2': 0.99,
+    'weight_decay': 0.0,
+    'max_grad_norm': 1.0,  # 0: gradients are not clipped
+    'skip_nonfinite': False,  # True: skip steps with an infinite or NaN value
+  }
+  config.params_ema_decay = 0.0  # of averaged weights; 0: no averages
+  config.num_epochs = 10.0
+  config.num_train_steps = 0  # 0: as many as num_epochs has
+  config.log_every_steps = 50
+  config.eval_every_steps = 0  # 0: after every epoch
+  config.checkpoint_every_steps = 500
+  config.parallel = 'jit'  # or 'pmap'
+  return config
+
+
+def shorten_to_smoke(config: ml_collections.ConfigDict) -> None:
+  """Shortens training to ten small steps, for tests."""
+  config.batch_size = 8
+  config.optim.warmup_steps = 2
+  config.num_train_steps = 10
+  config.log_every_steps = 5
+  config.eval_every_steps = 5
+  config.checkpoint_every_steps = 4
+
+
+def check_argument(name: str, arg: str, known: Sequence[str]) -> None:
+  """Raises ValueError unless a config's argument is '' or a known one."""
+  if arg and arg not in known:
+    raise ValueError(f'{name} has no config {arg!r}: {", ".join(known)}')
