@@ -33,8 +33,8 @@ def _verdict(value: float, least: float, aim: float | None = None) -> str:
   if math.isnan(value):
     return ''
   if value >= (aim or least):
-    return 'holds'
-  return 'the least holds' if value >= least else 'missed'
+    return 'met'
+  return 'least met' if value >= least else 'missed'
 
 
 def _training_table(results: harness.Results, peak: float) -> str:
@@ -56,7 +56,7 @@ def _training_table(results: harness.Results, peak: float) -> str:
     row.append(harness.median(results, ours, 'first_seconds'))
     rows.append(row)
   header = ['step', 'size', 'GFLOP', *(f'{how}, ms' for how in suite.HOW)]
-  header += ['images/s to the better PyTorch', 'bar (least)', '']
+  header += ['images/s relative to the better PyTorch', 'bar (least)', '']
   header += ['% of GEMM peak', 'PyTorch %', 'memory peak, MB', 'PyTorch MB']
   header += ['first call, s', 'from the cache, s']
   return common.table(header, rows)
@@ -80,7 +80,7 @@ def _codebook_table(results: harness.Results, peak: float) -> str:
         100 * 2 * n * k * suite.CODE_DIM / seconds / peak,
       ]
     )
-  header = ['N', 'K', 'jax, ms', 'PyTorch, ms', 'speed to PyTorch', '']
+  header = ['N', 'K', 'jax, ms', 'PyTorch, ms', 'speed relative to PyTorch', '']
   return common.table([*header, '% of GEMM peak'], rows)
 
 
@@ -179,16 +179,16 @@ def plot(results: harness.Results, path: str):
 def make_report(results: harness.Results, rounds: int) -> str:
   """Returns all tables as Markdown."""
   peak = _gemm_peak(results)
+  size = suite.GEMM_SIZE
   gemm = [
-    2e-9
-    * suite.GEMM_SIZE**3
-    / harness.median(results, ('gemm', how, suite.GEMM_SIZE, 1))
+    2e-9 * size**3 / harness.median(results, ('gemm', how, size, 1))
     for how in suite.HOW[:2]
   ]
   sections = [
-    f'{rounds} rounds, {platform.machine()}, {suite.CORES} cores. GEMM, float32, '
-    f'{suite.GEMM_SIZE}: JAX {gemm[0]:.3g}, PyTorch {gemm[1]:.3g} GFLOP/s; shares '
-    'are of the higher one, by the original operators.',
+    f'{rounds} rounds, {platform.machine()}, {suite.CORES} cores. GEMM of '
+    f'{size}x{size} in float32: JAX {gemm[0]:.3g}, PyTorch {gemm[1]:.3g} '
+    'GFLOP/s. Shares of the GEMM peak refer to the faster of the two, and to '
+    'the operations of the original operators.',
     '#### Training step\n\n' + _training_table(results, peak),
     '#### Codebook search\n\n' + _codebook_table(results, peak),
     _memory_table(results),
