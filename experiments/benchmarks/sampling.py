@@ -18,8 +18,8 @@ from experiments import common
 from experiments.benchmarks import harness
 
 _CODEBOOK_SIZE, _NUM_CLASSES = 512, 7
-_RECOMPUTED = 32  # codes that a recomputing sampler samples
-_PRIORS = {
+RECOMPUTED = 32  # codes that a recomputing sampler samples
+PRIORS = {
   'gated_pixelcnn': {'num_layers': 15, 'features': 64},
   'pixelcnn': {'num_layers': 15, 'features': 128},
   'rnn': {'num_layers': 2, 'features': 208},
@@ -37,13 +37,13 @@ def _torch(prior: str, grid: int, batch: int) -> tuple[float, float]:
     raise ValueError('there is a PyTorch twin of gated_pixelcnn only')
   torch.manual_seed(0)
   model = torch_gated_pixelcnn.GatedPixelCNN(
-    _CODEBOOK_SIZE, _NUM_CLASSES, **_PRIORS[prior]
+    _CODEBOOK_SIZE, _NUM_CLASSES, **PRIORS[prior]
   ).eval()
   labels = torch.zeros(batch, dtype=torch.int64)
   first, seconds = harness.timed(
-    lambda: model.sample(labels, (grid, grid), _RECOMPUTED), calls=1
+    lambda: model.sample(labels, (grid, grid), RECOMPUTED), calls=1
   )
-  return first, seconds * grid**2 / _RECOMPUTED
+  return first, seconds * grid**2 / RECOMPUTED
 
 
 def _jax(
@@ -55,7 +55,7 @@ def _jax(
   from dermvq_jax.models import build
   from dermvq_jax.models.priors import sampler
 
-  fields = (f'prior.{name}={value}' for name, value in _PRIORS[prior].items())
+  fields = (f'prior.{name}={value}' for name, value in PRIORS[prior].items())
   model = build.prior(
     common.load_config(f'prior:{prior}', *fields),
     {
@@ -94,15 +94,15 @@ def _jax(
 
   def run():
     sampled = codes
-    for n in range(_RECOMPUTED):
+    for n in range(RECOMPUTED):
       sampled = sample_next(variables, sampled, conditions, n)
     sampled.block_until_ready()
 
   first, seconds = harness.timed(run, calls=1)
-  return first, seconds * grid**2 / _RECOMPUTED
+  return first, seconds * grid**2 / RECOMPUTED
 
 
-def _measure(case: harness.Case, calls: int) -> dict[str, float]:
+def measure(case: harness.Case, calls: int) -> dict[str, float]:
   """Measures the seconds for a batch of whole grids, in its own process."""
   how, prior, grid, batch = case
   if how == 'torch':
@@ -124,9 +124,7 @@ def _cases() -> list[harness.Case]:
   cases += [(how, 'transformer', 16, 1) for how in _HOW[1:]]
   # Growth with the number of codes.
   cases += [
-    ('incremental', prior, grid, 4)
-    for prior in _PRIORS
-    for grid in (16, 32, 64)
+    ('incremental', prior, grid, 4) for prior in PRIORS for grid in (16, 32, 64)
   ]
   return cases
 
@@ -173,7 +171,7 @@ def main():
     'experiments.benchmarks.sampling',
     args,
     _cases(),
-    lambda case: _measure(case, args.calls),
+    lambda case: measure(case, args.calls),
     _report,
   )
 
