@@ -84,11 +84,13 @@ def trainer(
   return trainer_lib.Trainer(made, facts, sources)
 
 
-def jax_step(work: str, size: int, batch: int) -> Callable[[], None]:
+def jax_step(
+  work: str, size: int, batch: int, *overrides: str
+) -> Callable[[], None]:
   """Returns a function that makes one step of the package on a fixed batch."""
   import jax
 
-  made = trainer(work, size, batch)
+  made = trainer(work, size, batch, *overrides)
   step_fn = made.compile_train_step()
   tree = made.parallel.put_tree(made.start())
   constant = made.parallel.put_batch(next(made.train_batches()))

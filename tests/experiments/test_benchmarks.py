@@ -147,9 +147,15 @@ def test_the_report_of_all_cases(tmp_path):
   assert (tmp_path / 'plot.png').stat().st_size > 1000
 
 
-@pytest.mark.parametrize('work', ['vqvae', 'prior'])
-def test_a_step_of_the_package(work):
-  step = steps.jax_step(work, 16 if work == 'vqvae' else 4, 8)
+@pytest.mark.parametrize(
+  ('work', 'size', 'overrides'),
+  [
+    ('vqvae', 16, ('model.features=8', 'model.num_residual_blocks=0')),
+    ('prior', 3, ('prior.num_layers=1', 'prior.features=8')),
+  ],
+)
+def test_a_step_of_the_package(work, size, overrides):
+  step = steps.jax_step(work, size, 8, *overrides)
   step()
   step()
 
