@@ -45,7 +45,8 @@ _SAMPLES = 16
 _SPEEDS = 'speeds.json'
 
 
-def _config(prior: str, *overrides: str):
+def prior_config(prior: str, *overrides: str):
+  """Returns the config of a prior in this study."""
   return common.load_config(
     f'prior:{prior}',
     'optim.schedule=constant',
@@ -59,7 +60,7 @@ class _Contender:
 
   def __init__(self, prior: str, codes: prepared.Dataset):
     config = trainer_lib.resolve(
-      _config(prior, f'num_train_steps={_EQUAL_STEPS}'), codes.facts
+      prior_config(prior, f'num_train_steps={_EQUAL_STEPS}'), codes.facts
     )
     trainer = trainer_lib.Trainer(
       config, codes.facts, {'train': codes.split('train')}
@@ -121,7 +122,7 @@ def _train(
   folder.mkdir(parents=True, exist_ok=True)
   if not (folder / 'vqvae').exists():
     os.symlink(vqvae.vqvae.folder.resolve(), folder / 'vqvae')
-  config = _config(
+  config = prior_config(
     folder.name, f'num_train_steps={steps}', f'dataset={codes.name}'
   )
   loop.train(config, run_lib.Run(folder, codes.data_dir))
@@ -157,7 +158,7 @@ def _row(workdir: epath.Path, prior: str, speed: dict[str, float]) -> list[Any]:
   }
   best = min(in_time, key=in_time.get, default=None)
   equal = bits.get(_EQUAL_STEPS)
-  batch_size = _config(prior).batch_size
+  batch_size = prior_config(prior).batch_size
   return [
     prior,
     f'{speed["num_params"]:,}',
@@ -185,7 +186,7 @@ def main(argv: list[str] | None = None):
     common.setup()
     with common.usage_errors(parser):
       run = run_lib.Run(args.vqvae)
-      codes = run.dataset(_config(_PRIORS[0]))
+      codes = run.dataset(prior_config(_PRIORS[0]))
       common.run_missing(
         args.workdir, {_SPEEDS: functools.partial(_measure, codes)}
       )

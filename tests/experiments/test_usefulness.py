@@ -225,7 +225,8 @@ def test_classifiers_of_several_seeds_compile_once(monkeypatch):
 
   def start_with(self, rng):
     tree = start(self, rng)
-    starts.append(jax.tree.leaves(tree['state'].params)[-1].ravel()[:3])
+    leaves = jax.tree.leaves(tree['state'].params)
+    starts.append(np.concatenate([leaf.ravel() for leaf in leaves]))
     return tree
 
   monkeypatch.setattr(trainer, 'compile_train_step', compile_once)
@@ -238,17 +239,12 @@ def test_classifiers_of_several_seeds_compile_once(monkeypatch):
     'label': labels,
   }
   made = classifiers.Classifiers(facts, 'smoke')
-  for way, seed in (
-    ('real', 0),
-    ('real', 1),
-    ('oversampled_and_synthetic', 0),
-    ('synthetic', 0),
-  ):
+  for way, seed in (('real', 0), ('real', 1), ('synthetic', 0)):
     predicted = made.train(images, way, seed)(images['image'])
     assert predicted.shape == (20,) and set(predicted) <= {0, 1}
-  assert compiled == [4, 8]
+  assert compiled == [4]
   assert not np.array_equal(starts[0], starts[1])
-  np.testing.assert_array_equal(starts[0], starts[3])
+  np.testing.assert_array_equal(starts[0], starts[2])
 
 
 def test_a_training_that_diverges_is_an_error(monkeypatch):
