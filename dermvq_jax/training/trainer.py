@@ -153,8 +153,10 @@ class Trainer:
     """The unsharded stream, the same on every host."""
     return self.train_batches(process_index=0, process_count=1, num_workers=0)
 
-  def _start(self, batches: Iterator[PyTree], example: PyTree) -> PyTree:
-    params, model_state = self.task.init(self._init_rng, batches)
+  def _start(
+    self, rng: jax.Array, batches: Iterator[PyTree], example: PyTree
+  ) -> PyTree:
+    params, model_state = self.task.init(rng, batches)
     train_state = state.TrainState.create(
       params,
       model_state,
@@ -170,15 +172,20 @@ class Trainer:
     )
     return {'state': train_state, 'window': sums, 'epoch': sums}
 
-  def start(self) -> PyTree:
-    """Returns the tree before the first step, the same on every host."""
-    return self._start(self._whole_batches(), next(self._whole_batches()))
+  def start(self, rng: jax.Array | None = None) -> PyTree:
+    """Returns the tree before the first step, the same on every host.
+
+    Args:
+      rng: random key of the initial values; by default one of `config.seed`.
+    """
+    rng = self._init_rng if rng is None else rng
+    return self._start(rng, self._whole_batches(), next(self._whole_batches()))
 
   def structure(self) -> PyTree:
     """Returns `start()` with shapes for arrays; it reads a single batch."""
     example = next(self._whole_batches())
     return jax.eval_shape(
-      lambda: self._start(itertools.repeat(example), example)
+      lambda: self._start(self._init_rng, itertools.repeat(example), example)
     )
 
   def _parameter_norms(self, old: PyTree, new: PyTree) -> dict[str, jax.Array]:
