@@ -12,14 +12,12 @@ import numpy as np
 from etils import epath
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models import build
+from dermvq_jax.models import build, chunks
 from dermvq_jax.models.priors import base, sampler
 from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
 Labels = Sequence[str | int]
-# Larger requests run in chunks of this many images, so memory is bounded.
-_CHUNK = 32
 
 
 def load(workdir: epath.PathLike) -> 'Model':
@@ -102,33 +100,6 @@ class Masked:
     """The arguments of `Model.sample` for so many completions."""
     both = {'known_codes': self.codes, 'known_mask': self.known}
     return {k: np.repeat(v[None], count, axis=0) for k, v in both.items()}
-
-
-def in_chunks(f: Callable[..., PyTree], *trees: PyTree) -> PyTree:
-  """Applies `f` to the rows of arrays, `_CHUNK` rows at a time.
-
-  The last chunk is padded with zeros, so `f` compiles once.
-
-  Args:
-    f: a function of arrays, or trees of arrays, of `_CHUNK` rows each.
-    *trees: its arguments, of any number of rows N.
-
-  Returns:
-    What `f` returns, of N rows.
-  """
-  n = len(jax.tree.leaves(trees)[0])
-  results = []
-  for start in range(0, max(n, 1), _CHUNK):  # No row still tells the shapes.
-    size = min(_CHUNK, n - start)
-
-    def chunk(rows: np.ndarray) -> np.ndarray:
-      part = rows[start : start + _CHUNK]  # noqa: B023
-      padding = [(0, _CHUNK - size)] + [(0, 0)] * (part.ndim - 1)  # noqa: B023
-      return np.pad(part, padding)
-
-    out = jax.device_get(f(*jax.tree.map(chunk, trees)))
-    results.append(jax.tree.map(lambda x: x[:size], out))  # noqa: B023
-  return jax.tree.map(lambda *xs: np.concatenate(xs), *results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +207,7 @@ class Model:
         f'images of {images.shape[1]}x{images.shape[2]} px are not divisible '
         f'by the downsampling, {factor}'
       )
-    return in_chunks(self._codec.encode, images)
+    return chunks.apply(self._codec.encode, images)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """Codes int32 `[B, h, w]` to uint8 images `[B, H, W, 3]`.
@@ -244,7 +215,7 @@ class Model:
     Raises:
       UserError: codes outside [0, K).
     """
-    return in_chunks(self._codec.decode, self._check_codes(codes))
+    return chunks.apply(self._codec.decode, self._check_codes(codes))
 
   def embed(self, codes: np.ndarray) -> np.ndarray:
     """Codes int32 `[B, h, w]` to what the decoder reads, `[B, h, w, D]`.
@@ -252,7 +223,7 @@ class Model:
     Raises:
       UserError: codes outside [0, K).
     """
-    return in_chunks(self._codec.embed, self._check_codes(codes))
+    return chunks.apply(self._codec.embed, self._check_codes(codes))
 
   def codes_without(self, hidden: np.ndarray) -> np.ndarray:
     """Which codes do not depend on hidden pixels, bool `[h, w]`.
@@ -334,7 +305,7 @@ class Model:
         f'{len(codes)} grids of codes, {len(labels)} labels'
       )
     labels = np.broadcast_to(labels, (len(codes),))
-    return in_chunks(self._prior.score, codes, self._conditions(labels))
+    return chunks.apply(self._prior.score, codes, self._conditions(labels))
 
   def class_log_likelihoods(
     self, codes: np.ndarray, *, show_progress: bool = False
@@ -459,7 +430,7 @@ class Model:
       known_codes=known_codes,
       known_mask=known_mask,
       loss=prior.loss,
-      chunk_size=_CHUNK,
+      chunk_size=chunks.SIZE,
       show_progress=show_progress,
     )
 
