@@ -58,8 +58,7 @@ def _check_num_samples(
   if num_samples and not _MIN_SAMPLES <= num_samples <= most:
     raise errors.UserError(
       f'--num_samples={num_samples} is out of its range; give --num_samples '
-      f'from {_MIN_SAMPLES} to {most}, the number of images in {floor.name}, or '
-      '0 for none'
+      f'from {_MIN_SAMPLES} to {most}, the size of {floor.name}, or 0 for none'
     )
   return num_samples
 
