@@ -1,36 +1,37 @@
-"""What simple count models give for the codes of a run, in bits per code.
+"""Bits per code that simple count models need for the codes of a run.
 
 ```
 python -m experiments.code_baselines --workdir=RUN
 ```
 
-A prior that is worth its training must beat both on the validation split:
-- unigram: each code by its share of the training codes;
-- neighbours: a mixture of the training counts of a code given its left
-  neighbour, given its upper neighbour, and of the unigram (Jelinek and Mercer
-  1980). Its weights are fitted by EM on a tenth of the training images, whose
-  counts are left out for that, one set for each of the four cases of which
-  neighbours exist.
+A prior is worth its training only if it beats both of these on the validation
+split:
 
-The prior's own bits per code, from its best weights, stand beside them.
+- unigram: the probability of a code is its share of the training codes;
+- neighbours: a mixture of three models: the unigram, the training counts of a
+  code given its left neighbour, and those given its upper neighbour (Jelinek
+  and Mercer 1980). EM fits the weights of the mixture on a tenth of the
+  training images; during the fit the counts are those of the other images.
+  Codes with no neighbour, with one of the two, and with both have their own
+  weights.
+
+The last line is the prior's own bits per code, from its best weights.
 """
-
-import argparse
 
 import numpy as np
 
 from dermvq_jax import inference, progress
 from dermvq_jax.data import prepared
-from dermvq_jax.generation import encode
-from dermvq_jax.runs import workdirs
+from dermvq_jax.runs import run as run_lib
+from experiments import common
 
-_SMOOTHING = 0.5  # added to each code's count, so that none is impossible
+_SMOOTHING = 0.5  # added to the count of each code, so that none is impossible
 _EM_STEPS = 50
-_HELD_OUT = 10  # every so many-th training image
+_HELD_OUT_EVERY = 10  # every n-th training image is held out from the counts
 
 
 def count_tables(codes: np.ndarray, codebook_size: int) -> list[np.ndarray]:
-  """Training counts: unigram `[K]`, given left `[K, K]`, given upper `[K, K]`.
+  """Counts codes: unigram `[K]`, given left `[K, K]`, given upper `[K, K]`.
 
   Args:
     codes: int `[N, h, w]`.
@@ -52,10 +53,10 @@ def count_tables(codes: np.ndarray, codebook_size: int) -> list[np.ndarray]:
 def component_probabilities(
   codes: np.ndarray, tables: list[np.ndarray]
 ) -> np.ndarray:
-  """Each component's probability of each code, `[3, N, h, w]`.
+  """Returns each model's probability of each code, `[3, N, h, w]`.
 
-  The neighbours' components are 0 where there is no such neighbour, or where
-  it never came before another code in the counts.
+  A model that looks at a neighbour gives 0 where there is no such neighbour, or
+  where the counts do not contain the neighbour's code.
   """
   unigram, left, upper = tables
   smoothed = unigram + _SMOOTHING
@@ -82,7 +83,7 @@ def _cases(grid: tuple[int, int]) -> list[np.ndarray]:
 
 
 def fit_weights(probabilities: np.ndarray) -> np.ndarray:
-  """EM for the weights of a mixture: `[C, M]` to `[C]`."""
+  """Fits the weights of a mixture by EM: `[C, M]` to `[C]`."""
   weights = np.full(len(probabilities), 1 / len(probabilities))
   for _ in range(_EM_STEPS):
     joint = weights[:, None] * probabilities
@@ -97,8 +98,8 @@ def unigram_bits(train: np.ndarray, val: np.ndarray, k: int) -> float:
 
 
 def neighbour_bits(train: np.ndarray, val: np.ndarray, k: int) -> float:
-  """Bits per code of `val` under the interpolated model of `train`."""
-  held_out = np.arange(len(train)) % _HELD_OUT == 0
+  """Bits per code of `val` under the mixture that `train` gives."""
+  held_out = np.arange(len(train)) % _HELD_OUT_EVERY == 0
   fit = component_probabilities(
     train[held_out], count_tables(train[~held_out], k)
   )
@@ -113,13 +114,10 @@ def neighbour_bits(train: np.ndarray, val: np.ndarray, k: int) -> float:
 
 
 def read_codes(
-  dataset: str, data_dir: str, split: str
+  dataset: prepared.Dataset, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """All codes int `[N, h, w]` and labels `[N]` of a split."""
-  source = prepared.open_split(dataset, data_dir, split)
-  records = [
-    source[i] for i in progress.bar(range(len(source)), desc=f'read {split}')
-  ]
+  """Returns all codes int `[N, h, w]` and labels `[N]` of a split."""
+  records = list(progress.bar(dataset.split(split), desc=f'read {split}'))
   return (
     np.stack([r['codes'] for r in records]),
     np.array([r['label'] for r in records], np.int32),
@@ -128,23 +126,18 @@ def read_codes(
 
 def main():
   """Prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--workdir', required=True)
-  workdir = parser.parse_args().workdir
-  config, facts = workdirs.load_config(workdirs.phase_dir(workdir, 'prior'))
-  dataset, data_dir = encode.resolve_dataset(config, workdir)
-  train, _ = read_codes(dataset, data_dir, 'train')
-  val, labels = read_codes(dataset, data_dir, 'val')
-  k = facts['codebook_size']
-  model = inference.load(workdir)
-  nats = -model.log_likelihood(val, labels).sum() / val.size
+  parser = common.parser(__doc__)
+  parser.add_argument('--workdir', required=True, help='folder of a run')
+  run = run_lib.Run(parser.parse_args().workdir)
+  train, _ = read_codes(run.codes, 'train')
+  val, labels = read_codes(run.codes, 'val')
+  k = run.prior.facts['codebook_size']
+  nats = -inference.Model(run).log_likelihood(val, labels).sum() / val.size
   rows = {
     'uniform': np.log2(k),
     'unigram': unigram_bits(train, val, k),
     'neighbours': neighbour_bits(train, val, k),
-    config.prior.name: nats / np.log(2),
+    run.prior.config.prior.name: nats / np.log(2),
   }
   for name, bits in rows.items():
     print(

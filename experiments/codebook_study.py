@@ -1,4 +1,4 @@
-r"""What keeps a codebook in use and images sharp, one factor at a time.
+r"""What keeps a codebook in use and images sharp, one change at a time.
 
 ```
 dermvq prepare --dataset=ham10000/64 --manual_dir=DIR --data_dir=DATA
@@ -11,69 +11,67 @@ python -m experiments.codebook_study --workdir=STUDY --table
 
 Each row of `ROWS` trains the default VQ-VAE (configs/vqvae.py) with one change
 for 1,500 steps of 16 images; finalists train for 3,000 steps with three seeds.
-Start it again when it was stopped: finished rows are skipped, the one that was
-running goes on. The table is printed as Markdown; `psnr.png` and
-`perplexity.png` are written beside the runs.
+If the study was interrupted, run the command again: it skips finished rows and
+resumes the one that was running. The table is printed as Markdown; `psnr.png`
+and `perplexity.png` are written beside the runs.
+
+RESULTS.md also has rows for k-means initialisation, the rotation trick and the
+entropy loss. They helped nothing, and the package no longer has these options.
 """
 
 import argparse
-import json
+import functools
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from etils import epath
 
-from dermvq_jax import config_files
-from dermvq_jax.data import prepared
-from dermvq_jax.runs import logs
-from dermvq_jax.training import host_memory, loop, tasks
+from dermvq_jax.models import build
+from dermvq_jax.runs import run as run_lib
+from dermvq_jax.training import loop
+from experiments import common
 
 _STEPS, _FINAL_STEPS, _SEEDS = 1500, 3000, (0, 1, 2)
-_DATASET = 'ham10000/64'
+_DATASET = common.DATASETS['full']
 _RESULT = 'result.json'
 
 _CUTOUT = ('augment.cutout_probability=0.5',)
 _SHIFT = ('augment.rgb_shift_probability=0.5',)
 _AUGMENTED = ('augment.cutout_target=augmented',)
-_PLAIN = ('quantizer.codebook_start=random', 'quantizer.restart_after=0')
-# Name: (argument of the config, overrides). Restart, start from latents and
-# flips are on by default.
+_PLAIN = ('quantizer.codebook_init=random', 'quantizer.restart_after=0')
+# Name of the row: (argument of the config, overrides). By default, codes
+# restart, latents initialise the codebook, and images are flipped.
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
   'default': ('', ()),
-  # The start and the restart.
+  # Initialisation and restarts.
   'random_start': ('', _PLAIN[:1]),
   'no_restart': ('', _PLAIN[1:]),
   'random_start_no_restart': ('', _PLAIN),
-  'k_means': ('', ('quantizer.codebook_start=k_means',)),
-  'k_means_no_restart': ('', ('quantizer.codebook_start=k_means', _PLAIN[1])),
-  # The gradient and the weights of the losses.
-  'rotation': ('', ('quantizer.gradient=rotation',)),
+  # The weight of the commitment loss.
   'commitment_0.25': ('', ('quantizer.commitment_weight=0.25',)),
-  'entropy': ('', ('quantizer.entropy_weight=0.1',)),
-  # The optimizer, the activation, the size of a code.
+  # The optimiser, the activation, the size of a code.
   'b2_0.999': ('', ('optim.b2=0.999',)),
   'relu': ('', ('model.activation=relu',)),
   'code_dim_64': ('', ('quantizer.code_dim=64',)),
-  # Quantizers; 9 bits a position unless said.
+  # Quantizers, with 9 bits a position unless the name says otherwise.
   'vq': ('vq', ()),
   'vq_plain': ('vq', _PLAIN),
   'l2_norm': ('l2_norm', ()),
-  'l2_norm_rotation': ('l2_norm', ('quantizer.gradient=rotation',)),
   'fsq': ('fsq', ()),
   'residual': (
     'residual',
     ('quantizer.num_levels=3', 'quantizer.codebook_size=8'),
   ),
-  'fsq_18_bits': ('fsq', ('quantizer.levels=(8,8,8,8,8,8)',)),
+  'fsq_18_bits': ('fsq', ('quantizer.values_per_dim=(8,8,8,8,8,8)',)),
   'residual_18_bits': ('residual', ()),
   # The number of codes.
   'codes_128': ('', ('quantizer.codebook_size=128',)),
   'codes_4096': ('', ('quantizer.codebook_size=4096',)),
-  # The loss.
+  # The reconstruction loss.
   'l1': ('', ('loss.mse=0.0', 'loss.l1=1.0')),
   'mse_and_ssim': ('', ('loss.ssim=0.1',)),
   # The source report's question: which augmentations?
@@ -87,56 +85,50 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def row_config(name: str, data_dir: str, steps: int, seed: int = 0):
-  """The config of a row."""
+  """Returns the config of a row."""
   argument, overrides = ROWS[name]
-  return config_files.load(
+  return common.load_config(
     f'vqvae:{argument}' if argument else 'vqvae',
-    [
-      *(f'--config.{override}' for override in overrides),
-      f'--config.dataset={_DATASET}',
-      f'--config.data_dir={data_dir}',
-      f'--config.num_train_steps={steps}',
-      f'--config.seed={seed}',
-    ],
+    *overrides,
+    f'dataset={_DATASET}',
+    f'data_dir={data_dir}',
+    f'num_train_steps={steps}',
+    f'seed={seed}',
   )
 
 
 def bits_per_position(quantizer) -> float:
-  """How many bits the codes of one position hold at most."""
+  """Returns how many bits the codes of one position hold at most."""
   return quantizer.num_levels * math.log2(quantizer.codebook_size)
 
 
 def _cost(model, size: int) -> dict[str, float]:
-  """Parameters, and floating point operations of one image's forward pass."""
+  """Counts parameters, and operations of one image's forward pass."""
   image = jnp.zeros((1, size, size, 3))
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   leaves = jax.tree.leaves(variables['params'])
-  # A GPU's compiler does not count them.
+  # The compiler for GPUs does not count operations.
   with jax.default_device(jax.local_devices(backend='cpu')[0]):
     cost = jax.jit(model.apply).lower(variables, image).cost_analysis()
   return {'num_params': sum(x.size for x in leaves), 'flops': cost['flops']}
 
 
 def run_row(config, folder: epath.Path, **identity: Any) -> dict[str, Any]:
-  """Trains a row, unless that was done; returns what it gave.
+  """Trains a row, or resumes it, and returns its result.
 
   Args:
-    config: of the row.
-    folder: its workdir; the result is `result.json` in it.
-    **identity: to be kept with the result.
+    config: config of the row.
+    folder: workdir of the row.
+    **identity: further entries of the result.
   """
-  path = folder / _RESULT
-  if path.exists():
-    return json.loads(path.read_text())
-  logging.info('Training %s.', folder)
-  loop.run(config, folder)
-  rows = logs.read(folder / 'vqvae')
+  run = run_lib.Run(folder)
+  loop.train(config, run)
+  rows = run.vqvae.metrics()
   speeds = [row['step/steps_per_second'] for row in rows if _is_speed(row)]
-  model = tasks.vqvae_model(config)
-  facts = prepared.describe(config.dataset, config.data_dir)
+  model, facts = build.vqvae(config), run.vqvae.facts
   seconds = 1 / statistics.median(speeds)
   result = identity | _cost(model, facts['image_size'])
-  result |= {
+  return result | {
     'steps': rows[-1]['step'],
     'bits': bits_per_position(model.quantizer),
     'num_codes': model.quantizer.num_codes,
@@ -149,10 +141,6 @@ def run_row(config, folder: epath.Path, **identity: Any) -> dict[str, Any]:
       if 'val/psnr' in row
     ],
   }
-  partial = path.with_name(f'{_RESULT}.incomplete')
-  partial.write_text(json.dumps(result, indent=2) + '\n')
-  partial.replace(path)
-  return result
 
 
 def _is_speed(row: dict[str, float]) -> bool:
@@ -169,14 +157,17 @@ def _last_validation(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _results(folder: epath.Path) -> list[dict[str, Any]]:
-  """Those that there are, in the order of `ROWS`."""
+  """Reads the results in a folder, in the order of `ROWS`."""
   found = [
-    json.loads((path / _RESULT).read_text())
+    common.read_json(path / _RESULT)
     for path in (folder.iterdir() if folder.exists() else ())
     if (path / _RESULT).exists()
   ]
-  order = list(ROWS)
-  return sorted(found, key=lambda r: (order.index(r['row']), r['seed']))
+  order = {name: number for number, name in enumerate(ROWS)}
+  # Rows of an earlier version of this study come last.
+  return sorted(
+    found, key=lambda r: (order.get(r['row'], len(order)), r['row'], r['seed'])
+  )
 
 
 _COLUMNS = (
@@ -193,23 +184,27 @@ _COLUMNS = (
 
 
 def table(results: list[dict[str, Any]]) -> str:
-  """A Markdown table, a row a run; rows of several seeds are their medians."""
-  header = ['row', 'seeds', *(title for title, _, _ in _COLUMNS)]
-  lines = [f'| {" | ".join(header)} |', '|' + '---|' * len(header)]
+  """Returns a Markdown table; a row trained with several seeds has medians."""
   by_row: dict[str, list[dict[str, Any]]] = {}
   for result in results:
     by_row.setdefault(result['row'], []).append(result)
-  for name, runs in by_row.items():
-    cells = [name, str(len(runs))]
-    for _, value, form in _COLUMNS:
-      # Of an even number the lower, which is a whole number where all are.
-      cells.append(format(statistics.median_low(map(value, runs)), form))
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines)
+
+  def cells(name: str, runs: list[dict[str, Any]]) -> list[str]:
+    # For an even number of runs the lower median: whole numbers stay whole.
+    medians = [
+      format(statistics.median_low(map(value, runs)), form)
+      for _, value, form in _COLUMNS
+    ]
+    return [name, str(len(runs)), *medians]
+
+  return common.table(
+    ['row', 'seeds', *(title for title, _, _ in _COLUMNS)],
+    [cells(name, runs) for name, runs in by_row.items()],
+  )
 
 
 def write_plots(results: list[dict[str, Any]], folder: epath.Path):
-  """Draws `psnr.png`, a bar a row, and `perplexity.png`, a curve a row."""
+  """Writes `psnr.png`, a bar a row, and `perplexity.png`, a curve a row."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -246,6 +241,7 @@ def _save(figure, path: epath.Path):
 
 
 def _names(parser: argparse.ArgumentParser, text: str) -> list[str]:
+  """Splits a list of rows at the commas; ends the program if one is unknown."""
   names = [name for name in text.split(',') if name]
   unknown = [name for name in names if name not in ROWS]
   if unknown:
@@ -253,38 +249,57 @@ def _names(parser: argparse.ArgumentParser, text: str) -> list[str]:
   return names
 
 
+def jobs(
+  args: argparse.Namespace, only: list[str], finalists: list[str]
+) -> dict[str, Callable[[], dict[str, Any]]]:
+  """Returns the trainings that are asked for, by the file of their result."""
+
+  def job(folder: str, name: str, steps: int, seed: int):
+    config = row_config(name, args.data_dir, steps, seed)
+    return run_row(config, args.workdir / folder, row=name, seed=seed)
+
+  if finalists:
+    wanted = [
+      (f'finalists/{name}_{seed}', name, _FINAL_STEPS, seed)
+      for name in finalists
+      for seed in _SEEDS
+    ]
+  else:
+    wanted = [(f'rows/{name}', name, _STEPS, 0) for name in only or ROWS]
+  return {
+    f'{folder}/{_RESULT}': functools.partial(job, folder, *which)
+    for folder, *which in wanted
+  }
+
+
 def main(argv: list[str] | None = None):
-  """Trains what is missing and prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--workdir', type=epath.Path, required=True)
-  parser.add_argument('--data_dir', help=f'where {_DATASET} is prepared')
-  parser.add_argument('--only', default='', help='rows to train, by commas')
+  """Trains what is missing and prints the tables."""
+  parser = common.study_parser(__doc__, 'experiments.codebook_study')
+  parser.add_argument('--data_dir', help=f'folder where {_DATASET} is prepared')
   parser.add_argument(
-    '--finalists', default='', help='rows to train longer, three seeds each'
+    '--only', default='', help='rows to train, separated by commas'
   )
-  parser.add_argument('--table', action='store_true', help='only the table')
+  parser.add_argument(
+    '--finalists',
+    default='',
+    help='rows to train longer, with three seeds each, separated by commas',
+  )
+  parser.add_argument(
+    '--table', action='store_true', help='train nothing, print the tables'
+  )
   args = parser.parse_args(argv)
   only, finalists = _names(parser, args.only), _names(parser, args.finalists)
-  rows, finals = args.workdir / 'rows', args.workdir / 'finalists'
   if not args.table:
     if not args.data_dir:
       parser.error(f'give --data_dir=DATA, where {_DATASET} is prepared')
-    host_memory.keep()
-    logs.setup_console()
-    for name in finalists:
-      for seed in _SEEDS:
-        config = row_config(name, args.data_dir, _FINAL_STEPS, seed)
-        run_row(config, finals / f'{name}_{seed}', row=name, seed=seed)
-    for name in () if finalists else only or ROWS:
-      config = row_config(name, args.data_dir, _STEPS)
-      run_row(config, rows / name, row=name, seed=0)
-  for folder in (rows, finals):
-    results = _results(folder)
+    common.setup()
+    with common.usage_errors(parser):
+      common.run_missing(args.workdir, jobs(args, only, finalists))
+  for name in ('rows', 'finalists'):
+    results = _results(args.workdir / name)
     if results:
-      print(f'\n{folder.name}\n\n{table(results)}')
-      if folder == rows:
+      print(f'\n{name}\n\n{table(results)}')
+      if name == 'rows':
         write_plots(results, args.workdir)
 
 

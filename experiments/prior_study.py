@@ -6,33 +6,35 @@ python -m experiments.prior_study --workdir=STUDY --table
 ```
 
 RUN is a run whose images are encoded. Each prior has about a million parameters
-(configs/prior.py) and trains once, at a constant learning rate, so that one
-training gives both readings: the validation bits per code after 2,000 steps
+(configs/prior.py). It trains once, at a constant learning rate, and that one
+training answers both questions: the validation bits per code after 2,000 steps
 (equal size and steps), and the best ones within 20 minutes (equal time).
 
-The first command measures each prior's step and its sampling, in turns; run it
-on an idle machine. The trainings are then as many steps as fit into 20 minutes
-at that speed, so that it does not matter what else runs meanwhile. Start it
-again when it was stopped: it goes on where it was.
+The first command starts by measuring the time of a training step and of
+sampling for each prior, in turns; run it on an idle machine. Each prior then
+trains for as many steps as fit into 20 minutes at that speed, so other work on
+the machine no longer matters. If the study was interrupted, run the command
+again: it resumes.
 """
 
-import argparse
-import json
+import functools
 import os
 import statistics
 import time
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import config_files
-from dermvq_jax.data import pipeline, prepared
-from dermvq_jax.generation import encode
+from dermvq_jax.data import prepared
+from dermvq_jax.models import build
 from dermvq_jax.models.priors import sampler
-from dermvq_jax.runs import logs
-from dermvq_jax.training import host_memory, loop, optim, parallel, state, tasks
+from dermvq_jax.runs import run as run_lib
+from dermvq_jax.training import loop
+from dermvq_jax.training import trainer as trainer_lib
+from experiments import common
 
 _PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
 _MINUTES = 20
@@ -43,162 +45,156 @@ _SAMPLES = 16
 _SPEEDS = 'speeds.json'
 
 
-def _config(prior: str, num_train_steps: int = 0):
-  return config_files.load(
+def prior_config(prior: str, *overrides: str):
+  """Returns the config of a prior in this study."""
+  return common.load_config(
     f'prior:{prior}',
-    [
-      '--config.optim.schedule=constant',
-      f'--config.eval_every_steps={_EVAL_EVERY}',
-      f'--config.num_train_steps={num_train_steps}',
-    ],
+    'optim.schedule=constant',
+    f'eval_every_steps={_EVAL_EVERY}',
+    *overrides,
   )
 
 
 class _Contender:
   """One prior, ready to be timed."""
 
-  def __init__(self, prior: str, run: epath.Path):
-    config = _config(prior, _EQUAL_STEPS)
-    dataset, data_dir = encode.resolve_dataset(config, run)
-    facts = prepared.describe(dataset, data_dir)
-    source = prepared.open_split(dataset, data_dir, 'train')
-    batches = pipeline.train_batches(
-      source, batch_size=config.batch_size, seed=0, keys=('codes', 'label')
+  def __init__(self, prior: str, codes: prepared.Dataset):
+    config = trainer_lib.resolve(
+      prior_config(prior, f'num_train_steps={_EQUAL_STEPS}'), codes.facts
     )
-    task = tasks.make(config, facts)
-    tx = optim.make(config.optim, config.num_train_steps)
-    params, model_state = task.init(jax.random.key(0), batches)
-
-    def step(tree, batch, *, axis_name):
-      grads, _ = jax.grad(task.loss_fn, has_aux=True)(
-        tree.params,
-        tree.model_state,
-        batch,
-        jax.random.fold_in(jax.random.key(0), tree.step),
-        train=True,
-        axis_name=axis_name,
-      )
-      return tree.update(grads, tree.model_state, tx, config.params_ema_decay)
-
-    par = parallel.Parallel()
-    self._step = par.compile(step, donate=True)
-    self._state = par.put_tree(
-      state.TrainState.create(params, model_state, tx, ema=True)
+    trainer = trainer_lib.Trainer(
+      config, codes.facts, {'train': codes.split('train')}
     )
-    self._batch = par.put_batch(next(batches))
-    self._grid = tuple(facts['grid'])
-    self._model = tasks.prior_model(config, facts)
-    self._num_params = sum(x.size for x in jax.tree.leaves(params))
+    self._step = trainer.compile_train_step()
+    self._tree = trainer.parallel.put_tree(trainer.start())
+    self._batch = trainer.parallel.put_batch(next(trainer.train_batches()))
+    self._model = build.prior(config, codes.facts)
+    self._grid = tuple(codes.facts['grid'])
+    labels = np.arange(_SAMPLES) % len(codes.facts['class_names'])
+    self._labels = labels.astype(np.int32)
     self._seconds = {'step_seconds': [], 'sample_seconds': []}
 
   def measure(self, keep: bool):
     """Times some steps and one batch of samples."""
     start = time.perf_counter()
     for _ in range(_STEPS_A_ROUND):
-      self._state = self._step(self._state, self._batch)
-    jax.block_until_ready(self._state)
+      self._tree = self._step(self._tree, self._batch)
+    jax.block_until_ready(self._tree)
     step_seconds = (time.perf_counter() - start) / _STEPS_A_ROUND
-    labels = np.arange(_SAMPLES) % self._model.num_classes
-    variables = {'params': self._state.params}
-    keys = sampler.image_keys(0, labels)
+    variables = {'params': self._tree['state'].params}
+    conditions = {'label': self._labels}
+    keys = sampler.image_keys(0, self._labels)
     start = time.perf_counter()
     sampler.sample_codes(
-      self._model, variables, labels, keys, self._grid
+      self._model, variables, conditions, keys, self._grid
     ).block_until_ready()
     if keep:
       self._seconds['step_seconds'].append(step_seconds)
       self._seconds['sample_seconds'].append(time.perf_counter() - start)
 
   def result(self) -> dict[str, float]:
-    """Medians, and the number of parameters."""
+    """Returns the medians, and the number of parameters."""
     medians = {k: statistics.median(v) for k, v in self._seconds.items()}
-    return medians | {'num_params': self._num_params}
+    leaves = jax.tree.leaves(self._tree['state'].params)
+    return medians | {'num_params': sum(x.size for x in leaves)}
 
 
-def _measure(run: epath.Path, path: epath.Path) -> dict[str, dict[str, float]]:
-  """Speeds of all priors, measured once and kept in a file."""
-  if path.exists():
-    return json.loads(path.read_text())
-  contenders = {prior: _Contender(prior, run) for prior in _PRIORS}
+def _measure(codes: prepared.Dataset) -> dict[str, dict[str, float]]:
+  """Measures the speeds of all priors."""
+  contenders = {prior: _Contender(prior, codes) for prior in _PRIORS}
   for n in range(1 + _ROUNDS):
     for prior, contender in contenders.items():
-      contender.measure(keep=n > 0)  # the first one compiles
+      contender.measure(keep=n > 0)  # The first round compiles.
       logging.info('Measured %s, round %d of %d.', prior, n, _ROUNDS)
-  speeds = {prior: c.result() for prior, c in contenders.items()}
-  path.write_text(json.dumps(speeds, indent=2))
-  return speeds
+  return {prior: c.result() for prior, c in contenders.items()}
 
 
-def _num_train_steps(speed: dict[str, float]) -> int:
-  """Steps in 20 minutes, in whole validations; at least those of equal size."""
+def num_train_steps(speed: dict[str, float]) -> int:
+  """Steps that fit into 20 minutes, in whole validations; at least 2,000."""
   validations = int(_MINUTES * 60 / speed['step_seconds'] / _EVAL_EVERY)
   return max(_EQUAL_STEPS, validations * _EVAL_EVERY)
 
 
-def _train(run: epath.Path, workdir: epath.Path, prior: str, num_steps: int):
-  """Trains one prior, or goes on; its workdir borrows the VQ-VAE."""
-  folder = workdir / prior
+def _train(
+  vqvae: run_lib.Run, codes: prepared.Dataset, folder: epath.Path, steps: int
+):
+  """Trains one prior, or resumes; its workdir borrows the VQ-VAE."""
   folder.mkdir(parents=True, exist_ok=True)
   if not (folder / 'vqvae').exists():
-    os.symlink(run.resolve() / 'vqvae', folder / 'vqvae')
-  loop.run(_config(prior, num_steps), folder)
-
-
-def _table(workdir: epath.Path) -> str:
-  """The results as they stand, in Markdown."""
-  speeds = json.loads((workdir / _SPEEDS).read_text())
-  lines = [
-    '| prior | parameters | val bits per code, 2,000 steps | best within 20 '
-    'minutes | at step | s per 1,000 images trained | s for 16 samples |',
-    '|' + '---|' * 7,
-  ]
-  for prior, speed in speeds.items():
-    rows = logs.read(workdir / prior / 'prior')
-    bits = {
-      row['step']: row['val/bits_per_code']
-      for row in rows
-      if 'val/bits_per_code' in row
-    }
-    in_time = {
-      step: value
-      for step, value in bits.items()
-      if step * speed['step_seconds'] <= _MINUTES * 60
-    }
-    best = min(in_time, key=in_time.get, default=None)
-    equal = bits.get(_EQUAL_STEPS)
-    config = _config(prior)
-    cells = [
-      prior,
-      f'{speed["num_params"]:,}',
-      'not yet' if equal is None else f'{equal:.3f}',
-      'not yet' if best is None else f'{in_time[best]:.3f}',
-      'not yet' if best is None else f'{best} of {max(in_time)}',
-      f'{1000 / config.batch_size * speed["step_seconds"]:.1f}',
-      f'{speed["sample_seconds"]:.3f}',
-    ]
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines)
-
-
-def main():
-  """Measures, trains and prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    os.symlink(vqvae.vqvae.folder.resolve(), folder / 'vqvae')
+  config = prior_config(
+    folder.name, f'num_train_steps={steps}', f'dataset={codes.name}'
   )
-  parser.add_argument('--vqvae', type=epath.Path, help='run with a VQ-VAE')
-  parser.add_argument('--workdir', type=epath.Path, required=True)
-  parser.add_argument('--table', action='store_true', help='only the table')
-  args = parser.parse_args()
+  loop.train(config, run_lib.Run(folder, codes.data_dir))
+
+
+def table(workdir: epath.Path) -> str:
+  """Returns the results so far as a Markdown table."""
+  header = [
+    'prior',
+    'parameters',
+    f'val bits per code, {_EQUAL_STEPS:,} steps',
+    f'best within {_MINUTES} minutes',
+    'at step',
+    's per 1,000 images trained',
+    f's for {_SAMPLES} samples',
+  ]
+  speeds = common.read_json(workdir / _SPEEDS)
+  return common.table(
+    header, [_row(workdir, prior, speed) for prior, speed in speeds.items()]
+  )
+
+
+def _row(workdir: epath.Path, prior: str, speed: dict[str, float]) -> list[Any]:
+  bits = {
+    row['step']: row['val/bits_per_code']
+    for row in run_lib.Run(workdir / prior).prior.metrics()
+    if 'val/bits_per_code' in row
+  }
+  in_time = {
+    step: value
+    for step, value in bits.items()
+    if step * speed['step_seconds'] <= _MINUTES * 60
+  }
+  best = min(in_time, key=in_time.get, default=None)
+  equal = bits.get(_EQUAL_STEPS)
+  batch_size = prior_config(prior).batch_size
+  return [
+    prior,
+    f'{speed["num_params"]:,}',
+    'not yet' if equal is None else f'{equal:.3f}',
+    'not yet' if best is None else f'{in_time[best]:.3f}',
+    'not yet' if best is None else f'{best} of {max(in_time)}',
+    f'{1000 / batch_size * speed["step_seconds"]:.1f}',
+    f'{speed["sample_seconds"]:.3f}',
+  ]
+
+
+def main(argv: list[str] | None = None):
+  """Measures, trains and prints the table."""
+  parser = common.study_parser(__doc__, 'experiments.prior_study')
+  parser.add_argument(
+    '--vqvae', type=epath.Path, help='run with a VQ-VAE and its codes'
+  )
+  parser.add_argument(
+    '--table', action='store_true', help='train nothing, print the table'
+  )
+  args = parser.parse_args(argv)
   if not args.table:
     if args.vqvae is None:
       parser.error('give --vqvae=RUN, a run with a VQ-VAE and its codes')
-    host_memory.keep()
-    logs.setup_console()
-    args.workdir.mkdir(parents=True, exist_ok=True)
-    speeds = _measure(args.vqvae, args.workdir / _SPEEDS)
-    for prior, speed in speeds.items():
-      _train(args.vqvae, args.workdir, prior, _num_train_steps(speed))
-  print(_table(args.workdir))
+    common.setup()
+    with common.usage_errors(parser):
+      run = run_lib.Run(args.vqvae)
+      codes = run.dataset(prior_config(_PRIORS[0]))
+      common.run_missing(
+        args.workdir, {_SPEEDS: functools.partial(_measure, codes)}
+      )
+      speeds = common.read_json(args.workdir / _SPEEDS)
+      for prior in common.announced(list(speeds)):
+        steps = num_train_steps(speeds[prior])
+        _train(run, codes, args.workdir / prior, steps)
+  print(table(args.workdir))
 
 
 if __name__ == '__main__':

@@ -79,11 +79,12 @@ def _loop(
   for step in range(start + 1, end + 1):
     # Dispatch does not wait: the next batch is made and put on the devices
     # while this step runs.
+    logs_now = trainer.is_logged(step)
+    old = trainer.copy(tree['state'].params) if logs_now else None
     with trace.step(step, tree):
       tree = step_fn(tree, par.put_batch(next(batches)))
     bar.update()
     signal = requests.agreed(step)
-    logs_now = trainer.is_logged(step)
     evaluates = _is_due(step, config.eval_every_steps, end)
     saves = bool(signal) or _is_due(step, config.checkpoint_every_steps, end)
     if logs_now or evaluates or saves:
@@ -92,8 +93,11 @@ def _loop(
       tree, row = _fetch(tree, 'window', 'step/', par)
       _check_not_all_skipped(row, step, saved, folder)
       row['step/steps_per_second'] = (step - logged) / (time.time() - since)
-      rates = trainer.learning_rates(step)
-      row |= {f'step/{name}': rate for name, rate in rates.items()}
+      measured = {
+        **trainer.learning_rates(step),
+        **trainer.parameter_norms(old, tree['state'].params),
+      }
+      row |= {f'step/{name}': value for name, value in measured.items()}
       log.scalars(step, row)
       bar.set_postfix(loss=f'{row["step/loss"]:.4g}')
     if evaluates:

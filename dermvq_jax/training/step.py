@@ -1,20 +1,17 @@
 """One step of training and one of evaluation, as pure functions."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from dermvq_jax.training import metrics, optim, state, tasks
 
 PyTree = Any
-# What is logged of each sub-tree of the parameters beside its learning rate.
-NORMS = ('grad_norm', 'update_norm', 'param_norm')
 
 
 def _gradients(
@@ -66,31 +63,27 @@ def _gradients(
   return grads, parts, jax.tree.map(join, observed)
 
 
-def _norm_names(subtree: str) -> list[str]:
-  """'grad_norm', ..., with the name of the sub-tree if it has one."""
-  return [f'{norm}/{subtree}' if subtree else norm for norm in NORMS]
-
-
-def _norms(
-  optimizer: optim.Optimizer, grads: PyTree, new: PyTree, params: PyTree
+def norms(
+  optimizer: optim.Optimizer, tree: PyTree, name: str
 ) -> dict[str, jax.Array]:
   """Euclidean norms of all values of each sub-tree, float32 scalars.
 
   Args:
-    optimizer: divides the parameters.
-    grads: the gradients of the step.
-    new: the parameters after the step.
-    params: the parameters before it.
+    optimizer: that of the parameters.
+    tree: a tree like the parameters.
+    name: of the norm; with the sub-tree's name behind it if it has one.
   """
-  norms = {}
-  # What the optimiser adds is not read here: an output more would change how
-  # XLA rounds the parameters.
-  updates = jax.tree.map(jnp.subtract, new, params)
-  trees = [optimizer.subtrees(tree) for tree in (grads, updates, params)]
-  for subtree in optimizer.schedules:
-    for name, tree in zip(_norm_names(subtree), trees):
-      norms[name] = optax.global_norm(tree[subtree]).astype(jnp.float32)
-  return norms
+
+  def norm(subtree: PyTree) -> jax.Array:
+    # As products: with another sum over gradients, XLA:CPU would round the
+    # parameters differently.
+    leaves = [x.astype(jnp.float32).ravel() for x in jax.tree.leaves(subtree)]
+    return jnp.sqrt(sum(jnp.vdot(x, x) for x in leaves))
+
+  return {
+    f'{name}/{key}' if key else name: norm(subtree)
+    for key, subtree in optimizer.subtrees(tree).items()
+  }
 
 
 def make_train_step(
@@ -101,7 +94,6 @@ def make_train_step(
   ema_decay: float = 0.0,
   skip_nonfinite: bool = False,
   num_microbatches: int = 1,
-  is_logged: Callable[[jax.Array], jax.Array] = lambda _: True,
 ) -> Callable[..., PyTree]:
   """One update, as a function for `parallel.Parallel.compile`.
 
@@ -117,7 +109,6 @@ def make_train_step(
     ema_decay: decay of the moving average of the parameters.
     skip_nonfinite: whether to continue after a step that is not finite.
     num_microbatches: how many parts of the batch run one after the other.
-    is_logged: whether norms are measured in a step, by its number from 1.
   """
 
   def train_step(tree: PyTree, batch: PyTree, *, axis_name: str | None):
@@ -132,37 +123,26 @@ def make_train_step(
     if axis_name is not None:
       grads = jax.lax.pmean(grads, axis_name)
       parts = jax.lax.psum(parts, axis_name)
-    updated = old.update(grads, model_state, optimizer.tx, ema_decay)
+    parts |= {
+      name: metrics.Mean.of(norm[None])
+      for name, norm in norms(optimizer, grads, 'grad_norm').items()
+    }
     new, good = old.accept(
-      updated, parts['loss'].total, grads, skip=skip_nonfinite
+      old.update(grads, model_state, optimizer.tx, ema_decay),
+      parts['loss'].total,
+      grads,
+      skip=skip_nonfinite,
     )
-    window = parts | _norm_metrics(
-      jnp.asarray(is_logged(old.step + 1)),
-      functools.partial(_norms, optimizer, grads, new.params, old.params),
-    )
-    window, parts = jax.tree.map(
-      lambda x: jnp.where(good, x, 0), (window, parts)
-    )
+    parts = jax.tree.map(lambda x: jnp.where(good, x, 0), parts)
     if skip_nonfinite:
-      skipped = {'skipped_steps': metrics.Count(1 - good.astype(jnp.int32))}
-      window, parts = window | skipped, parts | skipped
+      parts['skipped_steps'] = metrics.Count(1 - good.astype(jnp.int32))
     return {
       'state': new,
-      'window': metrics.merge(tree['window'], window),
+      'window': metrics.merge(tree['window'], parts),
       'epoch': metrics.merge(tree['epoch'], parts),
     }
 
   return train_step
-
-
-def _norm_metrics(
-  is_due: jax.Array, measure: Callable[[], dict[str, jax.Array]]
-) -> metrics.Metrics:
-  """Norms as metrics; they cost nothing where they are not due."""
-  zeros = {name: jnp.zeros(()) for name in jax.eval_shape(measure)}
-  norms = jax.lax.cond(is_due, measure, lambda: zeros)
-  count = is_due.astype(jnp.float32)
-  return {name: metrics.Mean(norm, count) for name, norm in norms.items()}
 
 
 def make_eval_step(task: tasks.Task) -> Callable[..., PyTree]:
@@ -205,18 +185,14 @@ def zero_sums(
   batch: PyTree,
   *,
   skip_nonfinite: bool = False,
-) -> Mapping[str, metrics.Metrics]:
-  """`window` and `epoch` of `make_train_step` before the first step."""
+) -> metrics.Metrics:
+  """The sums of the metrics of `make_train_step` before the first step."""
+  shapes = jax.eval_shape(
+    lambda params: norms(optimizer, params, 'grad_norm'), train_state.params
+  )
   zero = np.zeros((), np.float32)
-  epoch = {
-    'loss': metrics.Mean(zero, zero),
-    **zero_metrics(task, train_state, batch, train=True),
-  }
+  sums = {name: metrics.Mean(zero, zero) for name in ('loss', *shapes)}
+  sums |= zero_metrics(task, train_state, batch, train=True)
   if skip_nonfinite:
-    epoch['skipped_steps'] = metrics.Count(np.zeros((), np.int32))
-  norms = {
-    name: metrics.Mean(zero, zero)
-    for subtree in optimizer.schedules
-    for name in _norm_names(subtree)
-  }
-  return {'window': epoch | norms, 'epoch': epoch}
+    sums['skipped_steps'] = metrics.Count(np.zeros((), np.int32))
+  return sums

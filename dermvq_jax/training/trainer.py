@@ -1,5 +1,6 @@
 """A phase's training as an object: all but the loop and the files."""
 
+import functools
 import itertools
 import math
 import os
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from dermvq_jax import errors
@@ -100,6 +102,8 @@ class Trainer:
     self._init_rng, self._step_rng = jax.random.split(root)
     self._augment = augment.Augment(**config.get('augment', {}))
     self._eval_step = self.parallel.compile(step_lib.make_eval_step(self.task))
+    self.copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
+    self._norms = jax.jit(self._parameter_norms)
 
   def train_batches(self, start_step: int = 0, **kwargs) -> Iterator[PyTree]:
     """Batches from a step on; by default this host's part of them."""
@@ -128,10 +132,10 @@ class Trainer:
       process_count=jax.process_count(),
     )
 
-  def is_logged(self, step: int | jax.Array) -> bool | jax.Array:
+  def is_logged(self, step: int) -> bool:
     """Whether metrics are logged after this step."""
     every, end = self.config.log_every_steps, self.config.num_train_steps
-    return (step % every == 0) | (step == end)
+    return step % every == 0 or step == end
 
   def compile_train_step(self) -> Callable[..., PyTree]:
     """Compiles one update; it reuses the memory of the tree it is given."""
@@ -142,7 +146,6 @@ class Trainer:
       ema_decay=self.config.params_ema_decay,
       skip_nonfinite=self.config.optim.skip_nonfinite,
       num_microbatches=self.config.num_microbatches,
-      is_logged=self.is_logged,
     )
     return self.parallel.compile(train_step, donate=True)
 
@@ -150,8 +153,10 @@ class Trainer:
     """The unsharded stream, the same on every host."""
     return self.train_batches(process_index=0, process_count=1, num_workers=0)
 
-  def _start(self, batches: Iterator[PyTree], example: PyTree) -> PyTree:
-    params, model_state = self.task.init(self._init_rng, batches)
+  def _start(
+    self, rng: jax.Array, batches: Iterator[PyTree], example: PyTree
+  ) -> PyTree:
+    params, model_state = self.task.init(rng, batches)
     train_state = state.TrainState.create(
       params,
       model_state,
@@ -165,18 +170,42 @@ class Trainer:
       example,
       skip_nonfinite=self.config.optim.skip_nonfinite,
     )
-    return {'state': train_state, **sums}
+    return {'state': train_state, 'window': sums, 'epoch': sums}
 
-  def start(self) -> PyTree:
-    """Returns the tree before the first step, the same on every host."""
-    return self._start(self._whole_batches(), next(self._whole_batches()))
+  def start(self, rng: jax.Array | None = None) -> PyTree:
+    """Returns the tree before the first step, the same on every host.
+
+    Args:
+      rng: random key of the initial values; by default one of `config.seed`.
+    """
+    rng = self._init_rng if rng is None else rng
+    return self._start(rng, self._whole_batches(), next(self._whole_batches()))
 
   def structure(self) -> PyTree:
     """Returns `start()` with shapes for arrays; it reads a single batch."""
     example = next(self._whole_batches())
     return jax.eval_shape(
-      lambda: self._start(itertools.repeat(example), example)
+      lambda: self._start(self._init_rng, itertools.repeat(example), example)
     )
+
+  def _parameter_norms(self, old: PyTree, new: PyTree) -> dict[str, jax.Array]:
+    updates = jax.tree.map(jnp.subtract, new, old)
+    return {
+      **step_lib.norms(self.optimizer, updates, 'update_norm'),
+      **step_lib.norms(self.optimizer, new, 'param_norm'),
+    }
+
+  def parameter_norms(self, old: PyTree, new: PyTree) -> dict[str, float]:
+    """Norms of the parameters, and of what a step added to them.
+
+    They are measured outside of the step, where reading its result does not
+    change how XLA rounds it.
+
+    Args:
+      old: `copy` of the parameters before the step.
+      new: the parameters after it.
+    """
+    return {k: float(v) for k, v in self._norms(old, new).items()}
 
   def learning_rates(self, num_steps: int) -> dict[str, float]:
     """The learning rate of the last of `num_steps` updates, by sub-tree."""

@@ -1,1 +1,1 @@
-"""Ratios against a baseline that is measured in the same run."""
+"""Benchmarks, as ratios to a baseline that is measured in the same run."""

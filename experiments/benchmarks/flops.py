@@ -1,15 +1,15 @@
 """Floating point operations of the models' original operators, by formula.
 
-A multiply-add counts 2. Counted is what the operators are defined as: a
-convolution by the positions of its output, its kernel and its channels (causal
-ones by the part of the kernel that sees anything; the zeros around the grid
-count), a matmul, the distances to all codes. Not counted: elementwise work,
-biases, gathers, the optimizer. Whatever else a backend makes of them (copies,
-other algorithms) changes the time and not these numbers.
+A multiply-add counts as 2 operations. Operators count as they are defined:
+convolutions (positions of the output, times kernel, times channels), matmuls
+and the distances to all codes. A causal convolution counts only the part of its
+kernel that is not masked; zeros around the grid count. Elementwise work,
+biases, gathers and the optimiser do not count. If a backend computes an
+operator in another way, its time changes, but not these numbers.
 
-A training step computes each operator three times: forward, the gradient for
-its input and the gradient for its kernel; twice where its input needs no
-gradient, once where nothing does.
+A training step computes each operator three times: forward, the gradient of its
+input and the gradient of its kernel. Without a gradient of the input it is
+twice, without any gradient once.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-  """One operator, of one example.
+  """One operator, for one example.
 
   Attributes:
     forward: operations of the forward pass.
-    passes: of a training step.
+    passes: how often a training step computes the operator.
   """
 
   forward: int
@@ -31,7 +31,15 @@ class Operator:
 def conv(
   positions: int, taps: int, inputs: int, features: int, passes: int = 3
 ) -> Operator:
-  """A convolution with `taps` weights a pair of channels; a matmul has 1."""
+  """Returns a convolution; a matmul is one with a single tap.
+
+  Args:
+    positions: number of positions in the output.
+    taps: number of weights for each pair of channels.
+    inputs: number of input channels.
+    features: number of output channels.
+    passes: see `Operator`.
+  """
   return Operator(2 * positions * taps * inputs * features, passes)
 
 
@@ -43,14 +51,23 @@ def vqvae(
   codebook_size: int = 512,
   code_dim: int = 64,
 ) -> list[Operator]:
-  """Of images `size` px a side, 4 times downsampled."""
+  """Returns the operators of a VQ-VAE that downsamples 4 times.
+
+  Args:
+    size: side of the images in pixels.
+    features: width of the network.
+    residual_features: width inside the residual blocks.
+    num_residual_blocks: number of residual blocks in each half.
+    codebook_size: K.
+    code_dim: D.
+  """
   half, grid = features // 2, (size // 4) ** 2
   block = [
     conv(grid, 9, features, residual_features),
     conv(grid, 1, residual_features, features),
   ]
   return [
-    # Encoder; space-to-depth makes 4 times the channels.
+    # Encoder; space-to-depth multiplies the channels by 4.
     conv(4 * grid, 9, 4 * 3, half, passes=2),
     conv(grid, 9, 4 * half, features),
     conv(grid, 9, features, features),
@@ -75,7 +92,17 @@ def gated_pixelcnn(
   head_features: int = 256,
   codebook_size: int = 512,
 ) -> list[Operator]:
-  """Of codes [grid, grid]."""
+  """Returns the operators of a Gated PixelCNN.
+
+  Args:
+    grid: side of the grid of codes.
+    num_layers: number of layers.
+    features: width of each stack.
+    kernel_size: size of the kernels inside the layers.
+    first_kernel_size: size of the first kernels.
+    head_features: width of the hidden layer before the logits.
+    codebook_size: K.
+  """
   positions = grid**2
   first, reach = first_kernel_size // 2, kernel_size // 2
   layer = [
@@ -94,10 +121,10 @@ def gated_pixelcnn(
 
 
 def of_forward(operators: list[Operator]) -> int:
-  """Operations of one example's forward pass."""
+  """Returns the operations of the forward pass of one example."""
   return sum(operator.forward for operator in operators)
 
 
 def of_step(operators: list[Operator], batch: int) -> int:
-  """Operations of a training step."""
+  """Returns the operations of a training step."""
   return batch * sum(o.passes * o.forward for o in operators)

@@ -1,12 +1,12 @@
-"""What the benchmarks share: a process a measurement, rounds, medians, tables.
+"""What the benchmarks share: rounds, a process for each measurement, medians.
 
-A case is a tuple of words and numbers. In each round every case is measured
-once, in a process of its own, one after the other, so that a machine that slows
-down slows them all. The process prints one JSON object of numbers.
+A case is a tuple of words and numbers. Each round measures every case once, one
+after the other, so a machine that slows down slows all cases. Each measurement
+has a process of its own, which prints one JSON object of numbers.
 
-Rounds share a cache of compiled programs that starts empty: the first round's
-first call compiles, and its memory is that of compiling; later rounds show what
-a second start costs.
+All rounds share a cache of compiled programs. It starts empty, so the first
+call of the first round includes compilation, and so does its memory. Later
+rounds show the cost of a second start.
 """
 
 import argparse
@@ -21,24 +21,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from dermvq_jax.training import host_memory
+from experiments import common
 
 Case = tuple[str | int, ...]
-# Of each case, each number of all rounds.
+# For each case and each of its numbers, the values of all rounds.
 Results = dict[Case, dict[str, list[float]]]
 
 
 def name(case: Case) -> str:
-  """As `--only` finds it."""
+  """Returns the name that `--only` searches."""
   return ' '.join(map(str, case))
 
 
 def limit_cores(count: int):
-  """Keeps this process to some cores; before anything starts threads."""
+  """Restricts this process to some cores.
+
+  It must be called before anything starts threads.
+  """
   if hasattr(os, 'sched_setaffinity'):  # Linux
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
@@ -46,12 +49,12 @@ def limit_cores(count: int):
 def timed(
   call: Callable[[], object], calls: int, warm_up: int = 0
 ) -> tuple[float, float]:
-  """Seconds of the first call, and the median of the last `calls`.
+  """Times a function: seconds of its first call, and the median of the last.
 
   Args:
-    call: what is timed.
-    calls: how many count.
-    warm_up: how many come between, which do not.
+    call: the function.
+    calls: number of calls that the median is taken over.
+    warm_up: number of calls between the first one and these.
   """
   seconds = []
   for _ in range(1 + warm_up + calls):
@@ -62,13 +65,13 @@ def timed(
 
 
 def peak_bytes() -> int:
-  """The most memory that this process had at once."""
+  """Returns the peak memory of this process."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == 'darwin' else 1024 * peak
 
 
 def extra_bytes(call: Callable[[], object]) -> int:
-  """How much more memory than before a call has at its peak (Linux)."""
+  """Returns how much memory a call adds at its peak; for Linux only."""
   status = pathlib.Path('/proc/self/status')
 
   def read(field: str) -> int:
@@ -76,8 +79,8 @@ def extra_bytes(call: Callable[[], object]) -> int:
     return 1024 * int(line.split()[1])
 
   if hasattr(libc := ctypes.CDLL(None), 'malloc_trim'):
-    libc.malloc_trim(0)  # Else it may use what was freed before.
-  pathlib.Path('/proc/self/clear_refs').write_text('5')  # forgets the peak
+    libc.malloc_trim(0)  # Otherwise the call may reuse freed memory.
+  pathlib.Path('/proc/self/clear_refs').write_text('5')  # Resets the peak.
   before = read('VmRSS:')
   call()
   return read('VmHWM:') - before
@@ -88,7 +91,7 @@ def interleave(
   rounds: int,
   measure: Callable[[Case], dict[str, float]],
 ) -> Results:
-  """Measures every case once a round; says on stderr how far it is."""
+  """Measures every case once a round; reports progress on stderr."""
   results = {case: {} for case in cases}
   for n in range(rounds):
     for case in cases:
@@ -105,11 +108,11 @@ def interleave(
 
 
 def in_process(module: str, arguments: Sequence[str], cache: str) -> Callable:
-  """Measures cases by starting `module` with `--measure` added.
+  """Returns a function that measures a case in a process of its own.
 
   Args:
-    module: its name.
-    arguments: its command line.
+    module: name of the module to start; `--measure` is added to its flags.
+    arguments: its other flags.
     cache: folder for JAX's compiled programs.
   """
   env = os.environ | {
@@ -131,61 +134,54 @@ def in_process(module: str, arguments: Sequence[str], cache: str) -> Callable:
 
 
 def median(results: Results, case: Case, key: str = 'seconds') -> float:
-  """Over the rounds; not a number if the case was not measured."""
+  """Returns the median over the rounds; NaN if the case was not measured."""
   values = results.get(case, {}).get(key)
   return statistics.median(values) if values else float('nan')
 
 
 def of_first_round(results: Results, case: Case, key: str) -> float:
-  """Where compiling counts; not a number if the case was not measured."""
+  """Returns the value of the first round; NaN if the case was not measured."""
   return results.get(case, {}).get(key, [float('nan')])[0]
 
 
 def ratio(
   results: Results, above: Case, below: Case, key: str = 'seconds'
 ) -> float:
-  """Median of the rounds' quotients: a round shares the machine's speed."""
+  """Returns the median of the rounds' ratios; NaN if a case was not measured.
+
+  Within a round the machine is equally fast for both cases.
+  """
   try:
     pairs = zip(results[above][key], results[below][key], strict=True)
     return statistics.median(a / b for a, b in pairs)
-  except KeyError:  # One was not measured.
+  except KeyError:
     return float('nan')
 
 
 def slope(x: Iterable[float], y: Iterable[float]) -> float:
-  """Of y against x, both logarithmic: the power of x that y grows with."""
+  """Returns the power of x that y grows with: the slope of log y on log x."""
   return float(np.polyfit(np.log(list(x)), np.log(list(y)), 1)[0])
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """Markdown; numbers have three digits, what is not a number is left out."""
-
-  def cell(value: Any) -> str:
-    if isinstance(value, float):
-      return '' if np.isnan(value) else f'{value:#.3g}'.rstrip('.')
-    return str(value)
-
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(map(cell, row)) + ' |' for row in lines)
-
-
 def parser(description: str) -> argparse.ArgumentParser:
-  """The flags that all benchmarks have."""
-  made = argparse.ArgumentParser(
-    description=description,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  made.add_argument('--rounds', type=int, default=5)
+  """Returns a parser with the flags that all benchmarks have."""
+  made = common.parser(description)
   made.add_argument(
-    '--calls', type=int, default=5, help='timed in a process; the median counts'
+    '--rounds', type=int, default=5, help='number of rounds (default: 5)'
+  )
+  made.add_argument(
+    '--calls',
+    type=int,
+    default=5,
+    help='timed calls in each process; their median counts (default: 5)',
   )
   made.add_argument(
     '--only',
     default='',
     metavar='TEXT',
-    help='measure cases that have it in their names, as stderr shows them',
+    help='measure only cases whose name, as shown on stderr, contains TEXT',
   )
-  made.add_argument('--out', metavar='FILE', help='for the tables')
+  made.add_argument('--out', metavar='FILE', help='also write the tables here')
   made.add_argument('--measure', type=json.loads, help=argparse.SUPPRESS)
   return made
 
@@ -198,18 +194,20 @@ def run(
   report: Callable[[Results], str],
   prepare: Callable[[Sequence[Case]], None] = lambda _: None,
 ):
-  """Measures one case if `args` says so, else all of them and prints a report.
+  """Measures the chosen cases and prints a report.
+
+  With `--measure` it measures a single case, in this process.
 
   Args:
     module: name of the program's module.
     args: from `parser`.
-    cases: all there are.
-    measure: runs in a process of its own.
-    report: makes Markdown of the results of the chosen cases.
-    prepare: is given the chosen cases before any is measured.
+    cases: all cases.
+    measure: measures one case; it runs in a process of its own.
+    report: turns the results of the chosen cases into Markdown.
+    prepare: is called with the chosen cases before any is measured.
   """
   if args.measure:
-    host_memory.keep()  # As `dermvq` does; it helps PyTorch too.
+    host_memory.keep()  # As `dermvq` does; PyTorch gets faster too.
     found = measure(tuple(args.measure))
     print(json.dumps(found | {'peak_bytes': peak_bytes()}))
     return

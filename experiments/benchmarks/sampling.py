@@ -1,24 +1,25 @@
-"""How fast codes are drawn, against recomputing the grid for every code.
+"""Speed of sampling, against recomputing the grid for every code.
 
 ```
 pip install -c constraints.txt -e '.[bench]'
 python -m experiments.benchmarks.sampling
 ```
 
-Every figure is the median over rounds; in each round every contender runs once
-in a process of its own, one after the other, so that a machine that slows down
-slows them all. Compilation is apart. A recomputing sampler draws 32 codes and
-is scaled to the grid. `forward` is one teacher-forced pass of the same batch:
-the work that no exact sampler can do without.
+Every number is the median over rounds. In each round every contender runs once,
+one after the other and in a process of its own, so a machine that slows down
+slows all of them. Compilation is not included. A recomputing sampler samples 32
+codes, and its time is scaled to the grid. `forward` is one pass of the same
+batch with all codes given: no exact sampler can do with less work.
 """
 
 import functools
 
+from experiments import common
 from experiments.benchmarks import harness
 
 _CODEBOOK_SIZE, _NUM_CLASSES = 512, 7
-_RECOMPUTED = 32  # codes drawn by a recomputing sampler
-_PRIORS = {
+RECOMPUTED = 32  # codes that a recomputing sampler samples
+PRIORS = {
   'gated_pixelcnn': {'num_layers': 15, 'features': 64},
   'pixelcnn': {'num_layers': 15, 'features': 128},
   'rnn': {'num_layers': 2, 'features': 208},
@@ -36,31 +37,37 @@ def _torch(prior: str, grid: int, batch: int) -> tuple[float, float]:
     raise ValueError('there is a PyTorch twin of gated_pixelcnn only')
   torch.manual_seed(0)
   model = torch_gated_pixelcnn.GatedPixelCNN(
-    _CODEBOOK_SIZE, _NUM_CLASSES, **_PRIORS[prior]
+    _CODEBOOK_SIZE, _NUM_CLASSES, **PRIORS[prior]
   ).eval()
   labels = torch.zeros(batch, dtype=torch.int64)
   first, seconds = harness.timed(
-    lambda: model.sample(labels, (grid, grid), _RECOMPUTED), calls=1
+    lambda: model.sample(labels, (grid, grid), RECOMPUTED), calls=1
   )
-  return first, seconds * grid**2 / _RECOMPUTED
+  return first, seconds * grid**2 / RECOMPUTED
 
 
 def _jax(
   how: str, prior: str, grid: int, batch: int, calls: int
 ) -> tuple[float, float]:
-  import importlib
-
   import jax
   import jax.numpy as jnp
 
+  from dermvq_jax.models import build
   from dermvq_jax.models.priors import sampler
 
-  module = importlib.import_module(f'dermvq_jax.models.priors.{prior}')
-  model = module.Prior(_CODEBOOK_SIZE, _NUM_CLASSES, **_PRIORS[prior])
+  fields = (f'prior.{name}={value}' for name, value in PRIORS[prior].items())
+  model = build.prior(
+    common.load_config(f'prior:{prior}', *fields),
+    {
+      'codebook_size': _CODEBOOK_SIZE,
+      'conditions': {'label': tuple(map(str, range(_NUM_CLASSES)))},
+    },
+  )
   labels = jnp.zeros(batch, jnp.int32)
+  conditions = {'label': labels}
   codes = jnp.zeros((batch, grid, grid), jnp.int32)
   variables = jax.jit(functools.partial(model.init, train=False))(
-    jax.random.key(0), codes[:1, :2, :2], labels[:1]
+    jax.random.key(0), codes[:1, :2, :2], {'label': labels[:1]}
   )
   apply = functools.partial(model.apply, train=False)
 
@@ -68,35 +75,35 @@ def _jax(
     keys = sampler.image_keys(0, labels)
     return harness.timed(
       lambda: sampler.sample_codes(
-        model, variables, labels, keys, (grid, grid)
+        model, variables, conditions, keys, (grid, grid)
       ).block_until_ready(),
       calls,
     )
   if how == 'forward':
     forward = jax.jit(apply)
     return harness.timed(
-      lambda: forward(variables, codes, labels).block_until_ready(), calls
+      lambda: forward(variables, codes, conditions).block_until_ready(), calls
     )
 
   @jax.jit
-  def draw(variables, codes, labels, n):
+  def sample_next(variables, codes, conditions, n):
     i, j = n // grid, n % grid
-    logits = apply(variables, codes, labels)[:, i, j]
-    drawn = jax.random.categorical(jax.random.key(n), logits)
-    return codes.at[:, i, j].set(drawn)
+    logits = apply(variables, codes, conditions)[:, i, j]
+    sampled = jax.random.categorical(jax.random.key(n), logits)
+    return codes.at[:, i, j].set(sampled)
 
   def run():
-    drawn = codes
-    for n in range(_RECOMPUTED):
-      drawn = draw(variables, drawn, labels, n)
-    drawn.block_until_ready()
+    sampled = codes
+    for n in range(RECOMPUTED):
+      sampled = sample_next(variables, sampled, conditions, n)
+    sampled.block_until_ready()
 
   first, seconds = harness.timed(run, calls=1)
-  return first, seconds * grid**2 / _RECOMPUTED
+  return first, seconds * grid**2 / RECOMPUTED
 
 
-def _measure(case: harness.Case, calls: int) -> dict[str, float]:
-  """Seconds for a batch of whole grids; run in a process of its own."""
+def measure(case: harness.Case, calls: int) -> dict[str, float]:
+  """Measures the seconds for a batch of whole grids, in its own process."""
   how, prior, grid, batch = case
   if how == 'torch':
     first, seconds = _torch(prior, grid, batch)
@@ -106,20 +113,18 @@ def _measure(case: harness.Case, calls: int) -> dict[str, float]:
 
 
 def _cases() -> list[harness.Case]:
-  """What is measured: how, prior, side of the grid, batch size."""
+  """Returns all cases: how, prior, side of the grid, batch size."""
   cases = [
     (how, 'gated_pixelcnn', grid, batch)
     for grid, batch in ((32, 16), (16, 1))
     for how in _HOW
   ]
-  # Recomputing 32x32 codes with the transformer would take minutes a round.
+  # Recomputing 32x32 codes with the transformer would take minutes per round.
   cases += [(how, 'transformer', 32, 16) for how in _HOW[2:]]
   cases += [(how, 'transformer', 16, 1) for how in _HOW[1:]]
-  # The growth with the number of codes.
+  # Growth with the number of codes.
   cases += [
-    ('incremental', prior, grid, 4)
-    for prior in _PRIORS
-    for grid in (16, 32, 64)
+    ('incremental', prior, grid, 4) for prior in PRIORS for grid in (16, 32, 64)
   ]
   return cases
 
@@ -145,7 +150,7 @@ def _report(results: harness.Results) -> str:
     )
   header = ['prior', 'grid', 'batch', 'how', 's a batch', 'images/s']
   header += ['ms a code', 'of the forward pass', 'first call, s']
-  lines = [harness.table(header, rows), '']
+  lines = [common.table(header, rows), '']
   for grid, batch in ((32, 16), (16, 1)):
     for prior in ('gated_pixelcnn', 'transformer'):
       fast = ('incremental', prior, grid, batch)
@@ -166,7 +171,7 @@ def main():
     'experiments.benchmarks.sampling',
     args,
     _cases(),
-    lambda case: _measure(case, args.calls),
+    lambda case: measure(case, args.calls),
     _report,
   )
 

@@ -1,17 +1,16 @@
-"""What saving costs a training.
+"""How much time saving takes from a training.
 
 ```
 python -m experiments.benchmarks.save_cost --data_dir=DATA
 ```
 
-Trains the VQ-VAE in blocks of steps in one process, every second block with a
-save before its first step, so that other work on the machine meets both kinds
-alike. The save goes on in the background; its block ends when it is done.
-Prints the seconds of each block, and the median of what a save adds to the
-block before it.
+Trains the VQ-VAE in blocks of steps, in one process. Every second block starts
+with a save, so other work on the machine slows blocks with and without a save
+alike. The save runs in the background; its block ends when the save has ended.
+The program prints the seconds of each block, and the median of the seconds that
+a save adds to the block before it.
 """
 
-import argparse
 import pathlib
 import tempfile
 import time
@@ -19,36 +18,28 @@ import time
 import jax
 import numpy as np
 
-from dermvq_jax import config_files
 from dermvq_jax.data import prepared
 from dermvq_jax.runs import checkpoints
-from dermvq_jax.training import host_memory, loop
+from dermvq_jax.training import host_memory
+from dermvq_jax.training import trainer as trainer_lib
+from experiments import common
 
 
 def run(dataset: str, data_dir: str, batch_size: int, every: int, blocks: int):
-  """Prints a line a pair of blocks, then the ratio."""
-  config = config_files.load(
-    'vqvae',
-    [
-      f'--config.dataset={dataset}',
-      f'--config.data_dir={data_dir}',
-      f'--config.batch_size={batch_size}',
-    ],
+  """Measures, and prints a line for each block and one for the result."""
+  images = prepared.Dataset(dataset, data_dir)
+  config = common.load_config('vqvae', f'batch_size={batch_size}')
+  trainer = trainer_lib.Trainer(
+    trainer_lib.resolve(config, images.facts),
+    images.facts,
+    {'train': images.split('train')},
   )
-  facts = prepared.describe(dataset, data_dir)
-  sources = {
-    split: prepared.open_split(dataset, data_dir, split)
-    for split in ('train', 'val')
-  }
-  config = loop._resolve(config, facts)
+  par = trainer.parallel
+  step_fn = trainer.compile_train_step()
+  tree = par.put_tree(trainer.start())
+  batches = trainer.train_batches()
   with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name) / 'vqvae'
-    trainer = loop._Trainer(config, folder, facts, sources)
-    par = trainer.parallel
-    step_fn = trainer.compile_train_step()
-    tree = par.put_tree(trainer.start())
-    batches = trainer.train_batches(0)
-    saved = checkpoints.Checkpoints(folder)
+    saved = checkpoints.Checkpoints(pathlib.Path(name) / 'vqvae')
     step, seconds = 0, {True: [], False: []}
     for block in range(2 * blocks + 2):
       saves = block % 2 == 1
@@ -76,12 +67,18 @@ def run(dataset: str, data_dir: str, batch_size: int, every: int, blocks: int):
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--dataset', default='ham10000/64')
-  parser.add_argument('--data_dir', required=True)
+  parser = common.parser(__doc__)
+  parser.add_argument('--dataset', default=common.DATASETS['full'])
+  parser.add_argument(
+    '--data_dir', required=True, help='folder of prepared datasets'
+  )
   parser.add_argument('--batch_size', type=int, default=16)
-  parser.add_argument('--every', type=int, default=20)
-  parser.add_argument('--blocks', type=int, default=25)
+  parser.add_argument(
+    '--every', type=int, default=20, help='steps of a block (default: 20)'
+  )
+  parser.add_argument(
+    '--blocks', type=int, default=25, help='pairs of blocks (default: 25)'
+  )
   args = parser.parse_args()
   host_memory.keep()  # As `dermvq` does.
   run(**vars(args))

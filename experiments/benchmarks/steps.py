@@ -1,46 +1,42 @@
-"""One training step of each model, of the package and in plain PyTorch.
+"""One training step of each model, in the package and in plain PyTorch.
 
-Same architecture, parameters, loss and optimizer (AdamW with the config's
-values, gradient clipping where the config has it). The package's step is the
-one of `dermvq train`: it also sums metrics, looks for what is not finite and,
-for the VQ-VAE, restarts unused codes. Dropout and averaged weights, which the
-prior's twin lacks, are off.
+Architecture, parameters, loss and optimiser are the same (AdamW with the values
+of the config, gradient clipping if the config has it). The package's step is
+that of `dermvq train`: it also sums metrics, checks that everything is finite
+and, for the VQ-VAE, restarts unused codes. Dropout and averaged weights, which
+the prior's PyTorch twin does not have, are off.
 """
 
-import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from experiments import common
+
 NUM_LAYERS, NUM_CLASSES, CODEBOOK_SIZE = 15, 7, 512
 _OVERRIDES = {
-  # As the PyTorch twin and flops.vqvae are.
-  'vqvae': (
-    '--config.model.activation=relu',
-    '--config.quantizer.code_dim=64',
-  ),
+  # Like the PyTorch twin and flops.vqvae.
+  'vqvae': ('model.activation=relu', 'quantizer.code_dim=64'),
   'prior': (
-    f'--config.prior.num_layers={NUM_LAYERS}',
-    '--config.prior.dropout_rate=0.0',
-    '--config.label_dropout_rate=0.0',
-    '--config.params_ema_decay=0.0',
+    f'prior.num_layers={NUM_LAYERS}',
+    'prior.dropout_rate=0.0',
+    'conditions.label=0.0',
+    'params_ema_decay=0.0',
   ),
 }
-_VARIANCE = 0.04  # of training pixels; about that of real images
+_VARIANCE = 0.04  # of the pixels, about that of real training images
 _RECORDS = 128
 
 
-def config(work: str, batch: int) -> Any:
-  """The package's config of 'vqvae' or 'prior' as it is measured."""
-  from dermvq_jax import config_files
-
-  sizes = (f'--config.batch_size={batch}', '--config.num_train_steps=1000')
-  return config_files.load(work, [*_OVERRIDES[work], *sizes])
+def config(work: str, batch: int, *overrides: str) -> Any:
+  """Returns the config that is measured, of 'vqvae' or 'prior'."""
+  sizes = f'batch_size={batch}', 'num_train_steps=1000'
+  return common.load_config(work, *_OVERRIDES[work], *sizes, *overrides)
 
 
 def _data(work: str, size: int, count: int) -> dict[str, np.ndarray]:
-  """Random examples; `size` is the image's or the grid's side."""
+  """Returns random examples; `size` is the side of the image or the grid."""
   rng = np.random.default_rng(0)
   if work == 'vqvae':
     return {'image': rng.integers(0, 256, (count, size, size, 3), np.uint8)}
@@ -50,34 +46,54 @@ def _data(work: str, size: int, count: int) -> dict[str, np.ndarray]:
   }
 
 
-def trainer(work: str, size: int, batch: int, sources: Any = None) -> Any:
-  """The package's trainer, by default of random examples."""
-  from dermvq_jax.training import loop
+def trainer(
+  work: str,
+  size: int,
+  batch: int,
+  *overrides: str,
+  sources: Mapping[str, Any] | None = None,
+) -> Any:
+  """Returns the package's trainer.
 
+  Args:
+    work: 'vqvae' or 'prior'.
+    size: side of the images or of the grids.
+    batch: batch size.
+    *overrides: 'field=value' of the config.
+    sources: the split 'train' as a sequence of records; by default random
+      records.
+  """
+  from dermvq_jax.training import trainer as trainer_lib
+
+  class_names = tuple(map(str, range(NUM_CLASSES)))
   facts = {
     'image_size': size,
     'train_variance': _VARIANCE,
     'codebook_size': CODEBOOK_SIZE,
-    'class_names': tuple(map(str, range(NUM_CLASSES))),
+    'class_names': class_names,
+    'conditions': {'label': class_names},
+    'num_train': _RECORDS,
   }
   if sources is None:
     data = _data(work, size, _RECORDS)
     records = [
       {key: values[i] for key, values in data.items()} for i in range(_RECORDS)
     ]
-    sources = {'train': records, 'val': records}
-  made = config(work, batch)
-  return loop._Trainer(made, pathlib.Path('unused'), facts, sources)
+    sources = {'train': records}
+  made = trainer_lib.resolve(config(work, batch, *overrides), facts)
+  return trainer_lib.Trainer(made, facts, sources)
 
 
-def jax_step(work: str, size: int, batch: int) -> Callable[[], None]:
-  """A function that makes one step of the package, on a constant batch."""
+def jax_step(
+  work: str, size: int, batch: int, *overrides: str
+) -> Callable[[], None]:
+  """Returns a function that makes one step of the package on a fixed batch."""
   import jax
 
-  made = trainer(work, size, batch)
+  made = trainer(work, size, batch, *overrides)
   step_fn = made.compile_train_step()
   tree = made.parallel.put_tree(made.start())
-  constant = made.parallel.put_batch(next(made.train_batches(0)))
+  constant = made.parallel.put_batch(next(made.train_batches()))
 
   def step():
     nonlocal tree
@@ -89,7 +105,7 @@ def jax_step(work: str, size: int, batch: int) -> Callable[[], None]:
 def torch_step(
   work: str, size: int, batch: int, *, channels_last: bool
 ) -> Callable[[], None]:
-  """A function that makes one step of the PyTorch twin."""
+  """Returns a function that makes one step of the PyTorch twin."""
   import torch
   import torch.nn.functional as F  # noqa: N812
 

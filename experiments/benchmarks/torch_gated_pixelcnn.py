@@ -1,8 +1,9 @@
 """The Gated PixelCNN in plain PyTorch: the baseline of the benchmarks.
 
-The same layers and parameters as `dermvq_jax.models.gated_pixelcnn`, written
-as one writes them in PyTorch: causal by padding, `nn.Conv2d`, the forward pass
-of the whole grid for every code that is drawn.
+It has the same layers and parameters as
+`dermvq_jax.models.priors.gated_pixelcnn`, written as is usual in PyTorch:
+padding makes convolutions causal, `nn.Conv2d` computes them, and each sampled
+code takes a forward pass over the whole grid.
 """
 
 import math
@@ -66,11 +67,11 @@ class GatedLayer(nn.Module):
     )
     self.vertical_to_horizontal = nn.Conv2d(doubled // 2, doubled, 1)
     self.output = nn.Conv2d(features, doubled, 1)
-    self.class_bias = nn.Embedding(num_labels, 2 * doubled)
+    self.condition_bias = nn.Embedding(num_labels, 2 * doubled)
 
   def forward(self, vertical, horizontal, labels):
     """Returns both stacks and the skip connection, [B, F, h, w] each."""
-    biases = self.class_bias(labels)[:, :, None, None].chunk(2, dim=1)
+    biases = self.condition_bias(labels)[:, :, None, None].chunk(2, dim=1)
     vertical = vertical + gate(self.vertical_conv(vertical) + biases[0])
     above = self.vertical_to_horizontal(vertical) + biases[1]
     out = self.output(gate(self.horizontal_conv(horizontal) + above))
@@ -133,7 +134,7 @@ class GatedPixelCNN(nn.Module):
 
   @torch.no_grad()
   def sample(self, labels: torch.Tensor, grid: tuple[int, int], limit: int):
-    """Draws the first `limit` codes of each grid, int64 [B, h, w]."""
+    """Samples the first `limit` codes of each grid, int64 [B, h, w]."""
     codes = torch.zeros(len(labels), *grid, dtype=torch.int64)
     for n in range(limit):
       i, j = divmod(n, grid[1])
@@ -143,7 +144,7 @@ class GatedPixelCNN(nn.Module):
 
 
 def load_flax(model: GatedPixelCNN, params: dict) -> GatedPixelCNN:
-  """Gives a model the parameters of a Flax one; returns it."""
+  """Copies the parameters of the Flax prior into a model, which it returns."""
 
   def tensor(leaf, axes=None):
     array = np.asarray(leaf, np.float32)
@@ -153,6 +154,7 @@ def load_flax(model: GatedPixelCNN, params: dict) -> GatedPixelCNN:
     if isinstance(module, CausalConv):
       module = module.conv
     if isinstance(module, nn.Embedding):
+      tree = tree.get('label', tree)  # The bias is by name of the condition.
       module.weight.copy_(tensor(tree['embedding']))
       return
     axes = (3, 2, 0, 1) if isinstance(module, nn.Conv2d) else (1, 0)

@@ -1,4 +1,4 @@
-"""The well-known VQ-VAE recipe in plain PyTorch: the baseline of phase 1.
+"""The well-known VQ-VAE recipe in plain PyTorch: the baseline of the VQ-VAE.
 
 ```
 pip install -c constraints.txt '.[bench]'
@@ -8,18 +8,17 @@ python -m experiments.benchmarks.torch_vqvae --data_dir=DATA --start=normal
 128 hidden, 2 residual layers of 32, D=64, EMA 0.99 with Laplace smoothing,
 commitment 0.25, Adam 1e-3, as in van den Oord et al. 2017, Sonnet's example and
 its many ports to PyTorch: strided and transposed 4x4 convolutions, a codebook
-that starts from N(0, 1) or U(-1/K, 1/K), nothing else. It sees the very batches
-of the package's default config (same images, order and flips), and is measured
-by the same definitions on the whole validation split. It uses a GPU if there is
-one.
+that starts from N(0, 1) or U(-1/K, 1/K), nothing else. It trains on the same
+batches as the package's default config (same images, order and flips), and the
+same metrics are measured on the whole validation split. It uses a GPU if there
+is one.
 
-Prints one JSON object: validation PSNR (of the MSE over all values, outputs
-clipped to [0, 1]), codebook usage, perplexity, parameters, floating point
-operations of one image's forward pass (2 a multiply-add), median seconds a
-step, device and threads.
+The program prints one JSON object: validation PSNR (of the MSE over all values,
+outputs clipped to [0, 1]), codebook usage, perplexity, parameters, floating
+point operations of one image's forward pass (a multiply-add counts as 2),
+median seconds of a step, device and threads.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -32,13 +31,14 @@ from torch import nn
 from torch.utils import flop_counter
 
 from dermvq_jax.data import augment, pipeline, prepared
+from experiments import common
 
 _DECAY, _EPSILON, _COMMITMENT = 0.99, 1e-5, 0.25
 STARTS = ('normal', 'uniform')
 
 
 class ResidualLayer(nn.Module):
-  """x + conv1x1(relu(conv3x3(relu(x)))); the recipe has no biases there."""
+  """x + conv1x1(relu(conv3x3(relu(x)))); in the recipe without biases."""
 
   def __init__(self, features: int, hidden: int, bias: bool = False):
     super().__init__()
@@ -86,7 +86,7 @@ class EmaCodebook(nn.Module):
     self.sums.lerp_(sums, 1 - _DECAY)
     total = self.counts.sum()
     smoothed = (self.counts + _EPSILON) / (total + k * _EPSILON) * total
-    # The many ports write the smoothed counts back; so does this one.
+    # The many ports store the smoothed counts; so does this one.
     self.counts.copy_(smoothed)
     self.codes.copy_(self.sums / smoothed[:, None])
 
@@ -158,7 +158,7 @@ def train(
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    loss.item()  # waits for the device
+    loss.item()  # Waits for the device.
     seconds.append(time.perf_counter() - began)
   return seconds
 
@@ -193,40 +193,41 @@ def forward_flops(model: VQVAE, size: int) -> int:
 
 
 def main():
-  """Trains, evaluates, prints."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  """Trains, evaluates and prints the result."""
+  parser = common.parser(__doc__)
+  parser.add_argument(
+    '--data_dir', required=True, help='folder of prepared datasets'
   )
-  parser.add_argument('--data_dir', required=True)
-  parser.add_argument('--dataset', default='ham10000/64')
-  parser.add_argument('--start', choices=STARTS, default='normal')
+  parser.add_argument('--dataset', default=common.DATASETS['full'])
+  parser.add_argument(
+    '--start',
+    choices=STARTS,
+    default='normal',
+    help='distribution of the initial codes (default: normal)',
+  )
   parser.add_argument('--steps', type=int, default=3000)
   parser.add_argument('--batch_size', type=int, default=16)
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
-  facts = prepared.describe(args.dataset, args.data_dir)
-  training, validation = (
-    prepared.open_split(args.dataset, args.data_dir, split)
-    for split in ('train', 'val')
-  )
+  images = prepared.Dataset(args.dataset, args.data_dir)
   torch.manual_seed(args.seed)
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.backends.cudnn.allow_tf32 = False  # float32, as on a CPU
   model = VQVAE(args.start).to(device)
   stream = pipeline.train_batches(
-    training,
+    images.split('train'),
     batch_size=args.batch_size,
     seed=args.seed,
     keys=('image',),
     augment=augment.Augment(flips=True),
   )
   batches = (next(stream)['image'] for _ in range(args.steps))
-  seconds = train(model, batches, facts['train_variance'])
-  whole = (validation[i]['image'][None] for i in range(len(validation)))
+  seconds = train(model, batches, images.facts['train_variance'])
+  whole = (record['image'][None] for record in images.split('val'))
   result = vars(args) | evaluate(model, whole)
   result |= {
     'num_params': sum(p.numel() for p in model.parameters()),
-    'flops': forward_flops(model.cpu(), facts['image_size']),
+    'flops': forward_flops(model.cpu(), images.facts['image_size']),
     'device': device,
     'seconds_per_step': statistics.median(seconds),
     'threads': torch.get_num_threads(),

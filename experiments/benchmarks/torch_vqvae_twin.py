@@ -1,8 +1,8 @@
 """The package's VQ-VAE in plain PyTorch: the baseline of its training step.
 
-The same layers and parameters as `dermvq_jax.models.vqvae` with the `ema`
-quantizer, written as one writes them in PyTorch. Unused codes are not
-restarted, which spares it some work. (`torch_vqvae` is the recipe of others.)
+It has the same layers and parameters as `dermvq_jax.models.vqvae` with the
+`ema` quantizer, written as is usual in PyTorch. It does not restart unused
+codes, which saves some work. (`torch_vqvae` is the recipe from the literature.)
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ class VQVAE(torch_vqvae.VQVAE):
     features: int = 128,
     hidden: int = 32,
   ):
-    nn.Module.__init__(self)  # Its layers are others, its forward pass is not.
+    nn.Module.__init__(self)  # Only the forward pass is inherited.
     half = features // 2
 
     def conv3(inputs: int, outputs: int) -> nn.Conv2d:
@@ -81,10 +81,16 @@ class VQVAE(torch_vqvae.VQVAE):
 def _take(
   conv: nn.Conv2d, tree: dict, *, unshuffled: bool = False, shuffled=False
 ):
-  """Takes over one convolution.
+  """Copies the parameters of one convolution.
 
-  The 4 values of a block are the outer part of the channels in the package and
-  the inner part in PyTorch.
+  Space-to-depth makes channels from 2x2 pixels and the channels of each. The
+  pixel is the outer index in the package and the inner index in PyTorch.
+
+  Args:
+    conv: the convolution that gets the parameters.
+    tree: its `kernel` and `bias` in Flax.
+    unshuffled: whether space-to-depth made its input channels.
+    shuffled: whether depth-to-space reads its output channels.
   """
   kernel, bias = np.asarray(tree['kernel']), np.asarray(tree['bias'])
 
@@ -103,7 +109,7 @@ def _take(
 
 @torch.no_grad()
 def load_flax(model: VQVAE, params: dict, model_state: dict) -> VQVAE:
-  """Gives a model the parameters and the codebook of a Flax one; returns it."""
+  """Copies parameters and codebook of the Flax VQ-VAE; returns the model."""
   for part in ('encoder', 'decoder'):
     tree, layers = params[part], [*getattr(model, part), None]
     convs = blocks = 0

@@ -1,4 +1,4 @@
-r"""The source report's protocol, run again, and its claims put to the test.
+r"""The source report's protocol, repeated, and its claims, tested.
 
 ```
 dermvq prepare --dataset=ham10000/64 --manual_dir=DIR --data_dir=DATA
@@ -10,7 +10,8 @@ python -m experiments.source_report --workdir=W --page
 
 The report trains a VQ-VAE on dermoscopic images for 10 epochs and a Gated
 PixelCNN on its codes for 20. `protocol.py` says what is trained, `claims.py`
-by which rules its claims are judged, `page.py` draws its figures 3 to 9.
-`W/index.html` has both side by side. Start the command again when it was
-stopped: it goes on where it was. `--page` draws what there is so far.
+has the rules that decide the claims, and `page.py` draws the report's figures 3
+to 9. `W/index.html` shows the report's statements beside these results. If the
+study was interrupted, run the command again: it resumes. `--page` writes the
+page from what is trained so far.
 """

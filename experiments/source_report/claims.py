@@ -1,7 +1,7 @@
-"""The source report's claims and the rules by which they are decided.
+"""The source report's claims and the rules that decide them.
 
-A rule reads logs alone: rows of metrics.jsonl. It was written down before the
-runs it decides on. Where logs do not suffice, the verdict is 'not decided'.
+A rule reads only logs: rows of metrics.jsonl. It was written down before the
+training. If the logs do not suffice, the verdict is 'not decided'.
 """
 
 import dataclasses
@@ -17,21 +17,22 @@ Rows = Sequence[dict[str, Any]]
 CONFIRMED, REFUTED, OPEN = 'confirmed', 'not confirmed', 'not decided'
 _NEAR_ZERO = 0.05  # NMSE
 _SIGNIFICANCE = 0.05
-_FEW_EPOCHS = 1 / 4  # of all
-# A prior is worse, and clearly so, from these shares of the best value on.
+_FEW_EPOCHS = 1 / 4  # as a share of all epochs
+# A value that is higher than the best one by these shares is worse, and clearly
+# worse.
 _WORSE, _CLEARLY_WORSE = 0.01, 0.02
-_MOST = 0.95  # of the improvement
-_FACTOR = 1.1  # between times, beyond which one is longer
+_MOST = 0.95  # as a share of the improvement
+_FACTOR = 1.1  # times that differ by more are different
 
 
 @dataclasses.dataclass(frozen=True)
 class Logs:
-  """The logs of one recipe; what was not run is empty.
+  """The logs of one recipe; the log of a training that was not run is empty.
 
   Attributes:
-    plain: of the VQ-VAE without augmentation, of each seed.
-    augmented: with cut-out and RGB shift, of the same seeds.
-    prior: on the codes of the augmented one of the first seed.
+    plain: logs of the VQ-VAEs without augmentation, by seed.
+    augmented: logs of those with cut-out and RGB shift, by seed.
+    prior: log of the prior on the codes of the first augmented VQ-VAE.
   """
 
   plain: Sequence[Rows] = ()
@@ -40,25 +41,25 @@ class Logs:
 
   @property
   def vqvae(self) -> Rows:
-    """Of the VQ-VAE whose codes the prior learns."""
+    """The log of the VQ-VAE whose codes the prior learns."""
     return self.augmented[0] if self.augmented else ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """Whether a claim holds, and the number that says so."""
+  """Whether a claim holds, and the numbers behind it."""
 
   status: str
   number: str
 
   def __str__(self) -> str:
-    """Both, as text."""
+    """Formats both."""
     return f'{self.status}: {self.number}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """What the report says (where), the rule, and the rule as a function."""
+  """A claim and where the report makes it, its rule in words and in code."""
 
   text: str
   rule: str
@@ -74,7 +75,7 @@ def _verdict(holds: bool, number: str) -> Verdict:
 
 
 def series(rows: Rows, metric: str) -> tuple[np.ndarray, np.ndarray]:
-  """Steps and values of a metric, `[N]` each."""
+  """Returns steps and values of a metric, `[N]` each."""
   found = [(row['step'], row[metric]) for row in rows if metric in row]
   steps, values = zip(*found) if found else ((), ())
   return np.array(steps, np.float64), np.array(values, np.float64)
@@ -109,7 +110,7 @@ def _perplexity_rises(logs: Logs) -> Verdict:
     return _not_run('the VQ-VAE')
   span = f'{values[0]:.1f} to {values[-1]:.1f}'
   if np.ptp(values) == 0:
-    return Verdict(REFUTED, f'{span}, always the same')
+    return Verdict(REFUTED, f'{span}, constant')
   tau, p = scipy.stats.kendalltau(np.arange(len(values)), values)
   number = f"{span}, Kendall's tau {tau:.2f} (p = {p:.2g})"
   if p >= _SIGNIFICANCE:
@@ -118,7 +119,7 @@ def _perplexity_rises(logs: Logs) -> Verdict:
 
 
 def seed_interval(differences: Sequence[float]) -> tuple[float, float]:
-  """95% t interval of the mean; infinitely wide for fewer than two values."""
+  """Returns the 95% t interval of the mean; infinite for a single value."""
   n = len(differences)
   if n < 2:
     return -math.inf, math.inf
@@ -128,7 +129,7 @@ def seed_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def _by_interval(differences: Sequence[float], unit: str) -> Verdict:
-  """Above 0: confirmed; below: not; neither: not decided."""
+  """Confirmed if the interval is above 0, not confirmed if it is below 0."""
   if not differences:
     return _not_run('the pair of VQ-VAEs')
   low, high = seed_interval(differences)
@@ -151,9 +152,9 @@ def _augmentation_better(logs: Logs) -> Verdict:
 
 
 def steps_to(rows: Rows, metric: str, target: float) -> float:
-  """The step at which a falling metric first reaches `target`.
+  """Returns the step at which a falling metric first reaches `target`.
 
-  Interpolated between validations; nan if it never does.
+  It is interpolated between validations, and NaN if the target is not reached.
   """
   steps, values = series(rows, metric)
   reached = np.flatnonzero(values <= target)
@@ -172,21 +173,24 @@ def _augmentation_slower(logs: Logs) -> Verdict:
     values = [series(rows, 'val/mse')[1] for rows in pair]
     if not all(map(len, values)):
       continue
-    target = max(v.min() for v in values)  # both reach it
+    target = max(v.min() for v in values)  # Both reach it.
     plain, augmented = (steps_to(rows, 'val/mse', target) for rows in pair)
     differences.append(100 * (augmented / plain - 1))
   return _by_interval(differences, '% more steps')
 
 
 def seconds_a_step(rows: Rows) -> np.ndarray:
-  """Quartiles over the log windows, `[3]`; empty if none was timed."""
+  """Returns quartiles over the log windows, `[3]`; empty if none was timed."""
   speeds = series(rows, 'step/steps_per_second')[1]
   speeds = speeds[speeds > 0]
   return np.quantile(1 / speeds, (0.25, 0.5, 0.75)) if len(speeds) else speeds
 
 
 def seconds_an_epoch(rows: Rows) -> np.ndarray:
-  """As `seconds_a_step`; an epoch ends with the first validation."""
+  """Returns the quartiles of an epoch, `[3]`; empty if none was timed.
+
+  The first validation marks the end of the first epoch.
+  """
   ends = [row['step'] for row in rows if any(k[:4] == 'val/' for k in row)]
   seconds = seconds_a_step(rows)
   return seconds * min(ends) if ends else seconds[:0]
@@ -221,13 +225,13 @@ def _few_epochs(logs: Logs) -> Verdict:
 
 
 def _steps_to_most(rows: Rows, metric: str) -> float:
-  """Until `_MOST` of the improvement from the first to the best validation."""
+  """Returns the steps until most of the improvement over the first epoch."""
   values = series(rows, metric)[1]
   return steps_to(rows, metric, values[0] - _MOST * (values[0] - values.min()))
 
 
 def _slow_prior(logs: Logs) -> Verdict:
-  seconds, told = {}, []
+  seconds, texts = {}, []
   for rows, metric, what in (
     (logs.prior, 'val/nll', 'the prior'),
     (logs.vqvae, 'val/mse', 'the VQ-VAE'),
@@ -237,14 +241,14 @@ def _slow_prior(logs: Logs) -> Verdict:
       return _not_run(what)
     steps = _steps_to_most(rows, metric)
     seconds[what] = steps * seconds_a_step(rows)[1]
-    told.append(
+    texts.append(
       f'{what} {seconds[what]:.0f} s ({steps / ends[0]:.1f} of {len(ends)} '
       'epochs)'
     )
   ratio = seconds['the prior'] / seconds['the VQ-VAE']
   if 1 / _FACTOR <= ratio <= _FACTOR:
-    return Verdict(OPEN, ', '.join(told))
-  return _verdict(ratio > 1, ', '.join(told))
+    return Verdict(OPEN, ', '.join(texts))
+  return _verdict(ratio > 1, ', '.join(texts))
 
 
 def _sharp_then_gradual(logs: Logs) -> Verdict:
@@ -261,33 +265,34 @@ def _sharp_then_gradual(logs: Logs) -> Verdict:
 CLAIMS = (
   Claim(
     'The reconstruction loss decreases in each of 10 epochs (2.1, Fig 3).',
-    "The training MSE of every epoch is below the one before's.",
+    'The training MSE of every epoch is below that of the epoch before.',
     _loss_falls,
   ),
   Claim(
     'It comes close to 0 (2.1, Fig 3).',
-    f'The last validation has an NMSE below {_NEAR_ZERO}: at least '
-    f'{1 - _NEAR_ZERO:.0%} of the variance of the pixels is explained.',
+    f'The last validation has an NMSE below {_NEAR_ZERO}: reconstructions '
+    f'explain at least {1 - _NEAR_ZERO:.0%} of the variance of the pixels.',
     _loss_near_zero,
   ),
   Claim(
     'Perplexity increases over the epochs (2.1, Fig 4 and 5).',
     "Kendall's tau of the training perplexity with the epoch differs from 0 "
     f'(p < {_SIGNIFICANCE}): confirmed if it is above 0 and the last epoch is '
-    'above the first. As epochs follow from each other, a p close to the limit '
+    'above the first. Epochs are not independent, so a p close to the limit '
     'says little.',
     _perplexity_rises,
   ),
   Claim(
     'With coarse cut-out and RGB shift it learns better images (2.4).',
-    'Best validation PSNR with them minus without, paired by seed: the sign '
-    'of the 95% t interval over the seeds; not decided if it contains 0.',
+    'Best validation PSNR with them minus without them, paired by seed: the '
+    'sign of the 95% t interval over the seeds; not decided if it contains 0.',
     _augmentation_better,
   ),
   Claim(
     'With them it takes more time to reconstruct (2.4).',
-    'Steps until the validation MSE that both of a pair reach, in percent '
-    'more than without them: the 95% t interval over the seeds, likewise.',
+    'Steps until the validation MSE that both VQ-VAEs of a pair reach, in '
+    'percent more than without them: decided by the 95% t interval in the same '
+    'way.',
     _augmentation_slower,
   ),
   Claim(
@@ -305,15 +310,15 @@ CLAIMS = (
   Claim(
     'With few epochs the prior does not perform well (2.4).',
     'Best validation bits per code within the first quarter of the epochs: '
-    f'more than {_CLEARLY_WORSE:.0%} above the best of all is confirmed, less '
-    f'than {_WORSE:.0%} not confirmed, between not decided.',
+    f'confirmed if it is more than {_CLEARLY_WORSE:.0%} above the best of all '
+    f'epochs, not confirmed if less than {_WORSE:.0%}, otherwise not decided.',
     _few_epochs,
   ),
   Claim(
     'The prior converges slowly (2.4).',
     f'Seconds of training until {_MOST:.0%} of the improvement from the first '
-    "validation to the best, the prior's nll against the VQ-VAE's MSE: decided "
-    f'if one is more than {_FACTOR} times the other.',
+    "validation to the best one, of the prior's NLL and of the VQ-VAE's MSE: "
+    f'decided if one time is more than {_FACTOR} times the other.',
     _slow_prior,
   ),
 )

@@ -1,4 +1,4 @@
-"""The page: the report's figures 3 to 9, beside what it says of them."""
+"""The page: the report's figures 3 to 9, repeated, beside its statements."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,8 @@ import numpy as np
 from etils import epath
 
 from dermvq_jax import inference
-from dermvq_jax.data import prepared
 from dermvq_jax.reporting import figures, page, report
-from dermvq_jax.runs import workdirs
+from dermvq_jax.runs import run as run_lib
 from experiments.source_report import claims, protocol
 
 _TITLES = {
@@ -16,9 +15,10 @@ _TITLES = {
   'package': "this package's recipe",
 }
 _NUM_IMAGES, _NUM_SAMPLES = 8, 6
-_SEARCHED = 512  # validation images that real ones of each class come from
+# The real images of each class are taken from this many validation images.
+_SEARCHED = 512
 
-# What the report says of its figures.
+# What the report says about its figures.
 _FIG_3 = (
   'The report: around 0.15 initially, decreasing in each of 10 epochs (about '
   '12,000 iterations), reaching approximately 0.'
@@ -34,7 +34,7 @@ _FIG_9 = 'The report: samples of generated images.'
 
 
 def verdicts(logs: dict[str, claims.Logs]) -> page.Section:
-  """The claims, decided for each recipe, and the rules."""
+  """Returns the section of the claims, their verdicts and the rules."""
   rows = [
     (claim.text, *(str(claim.decide(logs[recipe])) for recipe in logs))
     for claim in claims.CLAIMS
@@ -43,8 +43,9 @@ def verdicts(logs: dict[str, claims.Logs]) -> page.Section:
     'claims',
     'The claims',
     [
-      'Each is decided by a rule that was written down before. What is '
-      'confirmed is so for these data and recipes; the report had others.'
+      'Each claim is decided by a rule that was written down before the '
+      'training. A verdict is about these data and recipes; the report had '
+      'others.'
     ],
     tables=[
       page.Table(('claim', *(_TITLES[r] for r in logs)), rows, words=True),
@@ -78,12 +79,16 @@ def _numbers(logs: dict[str, claims.Logs]) -> page.Section:
   return page.Section(
     'numbers',
     'The runs',
-    ['At the last validation. Times depend on what else the machine did.'],
+    [
+      'Values of the last validation. Times depend on what else the machine '
+      'did.'
+    ],
     tables=[page.Table(('VQ-VAE', *columns, 's an epoch'), rows)],
   )
 
 
 def _pair(found: claims.Logs) -> dict[str, claims.Rows]:
+  """Returns the VQ-VAEs of the first seed by their augmentation."""
   return {
     'no augmentation': found.plain[0] if found.plain else (),
     'cut-out and RGB shift': found.vqvae,
@@ -91,13 +96,13 @@ def _pair(found: claims.Logs) -> dict[str, claims.Rows]:
 
 
 def _curves(logs: dict[str, claims.Logs]) -> list[page.Section]:
-  """Figures 3 to 5."""
+  """Returns figures 3 to 5."""
 
   def compare(metric: str, unit: str, log_scale: bool = False):
     return [
       page.Figure(
         f'{unit}_{recipe}'.lower(),
-        f'{unit} of the training steps, {_TITLES[recipe]}.',
+        f'{unit} during training, {_TITLES[recipe]}.',
         svg=figures.compare(
           _pair(found),
           metric,
@@ -139,10 +144,9 @@ def _curves(logs: dict[str, claims.Logs]) -> list[page.Section]:
   ]
 
 
-def _validation_images(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
-  config, facts = workdirs.load_config(folder / 'vqvae')
-  data_dir = workdirs.data_dir(folder, config.data_dir)
-  source = prepared.open_split(facts['dataset'], data_dir, 'val')
+def _validation_images(run: run_lib.Run) -> tuple[np.ndarray, np.ndarray]:
+  """Returns validation images and their labels."""
+  source = run.images.split('val')
   records = [source[i] for i in range(min(_SEARCHED, len(source)))]
   return (
     np.stack([record['image'] for record in records]),
@@ -153,14 +157,14 @@ def _validation_images(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
 def _pictures(
   logs: dict[str, claims.Logs], workdir: epath.Path
 ) -> list[page.Section]:
-  """Figures 6 to 9, of the recipes that are trained."""
+  """Returns figures 6 to 9 of the recipes that are trained."""
   reconstructions, maps, losses, samples = [], [], [], []
   for recipe, found in logs.items():
-    folder = workdir / protocol.Run(recipe, True, 0).name
     if not found.vqvae:
       continue
-    model = inference.load(folder)
-    real, labels = _validation_images(folder)
+    run = protocol.Trial(recipe, True, 0).run(workdir)
+    model = inference.Model(run)
+    real, labels = _validation_images(run)
     shown = real[:_NUM_IMAGES]
     reconstructions.append(
       report.reconstructions_figure(
@@ -179,7 +183,7 @@ def _pictures(
           'step/loss',
           f'{model.config.prior.loss} (nats per code)',
           name=f'prior_loss_{recipe}',
-          # It begins at a hundred times its end.
+          # It starts a hundred times as high as it ends.
           log_scale=model.config.prior.loss == 'bce',
         ),
       )
@@ -216,19 +220,24 @@ def _pictures(
     page.Section(
       'fig9',
       'Fig 9: Generated images',
-      [_FIG_9, f'Here: not chosen by hand. Not for diagnosis. {order}'],
+      [_FIG_9, f'Here: not selected by hand. Not for diagnosis. {order}'],
       figures=samples,
     ),
   ]
 
 
-def write(workdir: epath.Path, num_seeds: int) -> Sequence[epath.Path]:
-  """Writes `workdir/index.html` of what is trained so far.
+def write(
+  workdir: epath.Path, logs: dict[str, claims.Logs]
+) -> Sequence[epath.Path]:
+  """Writes `workdir/index.html` from what is trained so far.
+
+  Args:
+    workdir: folder of the study.
+    logs: from `protocol.read_logs`.
 
   Returns:
     The files written, the page first.
   """
-  logs = protocol.read_logs(workdir, num_seeds)
   sections = [
     verdicts(logs),
     _numbers(logs),
@@ -237,7 +246,7 @@ def write(workdir: epath.Path, num_seeds: int) -> Sequence[epath.Path]:
   ]
   return page.write(
     workdir,
-    'The source report, run again',
+    'The source report, repeated',
     'A VQ-VAE for 10 epochs, a Gated PixelCNN on its codes for 20',
     sections,
   )

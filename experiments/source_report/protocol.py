@@ -1,27 +1,28 @@
 """What is trained: the report's protocol, and this package's own recipe.
 
-- `plain`: the VQ-VAE as papers and tutorials first had it: ReLU, Adam's usual
-  b2, codes of 64 dimensions that start small and at random, unused ones not
-  restarted, commitment 0.25. Augmentation changes the target too, as it does
-  where images are augmented before the model sees them. The prior learns by
-  binary cross-entropy, the report's equation 3.
-- `package`: the shipped configs, with their flips; targets stay clean.
+- `plain`: the VQ-VAE as papers and tutorials first described it: ReLU, Adam's
+  usual b2, codes of 64 dimensions that start small and at random, no restart of
+  unused codes, a commitment weight of 0.25. Augmentation changes the target
+  too, as it does if images are augmented before they reach the model. The prior
+  learns by binary cross-entropy, the report's equation 3.
+- `package`: the shipped configs, which flip images; targets stay clean.
 
-Each with coarse cut-out and RGB shift (p = 0.5 each) and without, and a prior
-on the first seed's augmented VQ-VAE. Batches of 8: on the whole HAM10000 ten
-epochs are 10,000 steps, where the report says about 12,000.
+Each recipe trains VQ-VAEs with and without coarse cut-out and RGB shift (p =
+0.5 each), and a prior on the codes of the first seed's VQ-VAE with them.
+Batches have 8 images: on the whole HAM10000 ten epochs are 10,000 steps; the
+report says about 12,000.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from absl import logging
 from etils import epath
 
-from dermvq_jax import config_files
+from dermvq_jax.data import prepared
 from dermvq_jax.generation import encode
-from dermvq_jax.runs import logs, workdirs
+from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
+from experiments import common
 from experiments.source_report import claims
 
 _AUGMENTED = (
@@ -34,7 +35,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     'optim.b2=0.999',
     'quantizer.code_dim=64',
     'quantizer.commitment_weight=0.25',
-    'quantizer.codebook_start=random',
+    'quantizer.codebook_init=random',
     'quantizer.restart_after=0',
     'augment.flips=False',
     'augment.cutout_target=augmented',
@@ -44,12 +45,11 @@ RECIPES: dict[str, tuple[str, ...]] = {
 _PRIOR = {'plain': ('loss=bce',), 'package': ()}
 _FULL = ('batch_size=8', 'num_epochs=10.0')
 _FULL_PRIOR = ('num_epochs=20.0',)
-DATASETS = {'full': 'ham10000/64', 'smoke': 'synthetic_dermoscopy/smoke'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """One training of a VQ-VAE, and of a prior where there is one."""
+class Trial:
+  """One training of a VQ-VAE, and of a prior if it has one."""
 
   recipe: str
   augmented: bool
@@ -57,90 +57,87 @@ class Run:
 
   @property
   def name(self) -> str:
-    """Of its workdir."""
+    """Name of the workdir."""
     kind = 'augmented' if self.augmented else 'unaugmented'
     return f'{self.recipe}_{kind}_{self.seed}'
 
   @property
   def phases(self) -> tuple[str, ...]:
-    """What is trained, in order."""
+    """Names of the phases that are trained, in order."""
     with_prior = self.augmented and self.seed == 0
     return ('vqvae', 'prior') if with_prior else ('vqvae',)
 
+  def run(self, workdir: epath.Path) -> run_lib.Run:
+    """Returns the trial's run in the folder of the study."""
+    return run_lib.Run(workdir / self.name)
 
-def queue(num_seeds: int) -> Iterator[Run]:
-  """All runs; those that decide most come first."""
+
+def queue(num_seeds: int) -> Iterator[Trial]:
+  """Yields all trials; those that decide most come first."""
   for seed in range(num_seeds):
     for recipe in RECIPES:
       for augmented in (True, False):
-        yield Run(recipe, augmented, seed)
+        yield Trial(recipe, augmented, seed)
 
 
-def configs(run: Run, size: str, dataset: str, data_dir: epath.PathLike):
-  """The configs of a run's phases, by name."""
-  suffix = ':smoke' if size == 'smoke' else ''
+def configs(trial: Trial, size: str, images: prepared.Dataset):
+  """Returns the configs of a trial's phases, by name."""
   full = size == 'full'
   overrides = {
     'vqvae': [
-      f'dataset={dataset}',
-      f'data_dir={data_dir}',
-      *RECIPES[run.recipe],
-      *(_AUGMENTED if run.augmented else ()),
+      f'dataset={images.name}',
+      f'data_dir={images.data_dir}',
+      *RECIPES[trial.recipe],
+      *(_AUGMENTED if trial.augmented else ()),
       *(_FULL if full else ()),
     ],
-    'prior': [*_PRIOR[run.recipe], *(_FULL_PRIOR if full else ())],
+    'prior': [*_PRIOR[trial.recipe], *(_FULL_PRIOR if full else ())],
   }
   return {
-    phase: config_files.load(
-      f'{phase}{suffix}',
-      [f'--config.{o}' for o in (*overrides[phase], f'seed={run.seed}')],
+    phase: common.load_config(
+      phase, *overrides[phase], f'seed={trial.seed}', size=size
     )
-    for phase in run.phases
+    for phase in trial.phases
   }
-
-
-def is_done(folder: epath.Path, phase: str) -> bool:
-  """Whether a phase was trained to its end."""
-  folder = workdirs.phase_dir(folder, phase)
-  if not workdirs.exists(folder):
-    return False
-  rows = logs.read(folder)
-  last = workdirs.load_config(folder)[0].num_train_steps
-  return bool(rows) and rows[-1]['step'] >= last
 
 
 def train_all(
-  runs: Sequence[Run],
+  trials: Sequence[Trial],
   workdir: epath.Path,
   size: str,
-  dataset: str,
-  data_dir: epath.PathLike,
-) -> Iterator[Run]:
-  """Trains what is missing; yields each run when it is done."""
-  for number, run in enumerate(runs, 1):
-    logging.info('\n== %d/%d %s', number, len(runs), run.name)
-    folder = workdir / run.name
-    for phase, config in configs(run, size, dataset, data_dir).items():
+  images: prepared.Dataset,
+):
+  """Trains what is missing."""
+  by_name = {trial.name: trial for trial in trials}
+  for name in common.announced(list(by_name)):
+    trial = by_name[name]
+    run = trial.run(workdir)
+    for phase, config in configs(trial, size, images).items():
       if phase == 'prior':
-        encode.run(folder)
-      loop.run(config, folder)
-    yield run
+        encode.encode(run)
+      loop.train(config, run)
+
+
+def _finished_rows(phase: run_lib.Phase) -> claims.Rows:
+  """Returns the metrics of a phase; nothing if its training is not finished."""
+  rows = phase.metrics() if phase.started else []
+  finished = rows and rows[-1]['step'] >= phase.config.num_train_steps
+  return rows if finished else ()
 
 
 def read_logs(workdir: epath.Path, num_seeds: int) -> dict[str, claims.Logs]:
-  """The logs of each recipe, of the phases that are done."""
+  """Reads the logs of each recipe's finished phases."""
 
-  def rows(run: Run, phase: str) -> claims.Rows:
-    folder = workdir / run.name
-    return logs.read(folder / phase) if is_done(folder, phase) else ()
+  def rows(trial: Trial, phase: str) -> claims.Rows:
+    return _finished_rows(trial.run(workdir).phase(phase))
 
   return {
     recipe: claims.Logs(
       *(
-        [rows(Run(recipe, augmented, s), 'vqvae') for s in range(num_seeds)]
+        [rows(Trial(recipe, augmented, s), 'vqvae') for s in range(num_seeds)]
         for augmented in (False, True)
       ),
-      prior=rows(Run(recipe, True, 0), 'prior'),
+      prior=rows(Trial(recipe, True, 0), 'prior'),
     )
     for recipe in RECIPES
   }

@@ -1,4 +1,4 @@
-"""Recall and its bootstrap intervals, and what they allow to say."""
+"""Recall, its bootstrap intervals, and the conclusions that they allow."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,12 +18,17 @@ class Estimate:
   high: float
 
   def __str__(self) -> str:
-    """As text, with three digits."""
+    """Formats the number and its interval with three digits."""
     return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
 
 
 def estimate(value: float, draws: np.ndarray) -> Estimate:
-  """The percentile interval of bootstrap draws `[R]`."""
+  """Returns a number with its 95% percentile interval.
+
+  Args:
+    value: the number.
+    draws: its values in the bootstrap samples, `[R]`.
+  """
   tail = (1 - _LEVEL) / 2
   low, high = np.quantile(draws, (tail, 1 - tail))
   return Estimate(float(value), float(low), float(high))
@@ -32,12 +37,12 @@ def estimate(value: float, draws: np.ndarray) -> Estimate:
 def recalls(
   correct: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> np.ndarray:
-  """Recall of each class, means over the seeds: `[A, C]`; nan if it has none.
+  """Returns the recall of each class, averaged over the seeds, `[A, C]`.
 
   Args:
     correct: bool `[A, S, N]`: by way of training, seed and image.
     labels: int `[N]`.
-    num_classes: C.
+    num_classes: C. A class without images has the recall NaN.
   """
   return np.stack(
     [
@@ -50,8 +55,8 @@ def recalls(
   )
 
 
-def _draw(rng: np.random.Generator, n: int, num_draws: int) -> np.ndarray:
-  """How often each of n is among n - 1 drawn: int `[R, n]`."""
+def _resample(rng: np.random.Generator, n: int, num_draws: int) -> np.ndarray:
+  """Samples n - 1 of n things with replacement; returns counts, `[R, n]`."""
   return rng.multinomial(max(n - 1, 1), np.full(n, 1 / n), num_draws)
 
 
@@ -64,31 +69,33 @@ def bootstrap_recalls(
   seed: int = 0,
   num_draws: int = _DRAWS,
 ) -> np.ndarray:
-  """Recalls of lesions and seeds drawn anew with replacement: `[R, A, C]`.
+  """Returns recalls for bootstrap samples of lesions and seeds, `[R, A, C]`.
 
-  Lesions are drawn within their class, all images of one together, and the same
-  ones for every way of training, so that differences are paired; seeds in each
-  fold, as its trainings are its own. One lesion of a class and one seed fewer
-  are drawn than there are, which makes the variance that of the mean (Rao and
-  Wu 1988, section 2), of lesions and of seeds; what is of both is counted more
-  than once, so that intervals are rather too wide (Owen 2007). One
-  seed alone adds none.
+  Lesions are sampled within their class, each with all of its images. Every way
+  of training gets the same sample, so differences are paired. Seeds are sampled
+  in each fold on their own, because each fold has its own trainings.
+
+  From n lesions of a class, and from n seeds, n - 1 are sampled with
+  replacement. This gives the variance of the mean over lesions and the variance
+  over seeds without bias (Rao and Wu 1988, section 2). Variance that lesions
+  and seeds cause together is counted more than once, so intervals are too wide
+  rather than too narrow (Owen 2007). A single seed adds no variance.
 
   Args:
-    correct: bool `[A, S, N]`.
+    correct: bool `[A, S, N]`: by way of training, seed and image.
     labels: int `[N]`.
-    groups: the lesion of each image, `[N]`; of one fold.
-    folds: int `[N]`.
+    groups: lesion of each image, `[N]`; each lesion is in one fold.
+    folds: fold of each image, int `[N]`.
     num_classes: C.
-    seed: of the draws.
-    num_draws: R.
+    seed: seed of the sampling.
+    num_draws: R, number of bootstrap samples.
   """
   rng = np.random.default_rng(seed)
   num_ways, num_seeds, _ = correct.shape
   by_seed = {}
   for fold in np.unique(folds):
-    drawn = _draw(rng, num_seeds, num_draws)
-    by_seed[fold] = drawn / drawn.sum(1, keepdims=True)
+    counts = _resample(rng, num_seeds, num_draws)
+    by_seed[fold] = counts / counts.sum(1, keepdims=True)
   out = np.full((num_draws, num_ways, num_classes), np.nan)
   for c in range(num_classes):
     members = np.flatnonzero(labels == c)
@@ -100,8 +107,8 @@ def bootstrap_recalls(
     sizes, fold_of = np.bincount(lesion), folds[members][first]
     hits = np.zeros((num_ways, num_seeds, len(sizes)))
     np.add.at(hits, (..., lesion), correct[..., members])
-    counts = _draw(rng, len(sizes), num_draws)
-    drawn = sum(
+    counts = _resample(rng, len(sizes), num_draws)
+    weighted_hits = sum(
       np.einsum(
         'rg,asg,rs->ra',
         counts[:, fold_of == fold],
@@ -111,15 +118,22 @@ def bootstrap_recalls(
       )
       for fold, weights in by_seed.items()
     )
-    out[:, :, c] = drawn / (counts @ sizes)[:, None]
+    out[:, :, c] = weighted_hits / (counts @ sizes)[:, None]
   return out
 
 
 def conclude(
   name: str, against: str, difference: Estimate, num_seeds: int
 ) -> str:
-  """What the interval of a difference in balanced accuracy allows to say."""
-  told = (
+  """Says in one line what a difference in balanced accuracy shows.
+
+  Args:
+    name: a way of training.
+    against: another way of training.
+    difference: balanced accuracy of the first minus that of the second.
+    num_seeds: number of seeds of the classifiers.
+  """
+  interval = (
     f'{difference.value:+.3f}, 95% [{difference.low:+.3f}, '
     f'{difference.high:+.3f}]'
   )
@@ -129,4 +143,4 @@ def conclude(
     verdict = 'no difference shown'
   else:
     verdict = 'better' if difference.low > 0 else 'worse'
-  return f'{name} against {against}: {verdict} ({told}).'
+  return f'{name} against {against}: {verdict} ({interval}).'

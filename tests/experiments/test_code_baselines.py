@@ -1,4 +1,4 @@
-"""The count models against hand-made cases."""
+"""The count models against cases made by hand."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_unigram_bits_is_the_cross_entropy_under_the_training_shares():
   shares = np.bincount(train.ravel(), minlength=4) / train.size
   expected = -np.log2(shares)[val].mean()
   bits = code_baselines.unigram_bits(train, val, 4)
-  assert bits == pytest.approx(expected, abs=1e-3)  # smoothing
+  assert bits == pytest.approx(expected, abs=1e-3)  # Smoothing.
 
 
 def test_fit_weights_finds_the_mixture():
@@ -37,8 +37,8 @@ def test_fit_weights_finds_the_mixture():
 
 
 @pytest.mark.parametrize('axis', [1, 2])
-def test_neighbours_are_used_in_both_directions(axis):
-  """Codes that copy a neighbour nine times of ten, else are drawn anew."""
+def test_neighbours_in_both_directions_help(axis):
+  """Codes copy a neighbour nine times in ten, and are otherwise random."""
   rng = np.random.default_rng(axis)
   k = 8
 
@@ -57,3 +57,16 @@ def test_neighbours_are_used_in_both_directions(axis):
   bits = code_baselines.neighbour_bits(train, val, k)
   assert bits == pytest.approx(expected, abs=0.05)
   assert code_baselines.unigram_bits(train, val, k) > 2 * bits
+
+
+def test_one_command(smoke_run, monkeypatch, capsys):
+  monkeypatch.setattr('sys.argv', ['x', f'--workdir={smoke_run}'])
+  code_baselines.main()
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines] == [
+    'uniform',
+    'unigram',
+    'neighbours',
+    'gated_pixelcnn',
+  ]
+  assert lines[0].split()[1] == '5.0000'  # log2(32)

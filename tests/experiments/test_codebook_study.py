@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from dermvq_jax import config_files
-from dermvq_jax.training import tasks
+from dermvq_jax.models import build
 from experiments import codebook_study as study
+from experiments import common
 
 
 def _flat(config):
@@ -24,7 +24,7 @@ def test_rows_are_the_default_with_one_change():
   assert len({str(config) for config in configs.values()}) == len(configs)
   default = _flat(configs['default'])
   assert default['num_train_steps'] == 1500
-  shipped = _flat(config_files.load('vqvae'))
+  shipped = _flat(common.load_config('vqvae'))
   free = {'data_dir', 'num_train_steps'}
   assert {k for k in default if default[k] != shipped[k]} == free
   for name, config in configs.items():
@@ -32,13 +32,13 @@ def test_rows_are_the_default_with_one_change():
     changed = {k for k in flat | default if flat.get(k) != default.get(k)}
     groups = {key.partition('.')[0] for key in changed}
     assert len(groups) == (name != 'default'), name
-    tasks.vqvae_model(config)  # is valid
+    build.vqvae(config)  # It is valid.
 
 
 def test_bits():
   bits = {
     name: study.bits_per_position(
-      tasks.vqvae_model(study.row_config(name, 'DATA', 1500)).quantizer
+      build.vqvae(study.row_config(name, 'DATA', 1500)).quantizer
     )
     for name in study.ROWS
   }
@@ -49,7 +49,7 @@ def test_bits():
 
 
 def _finish(folder, name, seed, psnr):
-  """A result as `run_row` leaves it."""
+  """Writes a result with the content that `run_row` returns."""
   folder.mkdir(parents=True)
   result = {
     'row': name,
@@ -75,7 +75,8 @@ def _finish(folder, name, seed, psnr):
 def test_table_and_plots(tmp_path, capsys):
   _finish(tmp_path / 'rows' / 'vq', 'vq', 0, 31.0)
   _finish(tmp_path / 'rows' / 'default', 'default', 0, 32.0)
-  (tmp_path / 'rows' / 'fsq').mkdir()  # still running
+  _finish(tmp_path / 'rows' / 'k_means', 'k_means', 0, 30.0)  # No row any more.
+  (tmp_path / 'rows' / 'fsq').mkdir()  # Still running.
   for seed, psnr in enumerate((33.0, 31.0, 35.0)):
     _finish(tmp_path / 'finalists' / f'vq_{seed}', 'vq', seed, psnr)
   study.main([f'--workdir={tmp_path}', '--table'])
@@ -90,8 +91,9 @@ def test_table_and_plots(tmp_path, capsys):
     ['row', 'seeds', 'val PSNR (dB)'],
     ['default', '1', '32.00'],
     ['vq', '1', '31.00'],
+    ['k_means', '1', '30.00'],
     ['row', 'seeds', 'val PSNR (dB)'],
-    ['vq', '3', '33.00'],  # the median
+    ['vq', '3', '33.00'],  # The median.
   ]
   for name in ('psnr.png', 'perplexity.png'):
     assert (tmp_path / name).stat().st_size > 5000
@@ -100,11 +102,11 @@ def test_table_and_plots(tmp_path, capsys):
 def test_finished_rows_are_skipped(tmp_path, monkeypatch):
   trained = []
 
-  def train_run(config, folder):
-    trained.append((folder.name, config.seed, config.num_train_steps))
-    raise KeyboardInterrupt  # That is how far this test goes.
+  def train(config, run):
+    trained.append((run.workdir.name, config.seed, config.num_train_steps))
+    raise KeyboardInterrupt
 
-  monkeypatch.setattr(study.train, 'run', train_run)
+  monkeypatch.setattr(study.loop, 'train', train)
   _finish(tmp_path / 'rows' / 'default', 'default', 0, 32.0)
   _finish(tmp_path / 'finalists' / 'vq_0', 'vq', 0, 32.0)
   places = [f'--workdir={tmp_path}', '--data_dir=DATA']
@@ -130,20 +132,19 @@ def test_mistakes(tmp_path, arguments, message, capsys):
 
 @pytest.mark.slow
 def test_a_row_from_training_to_result(smoke_run, tmp_path):
-  config = config_files.load(
-    'vqvae:smoke',
-    [
-      f'--config.data_dir={smoke_run}/data',
-      '--config.num_train_steps=2',
-      '--config.optim.warmup_steps=1',
-      '--config.log_every_steps=1',
-    ],
+  config = common.load_config(
+    'vqvae',
+    f'data_dir={smoke_run}/data',
+    'num_train_steps=2',
+    'optim.warmup_steps=1',
+    'log_every_steps=1',
+    size='smoke',
   )
   result = study.run_row(config, tmp_path / 'row', row='default', seed=0)
-  assert result == json.loads((tmp_path / 'row' / 'result.json').read_text())
+  assert result == json.loads(json.dumps(result))
   assert (result['row'], result['steps'], result['bits']) == ('default', 2, 5)
   assert result['num_params'] == 19_852
   assert result['seconds_per_step'] > 0 and result['val']['psnr'] > 0
   assert result['curve'][-1][0] == 2
-  # By hand, of the first convolution alone: 8x8 places, 12x9 inputs, 8 outputs.
+  # The first convolution alone: 8x8 positions, 12x9 inputs, 8 outputs.
   assert result['flops'] > 2 * 8 * 8 * 12 * 9 * 8

@@ -1,4 +1,4 @@
-"""Tests of experiments/source_report: its rules, and a run at smoke size."""
+"""The rules of the source report's claims, and a study of size smoke."""
 
 import html.parser
 import math
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from dermvq_jax.data import prepared
 from experiments.source_report import __main__ as command
 from experiments.source_report import claims, page, protocol
 
@@ -45,7 +46,7 @@ _CASES = [
   ('close to 0', _of_vqvae('val/nmse', (1, 0.5, 0.04)), 'confirmed'),
   ('close to 0', _of_vqvae('val/nmse', (1, 0.5, 0.06)), 'not confirmed'),
   ('Perplexity', _of_vqvae('train/perplexity', range(10)), 'confirmed'),
-  # Up and down: as good as chance.
+  # Up and down, as by chance.
   ('Perplexity', _of_vqvae('train/perplexity', [1, 9] * 5), 'not decided'),
   (
     'Perplexity',
@@ -70,7 +71,7 @@ _CASES = [
     _pairs('val/psnr', ((31,), (30,)), ((33.1,), (32,)), ((25.9,), (25,))),
     'not confirmed',
   ),
-  # 1, -1: the interval contains 0; and one seed has none.
+  # Differences 1 and -1: the interval contains 0. One seed has no interval.
   (
     'better images',
     _pairs('val/psnr', ((30,), (31,)), ((30,), (29,))),
@@ -122,7 +123,7 @@ def test_rules(text, logs, status):
   [
     ((10, 10, 10), (5, 5, 5), 'confirmed'),
     ((5, 5, 5), (10, 10, 10), 'not confirmed'),
-    ((4, 5, 10), (3, 6, 7), 'not decided'),  # the ranges overlap
+    ((4, 5, 10), (3, 6, 7), 'not decided'),  # The ranges overlap.
   ],
 )
 def test_which_is_faster(vqvae, prior, status):
@@ -142,14 +143,14 @@ def test_which_is_faster(vqvae, prior, status):
   [(5, 'confirmed'), (40, 'not confirmed'), (20, 'not decided')],
 )
 def test_slow_prior(speed, status):
-  """Both improve by 95% after 195 steps, twice as many for the prior."""
+  """95% of the improvement takes 195 steps, for the prior twice as many."""
   verdict = _decide(
     'slowly',
     augmented=[_timed(_rows('val/mse', (2, 1, 1)), [10])],
     prior=_timed(_rows('val/nll', (2, 1, 1), every=200), [speed]),
   )
   assert verdict.status == status
-  assert 'the VQ-VAE 20 s' in verdict.number  # 195 steps at 10 a second
+  assert 'the VQ-VAE 20 s' in verdict.number  # 195 steps, 10 per second.
 
 
 @pytest.mark.parametrize('claim', claims.CLAIMS, ids=lambda c: c.text[:20])
@@ -161,7 +162,7 @@ def test_nothing_is_decided_without_logs(claim):
 def test_steps_to():
   rows = _rows('val/mse', (4, 2, 3, 1))
   assert claims.steps_to(rows, 'val/mse', 5) == 100
-  assert claims.steps_to(rows, 'val/mse', 3) == 150  # halfway down
+  assert claims.steps_to(rows, 'val/mse', 3) == 150  # Halfway down.
   assert claims.steps_to(rows, 'val/mse', 1) == 400
   assert math.isnan(claims.steps_to(rows, 'val/mse', 0.5))
 
@@ -176,21 +177,22 @@ def test_seed_interval_is_that_of_the_t_test():
 
 
 def test_queue():
-  runs = list(protocol.queue(3))
-  assert len(set(runs)) == len({run.name for run in runs}) == 12
-  assert [run.name for run in runs if 'prior' in run.phases] == [
+  trials = list(protocol.queue(3))
+  assert len(set(trials)) == len({trial.name for trial in trials}) == 12
+  assert [trial.name for trial in trials if 'prior' in trial.phases] == [
     'plain_augmented_0',
     'package_augmented_0',
   ]
 
 
-def test_configs_differ_in_what_is_asked_only():
+def test_configs_differ_only_in_their_recipe():
   def config(recipe, augmented, phase='vqvae'):
-    run = protocol.Run(recipe, augmented, 0)
-    return protocol.configs(run, 'full', 'ham10000/64', 'DATA')[phase]
+    trial = protocol.Trial(recipe, augmented, 0)
+    images = prepared.Dataset('ham10000/64', 'DATA')
+    return protocol.configs(trial, 'full', images)[phase]
 
   plain = config('plain', False)
-  assert plain.quantizer.codebook_start == 'random'
+  assert plain.quantizer.codebook_init == 'random'
   assert plain.quantizer.restart_after == 0
   assert (plain.num_epochs, plain.batch_size) == (10, 8)
   augmented = config('plain', True)
@@ -220,8 +222,8 @@ class _Figures(html.parser.HTMLParser):
 
 @pytest.mark.slow
 def test_one_command(tmp_path, smoke_run, monkeypatch, capsys):
-  """Of one run, whose steps the smoke run has compiled."""
-  only = protocol.Run('package', True, 0)
+  """A study of a single trial, whose steps the smoke run has compiled."""
+  only = protocol.Trial('package', True, 0)
   monkeypatch.setattr(protocol, 'queue', lambda unused_seeds: [only])
   arguments = [f'--workdir={tmp_path}', '--size=smoke']
   command.main([*arguments, f'--data_dir={smoke_run}/data'])
@@ -237,10 +239,10 @@ def test_one_command(tmp_path, smoke_run, monkeypatch, capsys):
   assert {'code_map_package', 'samples_package', 'prior_loss_package'} < set(
     found.figures
   )
-  assert 'samples_plain' not in found.figures  # it was not run
+  assert 'samples_plain' not in found.figures  # It was not trained.
   logs = protocol.read_logs(tmp_path, 1)
   assert logs['package'].prior and not logs['plain'].vqvae
-  # A phase that has not come to its end does not count.
+  # A phase counts only when its training is finished.
   metrics = tmp_path / only.name / 'vqvae' / 'metrics.jsonl'
   lines = metrics.read_text().splitlines(keepends=True)
   metrics.write_text(''.join(lines[:1]))

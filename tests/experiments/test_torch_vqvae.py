@@ -1,4 +1,4 @@
-"""The PyTorch baseline of phase 1 is the recipe it is said to be."""
+"""The PyTorch baseline of the VQ-VAE is the well-known recipe."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from experiments.benchmarks import torch_vqvae  # noqa: E402
 
 
 def _images(n=4, size=8):
-  """Of one colour each."""
+  """Returns images of one colour each."""
   colours = np.random.default_rng(0).integers(0, 256, (n, 1, 1, 3), np.uint8)
   return np.tile(colours, (1, size, size, 1))
 
@@ -29,7 +29,7 @@ def test_it_trains_and_is_measured(start):
 
 
 def test_size():
-  """Parameters and operations of the recipe at 64 px, by hand."""
+  """Parameters and operations at 64 px, counted by hand."""
   model = torch_vqvae.VQVAE('normal')
   residual = 2 * (9 * 128 * 32 + 32 * 128)
   encoder = 48 * 64 + 64 + 16 * 64 * 128 + 128 + 9 * 128 * 128 + 128

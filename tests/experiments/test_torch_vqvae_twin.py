@@ -1,12 +1,12 @@
-"""The PyTorch twin computes what the package's VQ-VAE does."""
+"""The PyTorch twin computes the same as the package's VQ-VAE."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermvq_jax import config_files
-from dermvq_jax.training import tasks
+from dermvq_jax.models import build
+from experiments import common
 
 torch = pytest.importorskip('torch')
 
@@ -17,14 +17,13 @@ from experiments.benchmarks import (  # noqa: E402
 
 
 def test_the_same_parameters_outputs_and_codebook():
-  config = config_files.load(
-    'vqvae:smoke',
-    [
-      '--config.model.activation=relu',
-      '--config.quantizer.codebook_start=random',
-    ],
+  config = common.load_config(
+    'vqvae',
+    'model.activation=relu',
+    'quantizer.codebook_init=random',
+    size='smoke',
   )
-  model = tasks.vqvae_model(config)
+  model = build.vqvae(config)
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (3, 12, 8, 3), np.uint8)
   shapes = jax.eval_shape(
@@ -55,7 +54,7 @@ def test_the_same_parameters_outputs_and_codebook():
     with torch.no_grad():
       reconstruction, codes, commitment = twin(x.to(memory_format=layout))
     expected = model.apply(
-      {'params': params, **variables}, tasks.to_unit(jnp.asarray(images))
+      {'params': params, **variables}, build.to_unit(jnp.asarray(images))
     )
     np.testing.assert_array_equal(codes, expected.quantized.codes)
     assert len(np.unique(codes)) > 3

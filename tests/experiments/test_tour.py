@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and is kept without its outputs."""
+"""The notebook runs from top to bottom, and is stored without outputs."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ def notebook():
   return nbformat.read(_PATH, as_version=4)
 
 
-def test_it_is_kept_without_outputs(notebook):
+def test_it_is_stored_without_outputs(notebook):
   cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
   assert len(cells) > 5
   for cell in cells:
@@ -32,7 +32,7 @@ def test_it_runs(notebook, smoke_run, monkeypatch):
   outputs = [o for cell in notebook.cells for o in cell.get('outputs', ())]
   assert not [o for o in outputs if o.output_type == 'error']
   pictures = [o for o in outputs if 'image/png' in o.get('data', {})]
-  # Real ones, reconstructions, the code map, seven classes, temperatures,
+  # Images, reconstructions, the code map, seven classes, temperatures,
   # completions.
   assert len(pictures) == 12
   text = ''.join(o.text for o in outputs if o.output_type == 'stream')

@@ -1,21 +1,23 @@
-"""Tests of experiments/usefulness."""
+"""The study of usefulness: its statistics, folds and queue."""
 
 import collections
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
 from dermvq_jax import errors
 from dermvq_jax.data import prepared
+from dermvq_jax.runs import run as run_lib
 from experiments.usefulness import __main__ as command
-from experiments.usefulness import folds, statistics
+from experiments.usefulness import classifiers, folds, results, statistics
 
 
 def _images(labels):
-  """Images that tell their own number."""
+  """Returns images whose pixels are their own number."""
   numbers = np.arange(len(labels), dtype=np.uint8)
   return {
     'image': np.broadcast_to(
@@ -29,27 +31,27 @@ def test_compose():
   real = _images([0, 0, 0, 1, 2, 2])
   new = np.full((3, 3, 2, 2, 3), 100, np.uint8)
   new += np.arange(9, dtype=np.uint8).reshape(3, 3, 1, 1, 1)
-  made = {way: command.compose(way, real, new) for way in command.WAYS}
-  told = {
+  made = {way: classifiers.compose(way, real, new) for way in classifiers.WAYS}
+  found = {
     way: list(zip(m['image'][:, 0, 0, 0].tolist(), m['label'].tolist()))
     for way, m in made.items()
   }
   before = [(0, 0), (1, 0), (2, 0), (3, 1), (4, 2), (5, 2)]
-  assert told['real'] == before
-  assert collections.Counter(told['oversampled']) == collections.Counter(
+  assert found['real'] == before
+  assert collections.Counter(found['oversampled']) == collections.Counter(
     [*before, (3, 1), (3, 1), (4, 2)]
   )
-  # What a class lacks comes from its own samples.
-  assert told['real_and_synthetic'] == [*before, (103, 1), (104, 1), (106, 2)]
-  assert told['synthetic'] == [(100 + i, i // 3) for i in range(9)]
-  assert told['oversampled_and_synthetic'] == (
-    told['oversampled'] + told['synthetic']
+  # Each class is topped up with its own samples.
+  assert found['real_and_synthetic'] == [*before, (103, 1), (104, 1), (106, 2)]
+  assert found['synthetic'] == [(100 + i, i // 3) for i in range(9)]
+  assert found['oversampled_and_synthetic'] == (
+    found['oversampled'] + found['synthetic']
   )
 
 
-@pytest.mark.parametrize('way', command.WAYS)
-def test_classes_that_no_prior_saw_are_not_made_up(way):
-  made = command.compose(
+@pytest.mark.parametrize('way', classifiers.WAYS)
+def test_classes_without_real_images_get_no_samples(way):
+  made = classifiers.compose(
     way, _images([0, 0, 0, 1]), np.zeros((3, 3, 2, 2, 3), np.uint8)
   )
   assert set(made['label']) == {0, 1}
@@ -65,7 +67,7 @@ def test_recalls():
 
 @pytest.mark.parametrize('images_a_lesion', [1, 4])
 def test_bootstrap_is_that_of_a_share(images_a_lesion):
-  """Of n lesions of equal images: normal with the variance p (1 - p) / n."""
+  """Equal images of n lesions: normal, with the variance p (1 - p) / n."""
   n, p = 200, 0.3
   lesions = np.repeat(np.arange(n), images_a_lesion)
   correct = (lesions < p * n)[None, None]
@@ -86,10 +88,10 @@ def test_bootstrap_is_that_of_a_share(images_a_lesion):
 
 
 @pytest.mark.parametrize('num_folds', [1, 5])
-def test_bootstrap_draws_seeds_too(num_folds):
-  """Seeds that differ, lesions that do not: sd of the mean of drawn seeds.
+def test_bootstrap_samples_seeds_too(num_folds):
+  """Seeds differ and lesions do not: standard deviation of a mean of seeds.
 
-  Folds have seeds of their own.
+  Each fold has its own seeds.
   """
   correct = np.zeros((1, 4, 20), bool)
   correct[:, :2] = True
@@ -101,14 +103,14 @@ def test_bootstrap_draws_seeds_too(num_folds):
     1,
     num_draws=8000,
   )
-  # s^2 / S of 1, 1, 0, 0, in each fold. Its share of the lesions is drawn too,
-  # which adds 1/19 to the folds' sum of squared shares.
+  # s^2 / S of 1, 1, 0, 0 in each fold. The fold's share of the lesions is
+  # random too, which adds 1/19 to the sum of the squared shares.
   shares = 1 / num_folds + (1 - 1 / num_folds) / 19
   assert draws.std() == pytest.approx((1 / 3 / 4 * shares) ** 0.5, rel=0.05)
 
 
 def test_bootstrap_of_lesions_and_seeds_is_wide_enough():
-  """At least the sd of the mean over data drawn anew, and not much more."""
+  """At least the standard deviation over new data, and not much more."""
   rng = np.random.default_rng(0)
   means, found = [], []
   for _ in range(200):
@@ -148,89 +150,118 @@ def test_differences_are_paired():
   ],
 )
 def test_conclusions(low, high, said):
-  told = statistics.conclude('a', 'b', statistics.Estimate(0.02, low, high), 3)
-  assert told.startswith(f'a against b: {said} (+0.020, 95% [')
-  told = statistics.conclude('a', 'b', statistics.Estimate(0.02, low, high), 1)
-  assert told.startswith('a against b: not decided by one seed (')
+  difference = statistics.Estimate(0.02, low, high)
+  text = statistics.conclude('a', 'b', difference, 3)
+  assert text.startswith(f'a against b: {said} (+0.020, 95% [')
+  text = statistics.conclude('a', 'b', difference, 1)
+  assert text.startswith('a against b: not decided by one seed (')
 
 
-def test_folds_hold_out_every_lesion_once():
-  rng = np.random.default_rng(0)
-  lesion = rng.integers(0, 120, 300)  # of several images each
-  groups = [f'lesion_{i}' for i in lesion]
-  labels = [('a', 'b', 'c')[i % 12 // 5] for i in lesion]
-  out = [folds.assign(groups, labels, i, 5) for i in range(5)]
-  for splits in out:
-    by_split = {
-      split: {g for g, s in zip(groups, splits) if s == split}
-      for split in ('train', 'val', 'test')
-    }
-    assert all(by_split.values())
-    assert sum(map(len, by_split.values())) == len(set(groups))  # disjoint
-    for name in 'abc':
-      of_class = {g for g, label in zip(groups, labels) if label == name}
-      share = len(by_split['test'] & of_class) / len(of_class)
-      assert share == pytest.approx(1 / 5, abs=1 / len(of_class))
-  held_out = [splits.count('test') for splits in out]
-  assert sum(held_out) == len(groups)
-  assert all(
-    sum(splits[i] == 'test' for splits in out) == 1 for i in range(len(groups))
-  )
-
-
-@pytest.mark.parametrize('size', [2, 9])
-def test_small_classes_keep_their_lesions_for_training(size):
-  groups = [str(i) for i in range(size)]
-  for i in range(5):
-    assert 'val' not in folds.assign(groups, ['rare'] * size, i, 5)
-
-
-def test_a_fold_is_the_dataset_divided_anew(smoke_run, tmp_path):
-  original = epath.Path(smoke_run / 'data')
+def test_a_fold_has_all_images_of_the_dataset(smoke_run, tmp_path):
+  name = 'synthetic_dermoscopy/smoke'
   data_dir = tmp_path / 'data'
   data_dir.mkdir()
   (data_dir / 'synthetic_dermoscopy').symlink_to(
     smoke_run / 'data' / 'synthetic_dermoscopy'
   )
-  name = folds.prepare_fold('synthetic_dermoscopy/smoke', data_dir, 0, 2)
-  assert name == 'folds/synthetic_dermoscopy_smoke_1of2'
-  facts = prepared.describe(name, data_dir)
-  before = prepared.describe('synthetic_dermoscopy/smoke', original)
-  assert facts['class_names'] == before['class_names']
+  dataset = prepared.Dataset(name, data_dir)
+  fold = folds.prepare_fold(dataset, 0, 2)
+  assert fold.name == 'folds/synthetic_dermoscopy_smoke_1of2'
+  assert fold.facts['class_names'] == dataset.facts['class_names']
 
-  def records(dataset, folder):
+  def records(dataset):
     return {
       r['id']: (r['label'], r['group'], r['image'].tobytes(), split)
       for split in ('train', 'val', 'test')
-      for r in prepared.open_split(dataset, folder, split)
+      for r in dataset.split(split)
     }
 
-  new, old = (
-    records(name, data_dir),
-    records('synthetic_dermoscopy/smoke', original),
-  )
+  new, old = records(fold), records(dataset)
   assert {k: v[:3] for k, v in new.items()} == {
     k: v[:3] for k, v in old.items()
   }
-  assert sum(v[3] == 'test' for v in new.values()) == facts['num_test']
-  assert abs(facts['num_test'] - len(new) / 2) <= len(facts['class_names'])
+  num_test = fold.facts['num_test']
+  assert sum(v[3] == 'test' for v in new.values()) == num_test
+  assert abs(num_test - len(new) / 2) <= len(fold.facts['class_names'])
 
 
-def test_a_generator_sees_its_fold_only(tmp_path, monkeypatch):
+def test_a_generator_trains_on_its_fold(tmp_path, monkeypatch):
   trained = []
-  monkeypatch.setattr(folds, 'prepare_fold', lambda *args: 'folds/x_1of5')
-  monkeypatch.setattr(folds.encode, 'run', lambda folder: None)
   monkeypatch.setattr(
-    folds.train,
-    'run',
-    lambda config, folder: trained.append((config.task, config.dataset)),
+    folds,
+    'prepare_fold',
+    lambda *_: prepared.Dataset('folds/x_1of5', tmp_path),
   )
-  fold = folds.make_fold(
-    epath.Path(tmp_path), 'ham10000/64', tmp_path, 0, 5, 'full'
-  )
-  # Codes are those of the VQ-VAE in the folder.
-  assert trained == [('vqvae', 'folds/x_1of5'), ('prior', 'codes')]
-  assert (fold.dataset, fold.held_out) == ('folds/x_1of5', ('test',))
+  monkeypatch.setattr(folds.encode, 'encode', lambda run: None)
+
+  def train(config, run):
+    trained.append((config.task, config.dataset, config.data_dir))
+
+  monkeypatch.setattr(folds.loop, 'train', train)
+  dataset = prepared.Dataset('ham10000/64', tmp_path)
+  fold = folds.make_fold(epath.Path(tmp_path), dataset, 0, 5, 'full')
+  # 'codes' are those of the VQ-VAE in the run.
+  assert trained == [
+    ('vqvae', 'folds/x_1of5', str(tmp_path)),
+    ('prior', 'codes', ''),
+  ]
+  assert fold.name == fold.run.workdir.name == 'fold_1of5'
+
+
+def test_classifiers_of_several_seeds_compile_once(monkeypatch):
+  facts = {
+    'dataset': 'x/16',
+    'class_names': ['a', 'b'],
+    'image_size': 16,
+    'num_train': 100,
+  }
+  compiled, starts = [], []
+  trainer = classifiers.trainer_lib.Trainer
+  compile_train_step, start = trainer.compile_train_step, trainer.start
+
+  def compile_once(self):
+    compiled.append(self.config.num_train_steps)
+    return compile_train_step(self)
+
+  def start_with(self, rng):
+    tree = start(self, rng)
+    leaves = jax.tree.leaves(tree['state'].params)
+    starts.append(np.concatenate([leaf.ravel() for leaf in leaves]))
+    return tree
+
+  monkeypatch.setattr(trainer, 'compile_train_step', compile_once)
+  monkeypatch.setattr(trainer, 'start', start_with)
+  rng = np.random.default_rng(0)
+  labels = np.arange(20) % 2
+  images = {
+    'image': rng.integers(0, 99, (20, 16, 16, 3), np.uint8)
+    + (150 * labels[:, None, None, None]).astype(np.uint8),
+    'label': labels,
+  }
+  made = classifiers.Classifiers(facts, 'smoke')
+  for way, seed in (('real', 0), ('real', 1), ('synthetic', 0)):
+    predicted = made.train(images, way, seed)(images['image'])
+    assert predicted.shape == (20,) and set(predicted) <= {0, 1}
+  assert compiled == [4]
+  assert not np.array_equal(starts[0], starts[1])
+  np.testing.assert_array_equal(starts[0], starts[2])
+
+
+def test_a_training_that_diverges_is_an_error(monkeypatch):
+  load = classifiers.common.load_config
+
+  def load_config(*args, **kwargs):
+    return load(*args, 'optim.learning_rate=inf', **kwargs)
+
+  monkeypatch.setattr(classifiers.common, 'load_config', load_config)
+  images = {
+    'image': np.zeros((16, 16, 16, 3), np.uint8),
+    'label': np.arange(16) % 2,
+  }
+  facts = {'dataset': 'x', 'class_names': ['a', 'b'], 'image_size': 16}
+  made = classifiers.Classifiers(facts, 'smoke')
+  with pytest.raises(errors.UserError, match='of real 0 became infinite'):
+    made.train(images, 'real', 0)
 
 
 @pytest.mark.slow
@@ -238,13 +269,13 @@ def test_one_command(smoke_run, tmp_path, capsys, monkeypatch):
   arguments = [f'--workdir={tmp_path}', '--size=smoke', f'--run={smoke_run}']
   command.main(arguments)
   printed = capsys.readouterr().out
-  results = sorted((tmp_path / 'results' / 'run').iterdir())
-  assert [p.stem for p in results] == sorted(f'{w}_0' for w in command.WAYS)
-  result = json.loads(results[0].read_text())
-  facts = prepared.describe('synthetic_dermoscopy/smoke', smoke_run / 'data')
-  assert len(result['predicted']) == facts['num_test']
+  files = sorted((tmp_path / 'results' / 'run').iterdir())
+  assert [p.stem for p in files] == sorted(f'{w}_0' for w in classifiers.WAYS)
+  result = json.loads(files[0].read_text())
+  num_test = run_lib.Run(smoke_run).images.facts['num_test']
+  assert len(result['predicted']) == num_test
   assert set(result['predicted']) <= set(range(7))
-  for way in command.WAYS:
+  for way in classifiers.WAYS:
     assert f'| {way.replace("_", " ")} | 0.' in printed
   assert printed.count('not decided by one seed') == 5
   assert (tmp_path / 'usefulness.md').read_text().strip() in printed
@@ -256,9 +287,9 @@ def test_one_command(smoke_run, tmp_path, capsys, monkeypatch):
   )
 
   def fail(*unused_args):
-    raise AssertionError('it was done')
+    raise AssertionError('it was trained already')
 
-  monkeypatch.setattr(command, 'Trainer', fail)
+  monkeypatch.setattr(classifiers.Classifiers, 'train', fail)
   command.main(arguments)
   assert capsys.readouterr().out == printed[printed.index('| trained on') :]
 
@@ -267,7 +298,7 @@ def test_numbers_of_the_table(tmp_path):
   """Two folds, one of which has only its first seed."""
   predicted = {'real': [0, 1, 1, 1], 'oversampled': [0, 0, 1, 1]}
   for fold, seeds in (('a', 2), ('b', 1)):
-    for way in command.WAYS:
+    for way in classifiers.WAYS:
       for seed in range(seeds):
         path = tmp_path / fold / f'{way}_{seed}.json'
         path.parent.mkdir(exist_ok=True)
@@ -278,36 +309,37 @@ def test_numbers_of_the_table(tmp_path):
           'predicted': predicted.get(way, [1, 1, 0, 0]),
         }
         path.write_text(json.dumps(result))
-  results = command.read_results(epath.Path(tmp_path), list(command.WAYS))
-  assert results.correct.shape == (5, 1, 8)
-  assert results.folds.tolist() == [0] * 4 + [1] * 4
-  assert len(results.labels) == len(set(results.groups)) == 8
-  text = command.table(results)
+  found = results.read(epath.Path(tmp_path), list(classifiers.WAYS))
+  assert found.correct.shape == (5, 1, 8)
+  assert found.folds.tolist() == [0] * 4 + [1] * 4
+  assert len(found.labels) == len(set(found.groups)) == 8
+  text = results.table(found)
   assert '| real | 0.750 [' in text
   assert '| oversampled | 1.000 [1.000, 1.000] |' in text
-  assert '8 lesions and 1 seed(s) of the classifier, of 2 fold(s)' in text
+  assert '8 lesions and 1 seed(s) of the classifier, in 2 fold(s)' in text
   assert 'synthetic against real: not decided by one seed (-0.750' in text
-  # Of some ways all seeds are shown that these have.
+  # With some of the ways, all of their seeds count.
   (tmp_path / 'b' / 'real_1.json').write_text(path.read_text())
-  some = command.read_results(epath.Path(tmp_path), ['real'])
+  some = results.read(epath.Path(tmp_path), ['real'])
   assert some.correct.shape == (1, 2, 8)
-  assert ' against ' not in command.table(some)
+  assert ' against ' not in results.table(some)
 
 
 def test_lesions_in_several_splits_are_refused(tmp_path, monkeypatch):
   images = _images([0, 1]) | {'group': np.array(['a', 'b'])}
-  fold = folds.Fold('run', tmp_path, 'mine/64', tmp_path, ('test',))
+  run = run_lib.Run(tmp_path)
+  run.images = prepared.Dataset('mine/64', tmp_path)
   monkeypatch.setattr(folds.Fold, 'read', lambda *_: images)
   with pytest.raises(errors.UserError, match='one lesion in several splits'):
-    command.run_fold(fold, epath.Path(tmp_path), 'smoke', ['real'], 1, 1.0)
+    command.read_fold(folds.Fold('run', run), epath.Path(tmp_path), 1.0)
 
 
-def test_a_run_that_is_trained_anew_is_another(run_copy, tmp_path, capsys):
+def test_a_run_that_was_trained_again_is_another(run_copy, tmp_path, capsys):
   def check():
-    args = command._parser().parse_args(
+    args = command.make_parser().parse_args(
       [f'--workdir={tmp_path}', f'--run={run_copy}']
     )
-    command._check_settings(args)
+    command.check_settings(args)
 
   check()
   check()

@@ -59,7 +59,8 @@ class Prior(nn.Module):
     codebook_size: K, number of codes. Every prior has this attribute and the
       next one; those after it mean the same in every prior that has them.
     conditions: names and numbers of values of the conditions; at least one.
-      Others in a dict of conditions are ignored.
+      In a dict of conditions all others are ignored, and a missing one is a
+      KeyError.
     num_layers: number of layers or blocks.
     features: width F between the layers.
     head_features: width of the hidden layer before the logits.

@@ -47,7 +47,7 @@ class GatedMaskedConv(nn.Module):
 
   Attributes:
     features: width F of each stack.
-    conditions: as in `base.Prior`, like the others.
+    conditions: as in `base.Prior`.
     kernel_size: odd size of the masked kernels.
     dropout_rate: share of gated features that are dropped in training.
     dtype: dtype of the computation; parameters are float32.

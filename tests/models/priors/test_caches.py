@@ -1,3 +1,5 @@
+"""Windows and buffers of the priors' caches."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest

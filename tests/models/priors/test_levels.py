@@ -1,4 +1,4 @@
-"""Priors over codes of several levels, and what then is impossible."""
+"""Priors over the codes of residual levels."""
 
 import functools
 
@@ -14,7 +14,7 @@ _LEVELS, _K, _GRID = 2, 3, (3, 4)
 _PRIOR = levels.LeveledPrior(
   pixelcnn.PixelCNN(
     codebook_size=_LEVELS * _K,
-    num_classes=2,
+    conditions=(('label', 2),),
     num_layers=1,
     features=8,
     head_features=8,
@@ -33,25 +33,28 @@ def _codes(n=4):
   return jnp.int32(rng.integers(0, _K, (n, *_GRID)) + _K * level)
 
 
+_CONDITIONS = {'label': jnp.arange(4) % 2}
+
+
 @pytest.fixture(scope='module')
 def variables():
   init = functools.partial(_PRIOR.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), _codes(), jnp.arange(4) % 2)
+  shapes = jax.eval_shape(init, jax.random.key(0), _codes(), _CONDITIONS)
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), shapes)
 
 
 @jax.jit
-def _logits(variables, codes, labels):
-  return _PRIOR.apply(variables, codes, labels, train=False)
+def _logits(variables, codes):
+  return _PRIOR.apply(variables, codes, _CONDITIONS, train=False)
 
 
-def test_impossible_codes_alone_are_impossible(variables):
-  logits = _logits(variables, _codes(), jnp.arange(4) % 2)
+def test_only_codes_of_other_levels_are_impossible(variables):
+  logits = _logits(variables, _codes())
   plain = _PRIOR.prior.apply(
     {'params': variables['params']['prior']},
     _codes(),
-    jnp.arange(4) % 2,
+    _CONDITIONS,
     train=False,
   )
   possible = np.broadcast_to(_POSSIBLE, logits.shape)
@@ -61,17 +64,17 @@ def test_impossible_codes_alone_are_impossible(variables):
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 @pytest.mark.parametrize('loss', losses.LOSSES)
-def test_losses_are_those_of_the_possible_codes(variables, loss, smoothing):
-  codes, labels = _codes(), jnp.arange(4) % 2
+def test_losses_count_only_the_possible_codes(variables, loss, smoothing):
+  codes = _codes()
 
   @jax.jit
   @jax.value_and_grad
   def mean_loss(variables):
-    logits = _PRIOR.apply(variables, codes, labels, train=False)
+    logits = _PRIOR.apply(variables, codes, _CONDITIONS, train=False)
     return losses.code_loss(logits, codes, loss, smoothing).mean()
 
   value, gradients = mean_loss(variables)
-  logits = np.asarray(_logits(variables, codes, labels))
+  logits = np.asarray(_logits(variables, codes))
   own = np.broadcast_to(_POSSIBLE, logits.shape)
   own = logits[own].reshape(*codes.shape, _K)
   expected = losses.code_loss(own, codes % _K, loss, smoothing).mean()
@@ -97,7 +100,7 @@ def test_samples_have_possible_codes(variables, controls):
   codes = sampler.sample_codes(
     _PRIOR,
     variables,
-    labels,
+    {'label': labels},
     sampler.image_keys(0, labels),
     _GRID,
     sampler.Controls(**controls),
@@ -109,9 +112,10 @@ def test_samples_have_possible_codes(variables, controls):
 
 def test_both_forms_agree(variables):
   """At temperature 0 a sample's codes are the most likely ones."""
-  labels = np.arange(4) % 2
-  keys = sampler.image_keys(0, labels)
+  keys = sampler.image_keys(0, _CONDITIONS['label'])
   controls = sampler.Controls(temperature=0)
-  codes = sampler.sample_codes(_PRIOR, variables, labels, keys, _GRID, controls)
-  logits = _logits(variables, codes, jnp.asarray(labels))
+  codes = sampler.sample_codes(
+    _PRIOR, variables, _CONDITIONS, keys, _GRID, controls
+  )
+  logits = _logits(variables, codes)
   np.testing.assert_array_equal(codes, logits.argmax(-1))

@@ -1,7 +1,8 @@
+"""The sampler, against one that recomputes everything, and its controls."""
+
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from dermvq_jax import errors
 from dermvq_jax.models.priors import (
+  base,
   gated_pixelcnn,
   pixelcnn,
   rnn,
@@ -17,7 +19,9 @@ from dermvq_jax.models.priors import (
 )
 
 _CODES = 6
-_SMALL = dict(codebook_size=_CODES, num_classes=2, num_layers=2, features=8)
+_LABEL = (('label', 2),)
+_LABEL_AND_SITE = (('label', 2), ('site', 3))
+_SMALL = dict(codebook_size=_CODES, conditions=_LABEL, num_layers=2, features=8)
 _PRIOR = gated_pixelcnn.GatedPixelCNN(**_SMALL, head_features=16)
 _OTHERS = {
   'pixelcnn': pixelcnn.PixelCNN(**_SMALL, head_features=16),
@@ -28,9 +32,9 @@ _GRID = (3, 4)
 
 
 def _variables(dtype=np.float32, prior=_PRIOR):
-  codes, labels = jnp.zeros((1, 2, 2), jnp.int32), jnp.zeros(1, jnp.int32)
+  inputs = jnp.zeros((1, 2, 2), jnp.int32), prior.null_conditions(1)
   shapes = jax.eval_shape(
-    lambda: prior.init(jax.random.key(0), codes, labels, train=False)
+    lambda: prior.init(jax.random.key(0), *inputs, train=False)
   )
   rng = np.random.default_rng(0)
   return jax.tree.map(
@@ -39,8 +43,8 @@ def _variables(dtype=np.float32, prior=_PRIOR):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _all_logits(prior, variables, codes, labels):
-  return prior.apply(variables, codes, labels, train=False)
+def _all_logits(prior, variables, codes, conditions):
+  return prior.apply(variables, codes, conditions, train=False)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -53,7 +57,7 @@ def _noise(keys, row, width):
 
 
 def _log_probs(logits, loss):
-  """In NumPy, float64."""
+  """Computes log-probabilities in NumPy, float64."""
   logits = np.asarray(logits, np.float64)
   if loss == 'bce':
     logits = -np.log1p(np.exp(-logits))
@@ -61,7 +65,7 @@ def _log_probs(logits, loss):
 
 
 def _choice(scores, noise, temperature=1.0, top_k=0, top_p=1.0):
-  """One code from scores [K] and noise [K], as the contract has it."""
+  """Chooses one code given scores [K] and noise [K], as `Controls` says."""
   order = sorted(range(len(scores)), key=lambda code: (-scores[code], code))
   order = order[:top_k] if top_k else order
   if temperature:
@@ -75,22 +79,32 @@ def _choice(scores, noise, temperature=1.0, top_k=0, top_p=1.0):
 
 
 def _recomputing_sampler(
-  prior, variables, labels, keys, grid, controls, known, loss='cross_entropy'
+  prior,
+  variables,
+  conditions,
+  keys,
+  grid,
+  controls,
+  known,
+  loss='cross_entropy',
 ):
-  """Runs the whole prior for every code, on the same keys."""
+  """Samples with the same keys, and runs the whole prior for every code."""
   settings = dataclasses.asdict(controls)
   scale = settings.pop('guidance_scale')
-  codes = np.zeros((len(labels), *grid), np.int32)
+  codes = np.zeros((len(keys), *grid), np.int32)
   for i in range(grid[0]):
     noise = np.asarray(_noise(keys, i, grid[1]))  # [B, w, K]
     for j in range(grid[1]):
-      logits = _all_logits(prior, variables, codes, labels)[:, i, j]
+      logits = _all_logits(prior, variables, codes, conditions)[:, i, j]
       scores = _log_probs(logits, loss)
       if scale != 1:
-        nothing = jnp.full_like(labels, prior.num_classes)
+        nothing = {
+          name: jnp.full_like(conditions[name], number)
+          for name, number in prior.conditions
+        }
         logits = _all_logits(prior, variables, codes, nothing)[:, i, j]
         scores = scale * scores + (1 - scale) * _log_probs(logits, loss)
-      for b in range(len(labels)):
+      for b in range(len(keys)):
         codes[b, i, j] = _choice(scores[b], noise[b, j], **settings)
         if known and known['known_mask'][b, i, j]:
           codes[b, i, j] = known['known_codes'][b, i, j]
@@ -98,10 +112,16 @@ def _recomputing_sampler(
 
 
 def _known(count, grid, seed=0):
-  """Random codes, a random half of them known, in every image another."""
+  """Random codes, of which a random half is known."""
   rng = np.random.default_rng(seed)
   codes = rng.integers(0, _CODES, (count, *grid))
   return {'known_codes': codes, 'known_mask': rng.random(codes.shape) < 0.5}
+
+
+def _args(labels, seed=0):
+  """Arguments of the sampler for images of these labels."""
+  keys = sampler.image_keys(seed, labels)
+  return _PRIOR, _variables(), {'label': np.asarray(labels)}, keys, _GRID
 
 
 _ALL_ON = sampler.Controls(0.8, top_k=5, top_p=0.7, guidance_scale=2.5)
@@ -121,29 +141,69 @@ _ALL_ON = sampler.Controls(0.8, top_k=5, top_p=0.7, guidance_scale=2.5)
     (_ALL_ON, (5, 1), False, 'cross_entropy'),
   ],
 )
-def test_draws_what_the_recomputing_sampler_draws(
+def test_samples_what_the_recomputing_sampler_samples(
   controls, grid, completes, loss, prior=_PRIOR
 ):
   count = 100 if controls is _ALL_ON else 20
   known = _known(count, grid) if completes else {}
   with jax.enable_x64(True):
-    labels = jnp.arange(count, dtype=jnp.int32) % 3
-    keys = sampler.image_keys(0, labels)
+    n = jnp.arange(count, dtype=jnp.int32)
+    values = {'label': n % 3, 'site': n // 3 % 4}  # null values included
+    keys = sampler.image_keys(0, values['label'])
+    conditions = {name: values[name] for name, _ in prior.conditions}
     variables = _variables(np.float64, prior)
-    args = prior, variables, labels, keys, grid, controls
+    args = prior, variables, conditions, keys, grid, controls
     codes = sampler.sample_codes(*args, loss=loss, **known)
     expected = _recomputing_sampler(*args, known, loss)
   np.testing.assert_array_equal(codes, expected)
   assert codes.dtype == jnp.int32
-  assert len(np.unique(expected)) > 3  # The test is not about one code.
+  assert len(np.unique(expected)) > 3  # not one code only
 
 
 @pytest.mark.parametrize('name', _OTHERS)
-def test_every_prior_draws_what_the_recomputing_sampler_draws(name):
+def test_every_prior_samples_what_the_recomputing_sampler_samples(name):
   for grid in ((3, 4), (4, 2)):
-    test_draws_what_the_recomputing_sampler_draws(
+    test_samples_what_the_recomputing_sampler_samples(
       _ALL_ON, grid, True, 'cross_entropy', _OTHERS[name]
     )
+
+
+@pytest.mark.parametrize('name', ['gated_pixelcnn', 'transformer'])
+def test_guidance_uses_the_null_value_of_every_condition(name):
+  prior = {'gated_pixelcnn': _PRIOR, **_OTHERS}[name]
+  test_samples_what_the_recomputing_sampler_samples(
+    sampler.Controls(guidance_scale=2.5),
+    _GRID,
+    False,
+    'cross_entropy',
+    prior.copy(conditions=_LABEL_AND_SITE),
+  )
+
+
+def test_an_image_depends_on_every_condition_of_the_prior_and_no_other():
+  prior = _PRIOR.copy(conditions=_LABEL_AND_SITE)
+  conditions = {'label': [0, 1, 0, 1], 'site': [0, 1, 2, 3]}
+  keys = sampler.image_keys(0, [0] * 4)
+  variables = _variables(prior=prior)
+
+  def sample(**conditions):
+    codes = sampler.sample_codes(prior, variables, conditions, keys, _GRID)
+    np.testing.assert_array_equal(
+      sampler.sample_in_batches(
+        prior, variables, conditions, keys, _GRID, chunk_size=3
+      ),
+      codes,
+    )
+    return np.asarray(codes)
+
+  codes = sample(**conditions)
+  others = sample(**(conditions | {'site': [1, 1, 2, 3]}))
+  assert (codes[0] != others[0]).any()
+  np.testing.assert_array_equal(codes[1:], others[1:])
+  others = sample(**(conditions | {'label': [0, 1, 0, 2]}))
+  assert (codes[3] != others[3]).any()
+  np.testing.assert_array_equal(codes[:3], others[:3])
+  np.testing.assert_array_equal(sample(**conditions, age=[0, 1, 2, 3]), codes)
 
 
 @pytest.mark.parametrize('controls', [sampler.Controls(), _ALL_ON])
@@ -153,27 +213,27 @@ def test_an_image_does_not_depend_on_its_batch(controls):
   variables = _variables()
   known = _known(5, _GRID) if controls is _ALL_ON else {}
 
-  def draw(chosen):
+  def sample(chosen):
     return sampler.sample_codes(
       _PRIOR,
       variables,
-      labels[chosen],
+      {'label': labels[chosen]},
       keys[chosen],
       _GRID,
       controls,
       **{name: array[chosen] for name, array in known.items()},
     )
 
-  together = draw(np.arange(5))
-  np.testing.assert_array_equal(draw(np.arange(5)[::-1]), together[::-1])
+  together = sample(np.arange(5))
+  np.testing.assert_array_equal(sample(np.arange(5)[::-1]), together[::-1])
   for n in range(5):
-    np.testing.assert_array_equal(draw(np.asarray([n])), together[n : n + 1])
+    np.testing.assert_array_equal(sample(np.asarray([n])), together[n : n + 1])
 
 
 @pytest.mark.parametrize('chunk_size', [2, 5, 8])
 def test_chunks_change_nothing(chunk_size):
   labels = np.asarray([0, 1, 2, 1, 0])
-  args = _PRIOR, _variables(), labels, sampler.image_keys(7, labels), _GRID
+  args = _args(labels, seed=7)
   known = _known(5, _GRID)
   expected = sampler.sample_codes(*args, _ALL_ON, **known)
   codes = sampler.sample_in_batches(
@@ -184,43 +244,60 @@ def test_chunks_change_nothing(chunk_size):
 
 
 def test_no_images():
-  keys = sampler.image_keys(0, [])
-  codes = sampler.sample_in_batches(_PRIOR, _variables(), [], keys, _GRID)
+  codes = sampler.sample_in_batches(*_args([]))
   assert codes.shape == (0, *_GRID)
 
 
 def test_progress_is_shown_on_demand(capsys):
-  labels = np.asarray([0, 1, 2])
-  args = _PRIOR, _variables(), labels, sampler.image_keys(0, labels), _GRID
+  args = _args([0, 1, 2])
   sampler.sample_in_batches(*args, chunk_size=2)
   assert not capsys.readouterr().err
   sampler.sample_in_batches(*args, chunk_size=2, show_progress=True)
   assert '3/3' in capsys.readouterr().err
 
 
+class _Counting(gated_pixelcnn.GatedPixelCNN):
+  """Counts how often it is traced, which each compilation does."""
+
+  def step(self, cache, i, j, previous):
+    _TRACED.append((i, j))
+    return super().step(cache, i, j, previous)
+
+
+_TRACED = []
+
+
 def test_values_do_not_recompile():
   variables = _variables()
+  prior = _Counting(**_SMALL, head_features=16)
 
-  def draw(seed, completes=False, **controls):
+  def compiles(seed, completes=False, **controls):
     labels = np.asarray([seed, 1])
     keys = sampler.image_keys(seed, labels)
-    controls = sampler.Controls(**controls)
-    known = _known(2, _GRID, seed) if completes else {}
+    _TRACED.clear()
     sampler.sample_codes(
-      _PRIOR, variables, labels, keys, _GRID, controls, **known
+      prior,
+      variables,
+      {'label': labels, 'age': labels[: seed + 1]},
+      keys,
+      _GRID,
+      sampler.Controls(**controls),
+      **(_known(2, _GRID, seed) if completes else {}),
     )
-    return sampler._sample_codes._cache_size()
+    return bool(_TRACED)
 
-  compiled = draw(0)
-  assert draw(1, temperature=0.5) == draw(2, temperature=0) == compiled
-  assert draw(1, temperature=np.float32(0.7)) == compiled
+  assert compiles(0)
+  assert not compiles(1, temperature=0.5)
+  assert not compiles(2, temperature=0)
+  assert not compiles(1, temperature=np.float32(0.7))
   on = dict(completes=True, top_k=3, top_p=0.9, guidance_scale=2.0)
-  compiled = draw(0, **on)
-  assert draw(1, **on) == draw(2, **on, temperature=3) == compiled
+  assert compiles(0, **on)
+  assert not compiles(1, **on)
+  assert not compiles(2, **on, temperature=3)
   other = dict(completes=True, top_k=10**12, top_p=0.1, guidance_scale=3)
-  assert draw(0, **other) == compiled
+  assert not compiles(0, **other)
   other = dict(top_k=np.int64(2), top_p=np.float64(0.5), guidance_scale=0)
-  assert draw(0, completes=True, **other) == compiled
+  assert not compiles(0, completes=True, **other)
 
 
 # Controls.
@@ -254,7 +331,7 @@ def test_what_is_off_is_not_compiled():
 @pytest.mark.parametrize('top_k', [0, 1, 7, 40, 99])
 @pytest.mark.parametrize('top_p', [1.0, 0.9, 0.35, 1e-9])
 def test_choose_against_numpy(temperature, top_k, top_p):
-  """With many ties and impossible codes among the scores."""
+  """The scores have many ties and impossible codes."""
   rng = np.random.default_rng(0)
   scores = rng.integers(-3, 3, (50, 40)).astype(np.float32)
   scores[rng.random(scores.shape) < 0.1] = -np.inf
@@ -269,26 +346,26 @@ def test_choose_against_numpy(temperature, top_k, top_p):
   np.testing.assert_array_equal(codes, expected)
 
 
-def test_the_code_that_reaches_top_p_is_in():
+def test_the_code_that_reaches_top_p_is_included():
   scores = jnp.log(jnp.asarray([[0.125, 0.5, 0.25, 0.125]]))
 
   def possible(top_p):
-    """Noise lets each code win in turn, if it may."""
+    """Noise makes each code win in turn, if it is allowed."""
     noise = 100 * jnp.eye(4)
     codes = sampler.choose(jnp.tile(scores, (4, 1)), noise, 1.0, top_p=top_p)
     return set(np.asarray(codes).tolist())
 
   assert possible(0.01) == possible(0.5) == {1}
   assert possible(0.51) == possible(0.75) == {1, 2}
-  # Of equals the one with the lower number comes first.
+  # Among equals the one with the lower number comes first.
   assert possible(0.76) == possible(0.87) == {0, 1, 2}
   assert possible(0.88) == {0, 1, 2, 3}
 
 
-def test_top_p_is_of_what_top_k_leaves():
+def test_top_p_is_a_share_of_what_top_k_keeps():
   scores = jnp.log(jnp.asarray([[0.3, 0.2, 0.5]]))
   noise = jnp.asarray([[100.0, 0, 0]])
-  # 0.5 of 0.8 is 0.625: the second one is not needed.
+  # 0.5 / 0.8 = 0.625: the second code is needed above that only.
   assert sampler.choose(scores, noise, 1.0, 2, 0.62) == 2
   assert sampler.choose(scores, noise, 1.0, 2, 0.63) == 0
   assert sampler.choose(scores, noise, 1.0, None, 0.62) == 0
@@ -311,57 +388,56 @@ def test_guidance_leaves_impossible_codes_impossible():
     np.testing.assert_array_equal(guided, [-1, -np.inf, -np.inf, -2])
 
 
-def test_controls_that_change_nothing():
-  """The draws do not depend on what is off, or on without effect."""
-  labels = jnp.asarray([0, 1, 0, 1])
-  args = _variables(), labels, sampler.image_keys(3, labels), _GRID
-  plain = sampler.sample_codes(_PRIOR, *args)
+def test_controls_without_effect():
+  """Samples do not change if a control keeps all codes."""
+  labels = np.asarray([0, 1, 0, 1])
+  args = _args(labels, seed=3)
+  plain = sampler.sample_codes(*args)
   for controls in (
     sampler.Controls(top_k=_CODES),
     sampler.Controls(top_p=1 - 1e-7, top_k=1000),
   ):
-    codes = sampler.sample_codes(_PRIOR, *args, controls)
+    codes = sampler.sample_codes(*args, controls)
     np.testing.assert_array_equal(codes, plain)
-  # At scale 0 the label is not seen at all.
-  unguided = sampler.sample_codes(
-    _PRIOR, *args, sampler.Controls(guidance_scale=0)
+  # At scale 0 the label has no effect.
+  unguided = sampler.sample_codes(*args, sampler.Controls(guidance_scale=0))
+  null = {'label': np.full(4, 2)}
+  np.testing.assert_array_equal(
+    sampler.sample_codes(_PRIOR, _variables(), null, *args[3:]), unguided
   )
-  args = _variables(), jnp.full(4, 2), sampler.image_keys(3, labels), _GRID
-  np.testing.assert_array_equal(sampler.sample_codes(_PRIOR, *args), unguided)
 
 
 # Completion.
 
 
-def test_known_codes_come_back_untouched():
-  labels = np.arange(6) % 3
-  args = _PRIOR, _variables(), labels, sampler.image_keys(0, labels), _GRID
+def test_known_codes_are_returned_unchanged():
+  args = _args(np.arange(6) % 3)
   known = _known(6, _GRID)
   codes, mask = known['known_codes'], known['known_mask']
   mask[0], mask[1] = True, False
-  drawn = np.asarray(sampler.sample_codes(*args, _ALL_ON, **known))
-  np.testing.assert_array_equal(drawn[mask], codes[mask])
+  completed = np.asarray(sampler.sample_codes(*args, _ALL_ON, **known))
+  np.testing.assert_array_equal(completed[mask], codes[mask])
   free = np.asarray(sampler.sample_codes(*args, _ALL_ON))
-  np.testing.assert_array_equal(drawn[1], free[1])
-  assert (drawn[2:] != free[2:])[~mask[2:]].any()  # They matter to the others.
-  # What is not known may be anything.
+  np.testing.assert_array_equal(completed[1], free[1])
+  # The other codes depend on them.
+  assert (completed[2:] != free[2:])[~mask[2:]].any()
+  # Values of unknown codes have no effect.
   codes[~mask] = -7
   again = sampler.sample_codes(*args, _ALL_ON, **known)
-  np.testing.assert_array_equal(drawn, again)
+  np.testing.assert_array_equal(completed, again)
 
 
-def test_known_codes_matter_only_after_them():
-  labels = np.arange(6) % 3
-  args = _PRIOR, _variables(), labels, sampler.image_keys(0, labels), _GRID
+def test_known_codes_change_only_codes_after_them():
+  args = _args(np.arange(6) % 3)
   free = np.asarray(sampler.sample_codes(*args)).reshape(6, -1)
   known = np.zeros((6, *_GRID), bool)
   known[:, 1, 2] = True
-  drawn = sampler.sample_codes(
+  completed = sampler.sample_codes(
     *args, known_codes=np.zeros((6, *_GRID), int), known_mask=known
   )
-  drawn = np.asarray(drawn).reshape(6, -1)
-  np.testing.assert_array_equal(drawn[:, :6], free[:, :6])
-  assert (drawn[:, 7:] != free[:, 7:]).any()
+  completed = np.asarray(completed).reshape(6, -1)
+  np.testing.assert_array_equal(completed[:, :6], free[:, :6])
+  assert (completed[:, 7:] != free[:, 7:]).any()
 
 
 _CODES_OF_TWO = np.zeros((2, *_GRID), int)
@@ -378,19 +454,14 @@ _MASK_OF_TWO = np.ones((2, *_GRID), bool)
     (_CODES_OF_TWO, _MASK_OF_TWO[:, :2], r'bool \[2, 3, 4\], not bool'),
     (_CODES_OF_TWO, _CODES_OF_TWO, 'must be bool .*not int64'),
     (_CODES_OF_TWO * 1.0, _MASK_OF_TWO, 'must be integers .*not float64'),
-    (_CODES_OF_TWO - 1, _MASK_OF_TWO, r'\[0, 6\); these reach from -1 to -1'),
+    (_CODES_OF_TWO - 1, _MASK_OF_TWO, r'\[0, 6\); these are from -1 to -1'),
     (_CODES_OF_TWO + 6, _MASK_OF_TWO, 'from 6 to 6'),
   ],
 )
-def test_refuses_what_is_not_known_codes(codes, mask, message):
-  keys = sampler.image_keys(0, [0, 1])
-  for draw in (sampler.sample_codes, sampler.sample_in_batches):
+def test_refuses_known_codes_that_do_not_fit(codes, mask, message):
+  for sample in (sampler.sample_codes, sampler.sample_in_batches):
     with pytest.raises(errors.UserError, match=message):
-      draw(
-        *(_PRIOR, {}, np.asarray([0, 1]), keys, _GRID),
-        known_codes=codes,
-        known_mask=mask,
-      )
+      sample(*_args([0, 1]), known_codes=codes, known_mask=mask)
 
 
 # Keys and frequencies.
@@ -418,13 +489,15 @@ def test_ids_count_within_each_label():
   ).all()
 
 
-class _Table(nn.Module):
+class _Table(base.Prior):
   """A prior without parameters: p(code | code to the left, code above)."""
 
   codebook_size: int = 2
+  conditions: base.ConditionSpec = _LABEL
 
-  def init_cache(self, labels, grid):
-    return {'above': jnp.zeros((grid[1], len(labels)), jnp.int32)}
+  def init_cache(self, conditions, grid):
+    batch = len(conditions['label'])
+    return {'above': jnp.zeros((grid[1], batch), jnp.int32)}
 
   def start_row(self, cache, i, row_above):
     return {'above': jnp.where(i > 0, row_above.T, 0)}
@@ -446,7 +519,7 @@ def test_frequencies_of_a_known_distribution(temperature):
   codes = sampler.sample_codes(
     _Table(),
     {},
-    jnp.zeros(images, jnp.int32),
+    {'label': jnp.zeros(images, jnp.int32)},
     keys,
     (2, 2),
     sampler.Controls(temperature),
@@ -464,13 +537,15 @@ def test_frequencies_of_a_known_distribution(temperature):
   assert chi_squared < 37.7  # 15 degrees of freedom, p = 0.001
 
 
-class _Same(nn.Module):
+class _Independent(base.Prior):
   """A prior without parameters whose codes do not depend on anything."""
 
   codebook_size: int = 6
+  conditions: base.ConditionSpec = _LABEL
 
-  def init_cache(self, labels, grid):
-    return jnp.zeros((len(labels), self.codebook_size)) + jnp.log(_shares())
+  def init_cache(self, conditions, grid):
+    batch = len(conditions['label'])
+    return jnp.zeros((batch, self.codebook_size)) + jnp.log(_shares())
 
   def start_row(self, cache, i, row_above):
     return cache
@@ -484,7 +559,7 @@ def _shares():
 
 
 @pytest.mark.parametrize(
-  ('controls', 'left'),
+  ('controls', 'kept'),
   [
     (sampler.Controls(top_p=0.8), [1, 4, 5]),  # 0.35 + 0.3 + 0.2
     (sampler.Controls(0.5, top_p=0.8), [1, 4]),  # of the squares: 0.78, ...
@@ -492,19 +567,21 @@ def _shares():
     (sampler.Controls(top_k=4, top_p=0.65), [1, 4]),  # of 0.95
   ],
 )
-def test_frequencies_of_the_nucleus(controls, left):
+def test_frequencies_of_the_nucleus(controls, kept):
   images, grid = 2000, (2, 4)
   keys = sampler.image_keys(1, [0] * images)
-  labels = jnp.zeros(images, jnp.int32)
-  codes = sampler.sample_codes(_Same(), {}, labels, keys, grid, controls)
+  conditions = {'label': jnp.zeros(images, jnp.int32)}
+  codes = sampler.sample_codes(
+    _Independent(), {}, conditions, keys, grid, controls
+  )
   expected = np.zeros(6)
-  expected[left] = np.asarray(_shares())[left] ** (1 / controls.temperature)
+  expected[kept] = np.asarray(_shares())[kept] ** (1 / controls.temperature)
   expected *= codes.size / expected.sum()
   observed = np.bincount(np.asarray(codes).ravel(), minlength=6)
   assert (observed[expected == 0] == 0).all()
-  chi_squared = ((observed - expected)[left] ** 2 / expected[left]).sum()
+  chi_squared = ((observed - expected)[kept] ** 2 / expected[kept]).sum()
   quantiles = {1: 10.8, 2: 13.8, 4: 18.5}  # p = 0.001
-  assert chi_squared < quantiles[len(left) - 1]
+  assert chi_squared < quantiles[len(kept) - 1]
 
 
 def test_choose_takes_the_first_of_equals():
