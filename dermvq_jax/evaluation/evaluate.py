@@ -57,8 +57,8 @@ def _check_num_samples(
   num_samples = most if num_samples is None else num_samples
   if num_samples and not _MIN_SAMPLES <= num_samples <= most:
     raise errors.UserError(
-      f'--num_samples is {num_samples}; give a number from {_MIN_SAMPLES} to '
-      f'{most}, the number of images in {floor.name}, or 0 for none'
+      f'--num_samples={num_samples} is out of its range; give --num_samples '
+      f'from {_MIN_SAMPLES} to {most}, the size of {floor.name}, or 0 for none'
     )
   return num_samples
 

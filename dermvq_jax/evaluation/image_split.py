@@ -15,6 +15,8 @@ class ImageSplit:
 
   Attributes:
     name: 'train', 'val' or 'test'.
+    records: the records of the split.
+    in_memory: whether all images may be kept in memory.
   """
 
   def __init__(
@@ -32,22 +34,22 @@ class ImageSplit:
       records: its records, from `prepared.Dataset.split`.
       model: the run's model, for reconstructions.
       in_memory: whether all images may be kept in memory. Otherwise ask only
-        for `bank` and single images.
+        for single images, and `make_bank`.
     """
     self.name = name
-    self._records = records
+    self.records = records
+    self.in_memory = in_memory
     self._model = model
-    self._in_memory = in_memory
     self._features = []  # pairs of a space and features
 
   def __len__(self) -> int:
-    return len(self._records)
+    return len(self.records)
 
   @functools.cached_property
   def _columns(self) -> dict[str, np.ndarray]:
     """All fields of the records, each as one array."""
     indices = progress.bar(range(len(self)), desc=f'{self.name}: read')
-    records = [self._records[i] for i in indices]
+    records = [self.records[i] for i in indices]
     return {
       'images': np.stack([record['image'] for record in records]),
       'labels': np.array([record['label'] for record in records], np.int32),
@@ -65,6 +67,16 @@ class ImageSplit:
     """Their labels, int32 `[N]`."""
     return self._columns['labels']
 
+  @property
+  def ids(self) -> np.ndarray:
+    """Their ids, str `[N]`."""
+    return self._columns['ids']
+
+  @property
+  def groups(self) -> np.ndarray:
+    """Their lesions or patients, str `[N]`."""
+    return self._columns['groups']
+
   @functools.cached_property
   def reconstructions(self) -> np.ndarray:
     """All images, encoded and decoded, uint8 `[N, H, W, 3]`."""
@@ -80,25 +92,35 @@ class ImageSplit:
     self._features.append((space, features))
     return features
 
-  def bank(self, space: feature_spaces.Features | None) -> nearest_images.Bank:
-    """Descriptions of all images, among which the nearest ones are found.
-
-    Args:
-      space: the space of features; None: compare by pixels only.
-    """
-    if not self._in_memory:
-      return nearest_images.make_bank(
-        self._records, space, f'{self.name}: describe'
-      )
-    return nearest_images.Bank(
-      pixels=nearest_images.describe(self.images),
-      features=None if space is None else self.features(space),
-      ids=self._columns['ids'],
-      groups=self._columns['groups'],
-    )
-
   def image(self, index: int) -> np.ndarray:
     """One image, uint8 `[H, W, 3]`."""
-    if self._in_memory:
+    if self.in_memory:
       return self.images[index]
-    return self._records[index]['image']
+    return self.records[index]['image']
+
+
+def make_bank(
+  splits: Sequence[ImageSplit], space: feature_spaces.Features | None
+) -> nearest_images.Bank:
+  """Describes all images of some splits, one split after the other.
+
+  Args:
+    splits: they are all in memory, or there is only one.
+    space: the space of features; None: compare by pixels only.
+  """
+  if not splits[0].in_memory:
+    [split] = splits
+    return nearest_images.make_bank(
+      split.records, space, f'{split.name}: describe'
+    )
+  features = None
+  if space is not None:
+    features = np.concatenate([split.features(space) for split in splits])
+  # Joined first: the last digits of `describe` depend on the number of images.
+  images = np.concatenate([split.images for split in splits])
+  return nearest_images.Bank(
+    pixels=nearest_images.describe(images),
+    features=features,
+    ids=np.concatenate([split.ids for split in splits]),
+    groups=np.concatenate([split.groups for split in splits]),
+  )

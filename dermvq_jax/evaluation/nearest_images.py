@@ -80,18 +80,6 @@ def make_bank(
   )
 
 
-def join(banks: Sequence[Bank]) -> Bank:
-  """Joins banks, one after the other."""
-  return Bank(
-    np.concatenate([bank.pixels for bank in banks]),
-    None
-    if banks[0].features is None
-    else np.concatenate([bank.features for bank in banks]),
-    np.concatenate([bank.ids for bank in banks]),
-    np.concatenate([bank.groups for bank in banks]),
-  )
-
-
 @jax.jit
 def _reduce(images: jax.Array) -> jax.Array:
   images = images.astype(jnp.float32) / 255

@@ -13,7 +13,6 @@ from dermvq_jax.evaluation import (
   image_split,
   measures,
   memorisation,
-  nearest_images,
   results,
 )
 from dermvq_jax.models.priors import sampler
@@ -180,8 +179,8 @@ def _measure_memorisation(
   space = subject.space if subject.classifier is None else subject.classifier
   held_out = subject.held_out
   banks = {
-    'train': subject.splits['train'].bank(space),
-    'held_out': nearest_images.join([s.bank(space) for s in held_out]),
+    'train': image_split.make_bank([subject.splits['train']], space),
+    'held_out': image_split.make_bank(held_out, space),
   }
   result, arrays = memorisation.measure(
     samples.images,

@@ -1,5 +1,7 @@
 """Tests of the metrics of samples against closed forms and definitions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -7,7 +9,7 @@ import scipy.linalg
 from dermvq_jax.evaluation import generation_metrics as metrics
 
 
-def draw(n, f, seed=0, shift=0.0):
+def normal(n, f, seed=0, shift=0.0):
   rng = np.random.default_rng(seed)
   return rng.normal(size=(n, f)) @ rng.normal(size=(f, f)) + shift
 
@@ -16,13 +18,13 @@ def draw(n, f, seed=0, shift=0.0):
 
 
 def whiten(x):
-  """Linearly changed to mean 0 and covariance 1, exactly."""
+  """Changes `x` linearly to mean 0 and covariance 1, exactly."""
   x = x - x.mean(0)
   return x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False)).T)
 
 
 def test_frechet_distance_of_known_moments():
-  """Of diagonal covariances: sum of (m - m')^2 + (s - s')^2."""
+  """With diagonal covariances it is the sum of (m - m')^2 + (s - s')^2."""
   rng = np.random.default_rng(1)
   a = whiten(rng.normal(size=(50, 4))) * [1, 2, 3, 4] + [0, 1, 0, 0]
   b = whiten(rng.normal(size=(70, 4))) * [2, 2, 1, 8] + [0, 4, 0, 1]
@@ -32,7 +34,7 @@ def test_frechet_distance_of_known_moments():
 
 
 def test_frechet_distance_of_any_moments():
-  a, b = draw(60, 5), draw(40, 5, 1, shift=0.3)
+  a, b = normal(60, 5), normal(40, 5, 1, shift=0.3)
   root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T))
   expected = np.sum((a.mean(0) - b.mean(0)) ** 2)
   expected += np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root.real)
@@ -40,7 +42,7 @@ def test_frechet_distance_of_any_moments():
 
 
 def test_frechet_distance_with_fewer_images_than_features():
-  a = draw(8, 20)
+  a = normal(8, 20)
   assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
   moved = metrics.frechet_distance(a, a + 0.5)
   assert moved == pytest.approx(20 * 0.25, rel=1e-5)
@@ -64,10 +66,10 @@ def slow_kid(x, y):
 
 
 def test_kid_by_definition():
-  x, y = draw(9, 3), draw(7, 3, 1, shift=1.0)
+  x, y = normal(9, 3), normal(7, 3, 1, shift=1.0)
   value, error = metrics.kid(x, y)
   assert value == pytest.approx(slow_kid(x, y))
-  # The jackknife by its definition: without each image in turn.
+  # The jackknife by its definition: leave out each image in turn.
   variance = 0
   for first, sets in ((True, (x, y)), (False, (y, x))):
     n = len(sets[0])
@@ -120,17 +122,18 @@ def _expected_kid(f, shift):
 
 
 def test_kid_in_chunks(monkeypatch):
-  x, y = draw(30, 3), draw(20, 3, 1)
-  expected = metrics.compare(x, y)
+  x, y = normal(30, 3), normal(20, 3, 1)
+  expected = dataclasses.astuple(metrics.compare(x, y))
   monkeypatch.setattr(metrics, '_CHUNK', 7)
-  assert metrics.compare(x, y) == pytest.approx(expected)
+  found = dataclasses.astuple(metrics.compare(x, y))
+  assert found == pytest.approx(expected)
 
 
 # Precision, recall, density, coverage.
 
 
 def slow_manifolds(real, made, k):
-  """The four by their definitions, with loops."""
+  """Precision, recall, density and coverage by definition, with loops."""
 
   def radius(x, i):
     others = [np.linalg.norm(x[i] - x[j]) for j in range(len(x)) if j != i]
@@ -156,7 +159,7 @@ def slow_manifolds(real, made, k):
 
 @pytest.mark.parametrize('k', [1, 3, 5])
 def test_manifolds_by_definition(k):
-  real, made = draw(20, 4), draw(15, 4, 1, shift=0.7)
+  real, made = normal(20, 4), normal(15, 4, 1, shift=0.7)
   found = (
     *metrics.precision_recall(real, made, k),
     *metrics.density_coverage(real, made, k),
@@ -166,30 +169,26 @@ def test_manifolds_by_definition(k):
 
 
 def test_manifolds_of_extremes():
-  real = draw(30, 3)
+  real = normal(30, 3)
   assert metrics.precision_recall(real, real) == (1, 1)
   assert metrics.density_coverage(real, real)[1] == 1
   assert metrics.precision_recall(real, real + 1000) == (0, 0)
   assert metrics.density_coverage(real, real + 1000) == (0, 0)
-  # All samples alike: precise, but they cover one spot.
-  same = np.repeat(real[:1], 30, axis=0) + 1e-6 * draw(30, 3, 1)
+  # All samples are alike: precise, but they cover one spot.
+  same = np.repeat(real[:1], 30, axis=0) + 1e-6 * normal(30, 3, 1)
   assert metrics.precision_recall(real, same)[0] == 1
   assert metrics.precision_recall(real, same)[1] < 0.1
   assert metrics.density_coverage(real, same)[1] < 0.5
 
 
 def test_compare_names_them_right():
-  real, made = draw(40, 3), draw(30, 3, 1, shift=0.2)
+  real, made = normal(40, 3), normal(30, 3, 1, shift=0.2)
   found = metrics.compare(real, made)
-  assert found['num_images'] == 30
-  assert found['frechet_distance'] == metrics.frechet_distance(real, made)
-  assert (found['kid'], found['kid_standard_error']) == metrics.kid(real, made)
-  assert (found['precision'], found['recall']) == metrics.precision_recall(
-    real, made
-  )
-  assert (found['density'], found['coverage']) == metrics.density_coverage(
-    real, made
-  )
+  assert found.num_images == 30
+  assert found.frechet_distance == metrics.frechet_distance(real, made)
+  assert (found.kid, found.kid_standard_error) == metrics.kid(real, made)
+  assert (found.precision, found.recall) == metrics.precision_recall(real, made)
+  assert (found.density, found.coverage) == metrics.density_coverage(real, made)
 
 
 # Classes.
@@ -204,8 +203,8 @@ def test_balanced_accuracy_by_hand():
   assert error == pytest.approx(np.sqrt(variance))
 
 
-def test_error_of_balanced_accuracy_is_that_of_repeated_draws():
-  """Of classes that have an image or a few too."""
+def test_error_of_balanced_accuracy_is_that_of_repeated_samples():
+  """Even with classes that have only one or a few images."""
   counts, chance = np.array([1, 3, 8, 40]), np.array([0.5, 0.8, 0.3, 0.6])
   labels = np.repeat(np.arange(4), counts)
   rng = np.random.default_rng(0)
@@ -222,27 +221,20 @@ def test_error_of_balanced_accuracy_is_that_of_repeated_draws():
 
 def test_only_large_classes_have_metrics_of_their_own():
   labels = np.repeat([0, 1, 2], [100, 99, 120])
-  real = draw(len(labels), 3)
-  made = draw(len(labels), 3, 1)
+  real = normal(len(labels), 3)
+  made = normal(len(labels), 3, 1)
   fewer = np.repeat([0, 1, 2], [110, 110, 99])
-  found = metrics.measure(
-    real,
-    labels,
-    {'samples': (made, labels), 'others': (made, None)},
-    ['a', 'b', 'c'],
+  names = ['a', 'b', 'c']
+  found = metrics.compare_classes(
+    real, labels, {'samples': (made, labels)}, names
   )
-  assert list(found['sets']) == ['samples', 'others']
-  assert {k: list(v) for k, v in found['classes'].items()} == {
+  assert {k: list(v) for k, v in found.items()} == {
     'a': ['samples'],
     'c': ['samples'],
   }
-  assert found['classes']['c']['samples'] == metrics.compare(
+  assert found['c']['samples'] == metrics.compare(
     real[labels == 2], made[labels == 2]
   )
-  found = metrics.measure(
-    real,
-    labels,
-    {'samples': (made, labels), 'real': (made, fewer)},
-    ['a', 'b', 'c'],
-  )
-  assert list(found['classes']) == ['a']
+  sets = {'samples': (made, labels), 'real': (made, fewer)}
+  found = metrics.compare_classes(real, labels, sets, names)
+  assert list(found) == ['a']

@@ -1,4 +1,4 @@
-"""Tests that Inception-v3 is that of the standard FID."""
+"""Tests that Inception-v3 is the network of the standard FID."""
 
 import zlib
 
@@ -8,8 +8,8 @@ import pytest
 from dermvq_jax import errors
 from dermvq_jax.evaluation import feature_spaces, inception
 
-# Each block's convolutions: outputs, kernel height and width, and the one whose
-# output it takes (else the block's input).
+# Each block's convolutions: outputs, kernel height and width, and the
+# convolution that it follows (None: it takes the block's input).
 _STEM = {
   'Conv2d_1a_3x3': (3, 32, 3, 3),
   'Conv2d_2a_3x3': (32, 32, 3, 3),
@@ -86,15 +86,15 @@ _BLOCKS = {
 }
 
 
-def _draw(key, shape):
-  """Numbers in [0, 1) that are the same with every library, float64."""
+def _numbers(key, shape):
+  """Numbers in [0, 1) that are the same in every library, float64."""
   start = zlib.crc32(key.encode()) % 1000
   x = np.sin(np.arange(np.prod(shape)) * 12.9898 + start) * 43758.5453
   return (x - np.floor(x)).reshape(shape)
 
 
 def random_weights():
-  """Made up, in the layout of the published ones."""
+  """Made-up weights in the layout of the published ones."""
   shapes = {
     name: (out, inputs, h, w) for name, (inputs, out, h, w) in _STEM.items()
   }
@@ -106,7 +106,7 @@ def random_weights():
   for name, shape in shapes.items():
     key, n = f'{name}.conv.weight', shape[:1]
     scale = np.sqrt(24 / np.prod(shape[1:]))
-    arrays[key] = np.float32(scale * (_draw(key, shape) - 0.5))
+    arrays[key] = np.float32(scale * (_numbers(key, shape) - 0.5))
     for part, low, width in (
       ('weight', 0.7, 0.6),
       ('bias', -0.1, 0.2),
@@ -114,7 +114,7 @@ def random_weights():
       ('running_var', 0.5, 1.0),
     ):
       key = f'{name}.bn.{part}'
-      arrays[key] = np.float32(low + width * _draw(key, n))
+      arrays[key] = np.float32(low + width * _numbers(key, n))
   return arrays
 
 
@@ -128,7 +128,7 @@ def some_images():
   )
 
 
-# Of pytorch-fid 0.3.0 (torch 2.13, CPU) with these weights and images, scaled
+# From pytorch-fid 0.3.0 (torch 2.13, CPU) with these weights and images, scaled
 # to [0, 1]: features 0, 400, 800, 1200, 1600 and 2000, and the mean of all.
 _GOLDEN = np.array(
   [
