@@ -47,6 +47,7 @@ setuptools.setup(
     'absl-py',
     'array_record',
     'clu',
+    'dacite',
     'einops',
     'etils[epath]',
     # flax 0.12.9 fails on import with jax 0.11 (google/flax#5596).

@@ -1,7 +1,7 @@
 """Spaces of features in which sets of images are compared.
 
-A space is any function of uint8 images `[B, H, W, 3]` to features `[B, F]`;
-the one that is always there is a classifier trained on the run's own images.
+A space is any function of uint8 images `[B, H, W, 3]` to features `[B, F]`. By
+default it is the classifier that is trained on the run's own images.
 """
 
 import functools
@@ -14,58 +14,57 @@ from etils import epath
 from dermvq_jax import errors, inference, progress
 from dermvq_jax.data import images as images_lib
 from dermvq_jax.evaluation import inception
-from dermvq_jax.runs import checkpoints, workdirs
-from dermvq_jax.training import tasks
+from dermvq_jax.models import build
+from dermvq_jax.runs import run as run_lib
 
 Features = Callable[[np.ndarray], np.ndarray]
-_PHASE = 'classifier'
 _CHUNK = 128  # images at a time
 
 
 class Classifier:
-  """The trained classifier of a run. Calling it gives features.
+  """The trained classifier of a run; calling it returns features.
 
   Attributes:
     class_names: names of the labels 0, 1, ...
   """
 
-  __name__ = 'classifier'  # as functions have one
+  __name__ = 'classifier'  # Functions have one, too.
 
-  def __init__(self, workdir: epath.PathLike):
-    """Loads it.
+  def __init__(self, run: run_lib.Run):
+    """Loads the classifier.
 
     Raises:
-      UserError: it was not trained, or on other images than the VQ-VAE.
+      UserError: it was not trained, or was trained on other images than the
+        VQ-VAE.
     """
-    folder = workdirs.phase_dir(workdir, _PHASE)
-    config, facts = workdirs.load_config(folder)
-    images = workdirs.load_config(workdirs.phase_dir(workdir, 'vqvae'))[1]
-    if facts['dataset'] != images['dataset']:
+    phase, images = run.classifier, run.vqvae.facts['dataset']
+    if phase.facts['dataset'] != images:
       raise errors.UserError(
-        f'the classifier in {folder} was trained on {facts["dataset"]}, the '
-        f'VQ-VAE on {images["dataset"]}; move {folder} away and train it anew'
+        f'the classifier in {phase.folder} was trained on '
+        f'{phase.facts["dataset"]}, the VQ-VAE on {images}; move '
+        f'{phase.folder} away and train it again'
       )
-    self.class_names = tuple(facts['class_names'])
-    model = tasks.classifier_model(config, facts)
-    params = jax.device_put(checkpoints.load_best(folder)['params'])
+    self.class_names = tuple(phase.facts['class_names'])
+    model = build.classifier(phase.config, phase.facts)
+    params = jax.device_put(phase.weights['params'])
 
     @functools.partial(jax.jit, static_argnames='method')
     def apply(params, images, method):
       return model.apply(
-        {'params': params}, tasks.to_unit(images), method=method
+        {'params': params}, build.to_unit(images), method=method
       )
 
     self._embed = functools.partial(apply, params, method='embed')
     self._logits = functools.partial(apply, params, method='__call__')
 
   def __call__(self, images: np.ndarray) -> np.ndarray:
-    """uint8 images `[B, S, S, 3]` to features float32 `[B, F]`."""
+    """Returns features float32 `[B, F]` of uint8 images `[B, S, S, 3]`."""
     return inference.in_chunks(self._embed, images)
 
   def predict(self, images: np.ndarray) -> np.ndarray:
-    """uint8 images `[B, S, S, 3]` to the most likely labels int `[B]`.
+    """Returns the most likely labels, int `[B]`, of uint8 `[B, S, S, 3]`.
 
-    Every class is taken as equally likely before.
+    Every class is taken to be equally frequent.
     """
     return inference.in_chunks(self._logits, images).argmax(1)
 
@@ -73,7 +72,7 @@ class Classifier:
 class Inception:
   """Inception-v3 with weights from a file: the features of the standard FID.
 
-  It takes 11 GFLOP an image, which is slow without an accelerator.
+  An image takes 11 GFLOP, which is slow without an accelerator.
   """
 
   __name__ = 'inception'
@@ -82,24 +81,20 @@ class Inception:
     """Reads the weights.
 
     Raises:
-      UserError: not a file of them; see `inception.load`.
+      UserError: the file does not hold them; see `inception.load`.
     """
     self._weights = inception.load(path)
     self._apply = jax.jit(inception.apply)
 
   def __call__(self, images: np.ndarray) -> np.ndarray:
-    """uint8 images `[B, H, W, 3]` to features float32 `[B, 2048]`."""
+    """Returns features float32 `[B, 2048]` of uint8 images `[B, H, W, 3]`."""
     return inference.in_chunks(
       functools.partial(self._apply, self._weights), images
     )
 
 
-def has_classifier(workdir: epath.PathLike) -> bool:
-  """Whether a classifier was trained in `workdir`, at least in part."""
-  return checkpoints.has_best(workdirs.phase_dir(workdir, _PHASE))
-
-
 def _checked(space: Features, images: np.ndarray) -> np.ndarray:
+  """Returns `space(images)` as float32 `[B, F]`, or raises UserError."""
   made = np.asarray(space(images), np.float32)
   if made.ndim != 2 or len(made) != len(images):
     raise errors.UserError(
@@ -118,19 +113,20 @@ def extract(
   *,
   symmetries: bool = False,
 ) -> np.ndarray:
-  """Features of images, some at a time, with a progress bar.
+  """Computes features of images, some at a time, with a progress bar.
 
   Args:
     space: a function of uint8 `[B, H, W, 3]` to `[B, F]`.
     images: uint8 `[N, H, W, 3]`.
-    description: of the progress bar; '': there is none.
-    symmetries: whether to give those of all flips and turns too.
+    description: the text of the progress bar; without one there is no bar.
+    symmetries: whether to compute them for all flips and turns, too.
 
   Returns:
     float32 `[N, F]`; with `symmetries` `[8, N, F]`.
 
   Raises:
-    UserError: the function gives another shape, or numbers that are not finite.
+    UserError: the function returns another shape, or values that are not
+      finite.
   """
   parts = []
   with progress.bar(

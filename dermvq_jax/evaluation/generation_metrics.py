@@ -1,17 +1,19 @@
-"""How close a set of made images comes to real ones, in a space of features.
+"""How close a set of images comes to real ones, in a space of features.
 
-Features are float `[N, F]` of the real and `[M, F]` of the made images.
+`real` are the features of the real images, float `[N, F]`; `made` are those of
+the set, float `[M, F]`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import scipy.spatial
 
-_CHUNK = 1024  # rows at a time, so that memory is bounded
+from dermvq_jax.evaluation import results
 
-# As in the papers.
+_CHUNK = 1024  # rows at a time, to bound memory
+
+# The values of the papers.
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 
@@ -20,15 +22,15 @@ MIN_CLASS_IMAGES = 100
 
 
 def frechet_distance(real: np.ndarray, made: np.ndarray) -> float:
-  """Squared Wasserstein distance of the Gaussians with their moments.
+  """Squared Wasserstein distance between Gaussians with the sets' moments.
 
-  Heusel et al. 2017, section 3 (FID, if the features are Inception's). It has
-  a bias that grows as the sets shrink: compare sets of one size only.
+  Heusel et al. 2017, section 3; with Inception's features it is the FID. Its
+  bias grows as the sets shrink: compare only sets of the same size.
   """
   real, made = np.float64(real), np.float64(made)
   covariances = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (real, made)]
-  # The trace of the root of a product, by way of a symmetric matrix: exact,
-  # and real even when there are fewer images than features.
+  # The trace of the product's square root, computed from a symmetric matrix:
+  # exact, and real even if there are fewer images than features.
   values, vectors = np.linalg.eigh(covariances[0])
   root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
   values = np.linalg.eigvalsh(root @ covariances[1] @ root)
@@ -39,7 +41,7 @@ def frechet_distance(real: np.ndarray, made: np.ndarray) -> float:
 
 
 def _kernel_sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Sums over `b` of (a.b / F + 1)^3: `[N, F]`, `[M, F]` to `[N]`."""
+  """For each row of `a`, the sum over rows of `b` of (a.b / F + 1)^3, `[N]`."""
   return np.concatenate(
     [
       ((a[i : i + _CHUNK] @ b.T / a.shape[1] + 1) ** 3).sum(1)
@@ -51,13 +53,13 @@ def _kernel_sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def kid(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
   """Kernel inception distance (Binkowski et al. 2018, section 4).
 
-  The unbiased estimate of the squared maximum mean discrepancy with their
-  kernel, from all pairs instead of random subsets: the same expectation with
-  less noise, whatever the number of images.
+  The unbiased estimate of the squared maximum mean discrepancy with the paper's
+  kernel. It is taken over all pairs instead of random subsets: the expectation
+  is the same and the noise lower, for any number of images.
 
   Args:
-    real: `[N, F]`, N from 3 up.
-    made: `[M, F]`, M from 3 up.
+    real: `[N, F]`, N at least 3.
+    made: `[M, F]`, M at least 3.
 
   Returns:
     The estimate, which may be below 0, and its standard error by the two-sample
@@ -65,8 +67,8 @@ def kid(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
   """
   real, made = np.float64(real), np.float64(made)
   n, m = len(real), len(made)
-  # Of each image, the sum of its kernels with the others of its set and with
-  # those of the other set.
+  # For each image: the sum of its kernels with the other images of its own set,
+  # and with those of the other set.
   own = [
     _kernel_sums(x, x) - ((x * x).sum(1) / x.shape[1] + 1) ** 3
     for x in (real, made)
@@ -89,14 +91,14 @@ def kid(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
-  """Euclidean distances of rows of `a`, some at a time, to all of `b`."""
+  """Yields the distances of some rows of `a` at a time to all rows of `b`."""
   for i in range(0, len(a), _CHUNK):
     yield scipy.spatial.distance.cdist(a[i : i + _CHUNK], b)
 
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
-  """Distance of each row to the k-th nearest other one, `[N]`, N above k."""
-  # The nearest of all is the row itself.
+  """Distance of each row to the k-th nearest other row, `[N]`, N > k."""
+  # The nearest row is the row itself.
   return np.concatenate(
     [np.partition(d, k, axis=1)[:, k] for d in _distances(x, x)]
   )
@@ -105,7 +107,7 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
 def _share_covered(
   points: np.ndarray, centres: np.ndarray, radii: np.ndarray
 ) -> float:
-  """Share of points in any of the balls."""
+  """Share of the points that lie in any of the balls."""
   inside = [(d <= radii).any(1) for d in _distances(points, centres)]
   return float(np.concatenate(inside).mean())
 
@@ -118,11 +120,11 @@ def precision_recall(
   Args:
     real: `[N, F]`.
     made: `[M, F]`.
-    k: a ball reaches to the k-th nearest neighbour in the own set.
+    k: a ball reaches to the k-th nearest neighbour within its own set.
 
   Returns:
-    The share of made images in the balls around real ones, and the share of
-    real images in the balls around made ones.
+    The share of `made` in the balls around `real`, and the share of `real` in
+    the balls around `made`.
   """
   return (
     _share_covered(made, real, _radii(real, k)),
@@ -141,8 +143,9 @@ def density_coverage(
     k: a ball reaches to the k-th nearest real neighbour.
 
   Returns:
-    The mean number of balls around real images that a made one is in, over k
-    (may be above 1), and the share of these balls with a made image in them.
+    The mean number of balls around `real` that a row of `made` lies in, divided
+    by k (may be above 1), and the share of these balls that contain a row of
+    `made`.
   """
   radii = _radii(real, k)
   inside = np.zeros(len(real))
@@ -156,14 +159,14 @@ def balanced_accuracy(
 ) -> tuple[float, float]:
   """Mean recall of the classes that occur, and its standard error.
 
-  The error counts images as independent, and one more right and one more wrong
-  in each class (Agresti and Coull 1998): a recall of 0 or 1 of a few images is
-  not certain.
+  The error takes images as independent. It adds one right and one wrong image
+  to each class (Agresti and Coull 1998), because a recall of 0 or 1 on a few
+  images is not certain.
 
   Args:
-    predicted: int `[N]`.
-    labels: int `[N]`.
-    num_classes: C.
+    predicted: the predicted labels, int `[N]`.
+    labels: the true labels, int `[N]`.
+    num_classes: the number of classes.
   """
   counts = np.bincount(labels, minlength=num_classes)
   right = np.bincount(labels[predicted == labels], minlength=num_classes)
@@ -174,50 +177,53 @@ def balanced_accuracy(
   return float(recalls.mean()), float(np.sqrt(variances.sum()) / seen.sum())
 
 
-def compare(real: np.ndarray, made: np.ndarray) -> dict[str, float]:
-  """All distances of features, by name."""
+def compare(real: np.ndarray, made: np.ndarray) -> results.SetComparison:
+  """Compares a set of images with real ones by all metrics.
+
+  Args:
+    real: features of the real images, `[N, F]`.
+    made: features of the others, `[M, F]`.
+  """
   kid_value, kid_error = kid(real, made)
   precision, recall = precision_recall(real, made)
   density, coverage = density_coverage(real, made)
-  return {
-    'num_images': len(made),
-    'frechet_distance': frechet_distance(real, made),
-    'kid': kid_value,
-    'kid_standard_error': kid_error,
-    'precision': precision,
-    'recall': recall,
-    'density': density,
-    'coverage': coverage,
-  }
+  return results.SetComparison(
+    num_images=len(made),
+    frechet_distance=frechet_distance(real, made),
+    kid=kid_value,
+    kid_standard_error=kid_error,
+    precision=precision,
+    recall=recall,
+    density=density,
+    coverage=coverage,
+  )
 
 
-def measure(
-  real: np.ndarray, labels: np.ndarray, sets: dict[str, Any], names: Sequence
-) -> dict[str, Any]:
-  """Compares sets of images with real ones, of all and of large classes.
+def compare_classes(
+  real: np.ndarray,
+  labels: np.ndarray,
+  sets: dict[str, tuple[np.ndarray, np.ndarray]],
+  class_names: Sequence[str],
+) -> dict[str, dict[str, results.SetComparison]]:
+  """Compares the images of each large class with its real ones.
 
   Args:
-    real: features of the real images `[N, F]`.
-    labels: their classes `[N]`.
-    sets: name to features `[M, F]` and classes `[M]`, or None if the set has
-      no classes.
-    names: of the classes.
+    real: features of the real images, `[N, F]`.
+    labels: their classes, `[N]`.
+    sets: name of a set to its features `[M, F]` and classes `[M]`.
+    class_names: the names of the classes.
 
   Returns:
-    `sets`: name to `compare`; `classes`: class name to the
-    same of its images, for classes of which every set has 100 or more.
+    Class name to name of the set to its comparison, for classes of which every
+    set has 100 images or more.
   """
-  result = {
-    'sets': {name: compare(real, made) for name, (made, _) in sets.items()},
-    'classes': {},
-  }
-  of_class = {k: v for k, v in sets.items() if v[1] is not None}
-  for label, name in enumerate(names):
+  classes = {}
+  for label, name in enumerate(class_names):
     counts = [np.sum(labels == label)]
-    counts += [np.sum(asked == label) for _, asked in of_class.values()]
+    counts += [np.sum(made_labels == label) for _, made_labels in sets.values()]
     if min(counts) >= MIN_CLASS_IMAGES:
-      result['classes'][name] = {
-        key: compare(real[labels == label], made[asked == label])
-        for key, (made, asked) in of_class.items()
+      classes[name] = {
+        key: compare(real[labels == label], made[made_labels == label])
+        for key, (made, made_labels) in sets.items()
       }
-  return result
+  return classes

@@ -1,9 +1,9 @@
-"""Inception-v3 as the standard FID uses it, for weights that the user brings.
+"""Inception-v3 as the standard FID uses it, with weights that the user brings.
 
-The network of Szegedy et al. 2016 with the weights of TensorFlow's release of
-2015-12-05, in the form that the PyTorch ports of the FID share
-(pt_inception-2015-12-05): average pools do not count their padding, and the
-last block pools by the maximum. Its features are the 2,048 of the last pool.
+This is the network of Szegedy et al. 2016 with the weights that TensorFlow
+released on 2015-12-05, in the form that all PyTorch ports of the FID use
+(pt_inception-2015-12-05): average pools ignore their padding, and the last
+block uses a maximum pool. Its features are the 2,048 outputs of the last pool.
 """
 
 import functools
@@ -18,10 +18,10 @@ from jax import lax
 
 from dermvq_jax import errors
 
-_SIZE = 299  # pixels a side that the network was trained on
-_EPSILON = 1e-3  # of its batch normalisation
+_SIZE = 299  # pixels a side of the images that the network was trained on
+_EPSILON = 1e-3  # in its batch normalisation
 _SUFFIX = '.conv.weight'
-# What turns the published file into one that is read without running code.
+# Turns the published file into one that can be read without running code.
 CONVERT = (
   "python -c \"import numpy, torch; numpy.savez('inception.npz', **{k: "
   "v.numpy() for k, v in torch.load('pt_inception-2015-12-05-6726825d.pth', "
@@ -31,20 +31,20 @@ Weights = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def load(path: epath.PathLike) -> Weights:
-  """Reads weights from an .npz file; `CONVERT` makes one.
+  """Reads weights from an .npz file; the command `CONVERT` makes one.
 
   Returns:
-    Name of a convolution to kernel `[kh, kw, in, out]` and bias `[out]`, its
-    batch normalisation folded in.
+    The name of each convolution to its kernel `[kh, kw, in, out]` and bias
+    `[out]`, with its batch normalisation folded in.
 
   Raises:
-    UserError: no such file, or not of this network.
+    UserError: there is no such file, or it is not for this network.
   """
   path = epath.Path(path).expanduser()
   if not path.is_file() or path.suffix != '.npz':
     raise errors.UserError(
-      f'{path} is no .npz file of Inception-v3; make one of the published '
-      f'weights by {CONVERT}'
+      f'{path} is not an .npz file of Inception-v3; make one from the '
+      f'published weights with {CONVERT}'
     )
   try:
     with path.open('rb') as f, np.load(f, allow_pickle=False) as arrays:
@@ -56,14 +56,14 @@ def load(path: epath.PathLike) -> Weights:
       raise ValueError(f'{made.shape[1]} features instead of 2048')
   except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as e:
     raise errors.UserError(
-      f'{path} does not hold the weights of Inception-v3 ({e}); make it by '
-      f'{CONVERT}'
+      f'{path} does not hold the weights of Inception-v3 '
+      f'({errors.one_line(e)}); make it with {CONVERT}'
     ) from e
   return jax.device_put(weights)
 
 
 def _fold(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-  """Kernels and biases, with the batch normalisation after them."""
+  """Kernels and biases, with the batch normalisation folded in."""
   weights = {}
   for key, kernel in arrays.items():
     name = key.removesuffix(_SUFFIX)
@@ -81,7 +81,7 @@ def _fold(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _pool(x: jax.Array, how: str, stride: int = 1) -> jax.Array:
-  """3x3; with a stride without padding."""
+  """A 3x3 pool by 'max' or 'mean'; padded only if the stride is 1."""
   args = (
     (1, 3, 3, 1),
     (1, stride, stride, 1),
@@ -90,7 +90,7 @@ def _pool(x: jax.Array, how: str, stride: int = 1) -> jax.Array:
   if how == 'max':
     return lax.reduce_window(x, -jnp.inf, lax.max, *args)
   total = lax.reduce_window(x, 0.0, lax.add, *args)
-  # Of one image and channel: XLA computes it when it compiles.
+  # For one image and channel: XLA computes it at compile time.
   ones = jnp.ones((1, *x.shape[1:3], 1))
   return total / lax.reduce_window(ones, 0.0, lax.add, *args)
 
@@ -116,22 +116,22 @@ class _Block:
     self._weights, self._name, self.x = weights, name, x
 
   def chain(self, *names: str, x: jax.Array | None = None) -> jax.Array:
-    """Convolutions one after the other, from `x` or the block's input."""
+    """Applies convolutions in turn, to `x` or the block's input."""
     x = self.x if x is None else x
     for name in names:
       x = _conv(self._weights, f'{self._name}.{name}', x)
     return x
 
   def numbered(self, name: str, n: int) -> jax.Array:
-    """The chain `name_1` to `name_n`."""
+    """Applies the chain `name_1` to `name_n`."""
     return self.chain(*(f'{name}_{i}' for i in range(1, n + 1)))
 
   def shrink(self, name: str, x: jax.Array) -> jax.Array:
-    """A convolution with stride 2."""
+    """Applies a convolution with stride 2."""
     return _conv(self._weights, f'{self._name}.{name}', x, 2, pad=False)
 
   def pool(self, how: str) -> jax.Array:
-    """A pool, then the convolution that follows it."""
+    """Applies a pool and the convolution that follows it."""
     return self.chain('branch_pool', x=_pool(self.x, how))
 
 
@@ -202,10 +202,10 @@ _BLOCKS = {
 
 
 def apply(weights: Weights, images: jax.Array) -> jax.Array:
-  """uint8 images `[B, H, W, 3]` to features float32 `[B, 2048]`."""
+  """Returns features float32 `[B, 2048]` of uint8 images `[B, H, W, 3]`."""
   x = images.astype(jnp.float32) / 255
   shape = (len(images), _SIZE, _SIZE, 3)
-  # As the ports do: between pixel centres, without smoothing.
+  # Like the ports: align pixel centres, without smoothing.
   x = 2 * jax.image.resize(x, shape, 'linear', antialias=False) - 1
   x = _conv(weights, 'Conv2d_1a_3x3', x, 2, pad=False)
   x = _conv(weights, 'Conv2d_2a_3x3', x, pad=False)

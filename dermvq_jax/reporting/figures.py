@@ -1,7 +1,7 @@
 """Figures: charts as SVG text, pictures as PNG bytes.
 
-A chart has no background and takes the colour of the text around it, so that
-it stands on a light page and on a dark one.
+A chart has no background and takes the colour of the text around it, so it can
+be read on a light and on a dark page.
 """
 
 import io
@@ -51,7 +51,7 @@ _PANELS = {
   ),
   'prior': (
     ('Length of the codes', 'bits per code', False, 'bits_per_code'),
-    ('Most likely code is right', 'share of codes', False, 'accuracy'),
+    ('Accuracy of the most likely code', 'share of codes', False, 'accuracy'),
   ),
 }
 _SERIES = (
@@ -59,22 +59,23 @@ _SERIES = (
   ('train/', 'training, epoch'),
   ('val/', 'validation'),
 )
-_SMOOTHING = 10  # rows of the log that a smoothed value is the mean of
+_SMOOTHING = 10  # a smoothed value is the mean of this many log lines
 
 
 def _svg(figure: plt.Figure, name: str) -> str:
-  """Turns a figure to SVG; `name` keeps its ids apart from other figures'."""
+  """Turns a figure into SVG; its ids depend on `name`, so no two clash."""
   out = io.StringIO()
   with matplotlib.rc_context({'svg.hashsalt': name}):
     figure.savefig(out, format='svg', metadata={'Date': None})
   plt.close(figure)
   svg = out.getvalue()
   svg = svg[svg.index('<svg') :].replace(_PLACEHOLDER, 'currentColor')
-  # Groups have the same ids in every chart, and nothing refers to them.
+  # Groups have the same ids in every chart; nothing refers to them.
   return re.sub(r'<g id="[^"]*"', '<g', svg)
 
 
 def _png(figure: plt.Figure) -> bytes:
+  """Turns a figure into PNG."""
   out = io.BytesIO()
   figure.savefig(out, format='png', dpi=_DPI, facecolor='white')
   plt.close(figure)
@@ -82,6 +83,7 @@ def _png(figure: plt.Figure) -> bytes:
 
 
 def _panels(count: int, columns: int) -> tuple[plt.Figure, Sequence[plt.Axes]]:
+  """Makes a figure of `count` panels or more, in rows of `columns`."""
   rows = -(-count // columns)
   width, height = _PANEL_SIZE
   figure, axes = plt.subplots(
@@ -97,6 +99,7 @@ def _panels(count: int, columns: int) -> tuple[plt.Figure, Sequence[plt.Axes]]:
 def _series(
   rows: Sequence[dict[str, Any]], metric: str
 ) -> tuple[Sequence[int], Sequence[float]]:
+  """The steps and the values of the rows that have a metric."""
   points = [(row['step'], row[metric]) for row in rows if metric in row]
   return tuple(zip(*points)) or ((), ())
 
@@ -106,7 +109,7 @@ def curves(rows: Sequence[dict[str, Any]], phase: str) -> str:
   """Draws a phase's metrics over the steps.
 
   Args:
-    rows: of metrics.jsonl.
+    rows: the rows of metrics.jsonl.
     phase: 'vqvae' or 'prior'.
 
   Returns:
@@ -117,7 +120,7 @@ def curves(rows: Sequence[dict[str, Any]], phase: str) -> str:
   for axis, (title, unit, log_scale, metric) in zip(axes, panels):
     for colour, (prefix, name) in enumerate(_SERIES):
       if prefix == 'step/' and metric == 'codebook_usage':
-        continue  # over a few steps it says nothing
+        continue  # Over a few steps it means nothing.
       steps, values = _series(rows, prefix + metric)
       if steps:
         axis.plot(
@@ -141,7 +144,10 @@ def curves(rows: Sequence[dict[str, Any]], phase: str) -> str:
 
 
 def smooth(values: Sequence[float], window: int = _SMOOTHING) -> np.ndarray:
-  """Means of the last `window` values, of fewer at the start: `[N]`."""
+  """The mean of the last `window` values at each place, `[N]`.
+
+  At the start there are fewer.
+  """
   sums = np.cumsum(np.concatenate([[0.0], values]))
   ends = np.arange(1, len(values) + 1)
   starts = np.maximum(ends - window, 0)
@@ -150,11 +156,11 @@ def smooth(values: Sequence[float], window: int = _SMOOTHING) -> np.ndarray:
 
 @matplotlib.rc_context(_STYLE)
 def smoothed(rows: Sequence[dict[str, Any]], name: str = 'smoothed') -> str:
-  """NMSE (log scale) and perplexity of the training steps, side by side.
+  """Draws NMSE (log scale) and perplexity of the training steps.
 
   Args:
-    rows: of the VQ-VAE's metrics.jsonl.
-    name: of the figure, if a page has several.
+    rows: the rows of the VQ-VAE's metrics.jsonl.
+    name: the name of the figure; a page with several gives each another one.
 
   Returns:
     SVG.
@@ -184,13 +190,13 @@ def compare(
   name: str,
   log_scale: bool = False,
 ) -> str:
-  """One metric over the steps, a curve a run, two at most.
+  """Draws one metric over the steps, with a curve for each run.
 
   Args:
-    runs: rows of metrics.jsonl by name.
-    metric: with its prefix, for example 'step/mse'.
-    unit: label of the axis.
-    name: of the figure.
+    runs: name of a run to the rows of its metrics.jsonl; at most two runs.
+    metric: the metric with its prefix, for example 'step/mse'.
+    unit: the label of the axis.
+    name: the name of the figure.
     log_scale: whether the axis is logarithmic.
 
   Returns:
@@ -213,10 +219,10 @@ def compare(
 
 @matplotlib.rc_context(_STYLE)
 def usage_histogram(counts: np.ndarray) -> str:
-  """How often each code is used, the most used first.
+  """Draws how often each code is used, the most frequent first.
 
   Args:
-    counts: int `[K]`.
+    counts: how often each code is used, int `[K]`.
 
   Returns:
     SVG.
@@ -229,7 +235,7 @@ def usage_histogram(counts: np.ndarray) -> str:
   axis.axhline(even, c=_COLOURS[2], lw=1.2, label='all codes equally often')
   axis.set(
     title='Use of the codes',
-    xlabel='codes, the most used first',
+    xlabel='codes, the most frequent first',
     ylabel='share of all positions',
   )
   axis.set_xlim(0, len(shares))
@@ -241,10 +247,10 @@ def usage_histogram(counts: np.ndarray) -> str:
 
 @matplotlib.rc_context(_STYLE)
 def distance_histogram(distances: np.ndarray) -> str:
-  """How far codes are from the nearest other one.
+  """Draws how far codes are from the nearest other code.
 
   Args:
-    distances: `[K]`.
+    distances: the distance of each code, `[K]`.
 
   Returns:
     SVG.
@@ -266,15 +272,15 @@ def distance_histogram(distances: np.ndarray) -> str:
 def confusion(
   counts: Mapping[str, np.ndarray], class_names: Sequence[str], name: str
 ) -> str:
-  """What images of each class are taken for, a panel for each way.
+  """Draws which class images of each class are taken for.
 
   Args:
-    counts: title to int `[C, C]`, `[true][predicted]`.
-    class_names: of the C classes.
-    name: of the figure.
+    counts: title of a panel to int `[C, C]`, `[true][predicted]`.
+    class_names: the names of the C classes.
+    name: the name of the figure.
 
   Returns:
-    SVG; the shade of a cell is its share of the row.
+    SVG. The shade of a cell is its share of the row.
   """
   figure, axes = _panels(len(counts), 2)
   colour = matplotlib.colors.to_rgb(_COLOURS[1])
@@ -301,19 +307,19 @@ def confusion(
 
 
 def _enlarge(sheet: np.ndarray) -> np.ndarray:
-  """Doubles small pictures, so that a page shows them without blur."""
+  """Doubles a picture's size, so a page shows it without blur."""
   return sheet.repeat(2, 0).repeat(2, 1)
 
 
 def labelled_sheet(
   sheet: np.ndarray, rows: Sequence[str], columns: Sequence[str] = ()
 ) -> bytes:
-  """A sheet of images with a name at each row's left and above the columns.
+  """Draws a sheet of images with names of its rows and columns.
 
   Args:
     sheet: uint8 `[H, W, 3]`, from `images.sheet`; shown at twice its size.
-    rows: names of its rows.
-    columns: names of its columns; none by default.
+    rows: the names of its rows.
+    columns: the names of its columns, if they have any.
 
   Returns:
     PNG.
@@ -321,7 +327,7 @@ def labelled_sheet(
   sheet = _enlarge(sheet)
   height, width = sheet.shape[:2]
   longest = max(len(line) for name in rows for line in name.splitlines())
-  # In inches; a letter of this size has 0.08 at most, on average.
+  # In inches; letters of this size are at most 0.08 wide on average.
   left, top = max(1.2, 0.08 * longest + 0.2), 0.25 if columns else 0
   figure = plt.figure(figsize=(width / _DPI + left, height / _DPI + top))
   left, top = left / figure.get_figwidth(), top / figure.get_figheight()
@@ -338,13 +344,13 @@ def labelled_sheet(
 
 
 def principal_colours(vectors: np.ndarray) -> np.ndarray:
-  """The three main directions of vectors as red, green and blue.
+  """Shows the three main directions of vectors as red, green and blue.
 
   Args:
     vectors: `[h, w, D]`.
 
   Returns:
-    In [0, 1], `[h, w, 3]`.
+    Colours in [0, 1], `[h, w, 3]`.
   """
   rows = vectors.reshape(-1, vectors.shape[-1]).astype(np.float64)
   rows = rows - rows.mean(axis=0)
@@ -363,12 +369,12 @@ def code_map(
   decoded: np.ndarray,
   codebook_size: int,
 ) -> bytes:
-  """One image, its codes, their vectors and what is decoded from them.
+  """Draws one image, its codes, their vectors and the decoded image.
 
   Args:
     original: uint8 `[H, W, 3]`.
     codes: int `[h, w]`.
-    vectors: the quantized feature map, `[h, w, D]`.
+    vectors: the quantized latents, `[h, w, D]`.
     decoded: uint8 `[H, W, 3]`.
     codebook_size: K.
 
@@ -384,7 +390,7 @@ def code_map(
   figure.colorbar(shown, ax=axes[1])
   axes[1].set_title('codes: the input of the prior')
   axes[2].imshow(principal_colours(vectors))
-  axes[2].set_title('quantized features, 3 main directions')
+  axes[2].set_title('quantized latents, 3 main directions')
   axes[3].imshow(decoded)
   axes[3].set_title('decoded from the codes')
   for axis in axes:

@@ -1,6 +1,6 @@
-"""A page from sections: text, tables, figures and listings.
+"""Writes a page of sections: text, tables, figures and listings.
 
-It is self-contained: it opens without a network and can be mailed.
+The page is self-contained: it opens without a network and can be mailed.
 """
 
 import base64
@@ -11,12 +11,22 @@ import jinja2
 from absl import logging
 from etils import epath
 
-from dermvq_jax.runs import workdirs
+from dermvq_jax import files
+from dermvq_jax.evaluation import result_tables
+
+Table = result_tables.Table
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """A figure: `svg` text of a chart, or `png` bytes of a picture."""
+  """A chart or a picture.
+
+  Attributes:
+    name: the name of its file, without the suffix.
+    caption: the text below it.
+    svg: the chart as SVG text; '' for a picture.
+    png: the picture as PNG bytes.
+  """
 
   name: str
   caption: str
@@ -25,33 +35,25 @@ class Figure:
 
   @property
   def base64(self) -> str:
-    """The picture as text."""
+    """The picture as base64 text."""
     return base64.b64encode(self.png).decode()
 
   def write(self, folder: epath.Path) -> epath.Path:
-    """Writes it to a file of its own; returns the path."""
+    """Writes the figure to a file of its own; returns the path."""
     path = folder / f'{self.name}.{"svg" if self.svg else "png"}'
     path.write_bytes(self.svg.encode() if self.svg else self.png)
     return path
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-  """Rows of cells under columns; the first cell names the row.
-
-  `text` explains it. `words`: the other cells hold words, not numbers.
-  """
-
-  columns: Sequence[str]
-  rows: Sequence[Sequence[str]]
-  caption: str = ''
-  text: str = ''
-  words: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Listing:
-  """Preformatted text, folded away unless `open`."""
+  """Preformatted text, folded away unless it is open.
+
+  Attributes:
+    title: always visible.
+    text: the lines.
+    open: whether the text is visible at first.
+  """
 
   title: str
   text: str
@@ -60,7 +62,16 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A part of the page."""
+  """A part of the page.
+
+  Attributes:
+    id: the name that links use; each section has another one.
+    title: the heading.
+    text: paragraphs below the heading.
+    tables: shown after the text.
+    figures: shown after the tables.
+    listings: shown after the figures.
+  """
 
   id: str
   title: str
@@ -71,7 +82,7 @@ class Section:
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-  """The page as HTML that refers to nothing outside of it."""
+  """Renders the page as HTML that refers to no other file."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('dermvq_jax.reporting'),
     autoescape=True,
@@ -90,6 +101,12 @@ def write(
 ) -> list[epath.Path]:
   """Writes `folder/index.html` and its figures beside it.
 
+  Args:
+    folder: the folder; it is made if needed.
+    title: the heading of the page.
+    subtitle: the line below it.
+    sections: the parts of the page.
+
   Returns:
     The files written, the page first.
   """
@@ -97,6 +114,6 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   written = [f.write(folder) for section in sections for f in section.figures]
   page = folder / 'index.html'
-  workdirs.write_text(page, render(title, subtitle, sections))
+  files.write_text(page, render(title, subtitle, sections))
   logging.info('Wrote %s and %d figures beside it', page, len(written))
   return [page, *written]

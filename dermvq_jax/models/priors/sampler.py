@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models import layers, losses
+from dermvq_jax.models import losses, nearest
 from dermvq_jax.models.priors import base
 
 Array = jax.Array
@@ -198,7 +198,7 @@ def choose(
   """
   noisy = scores + temperature * noise
   if top_k is None and top_p is None:
-    return layers.argmax(noisy)
+    return nearest.argmax(noisy)
   numbers = jnp.arange(scores.shape[-1])
   if top_p is not None:
     # At temperature 0 the most likely codes have all the weight.
@@ -214,7 +214,7 @@ def choose(
     are rejected, and each rejection excludes many codes.
     """
     noisy, _, _ = carry
-    code = layers.argmax(noisy)[:, None]
+    code = nearest.argmax(noisy)[:, None]
     score = jnp.take_along_axis(scores, code, axis=-1)
     before = (scores > score) | ((scores == score) & (numbers < code))
     inside = jnp.ones(code.shape, bool)

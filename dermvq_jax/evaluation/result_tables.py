@@ -1,0 +1,267 @@
+"""Results as tables; the console and the page show the same rows."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dermvq_jax.evaluation import results
+
+# metric -> its title and format
+METRICS = {
+  'psnr': ('PSNR (dB)', '.2f'),
+  'ssim': ('SSIM', '.4f'),
+  'nmse': ('NMSE', '.4f'),
+  'mse': ('MSE', '.3g'),
+  'perplexity': ('Perplexity', '.1f'),
+  'codebook_usage': ('Codebook usage', '.3f'),
+  'dead_codes': ('Codes never used', '.0f'),
+  'quantization_error': ('Squared distance to the codes', '.4g'),
+  'latent_norm': ('Norm of the latents', '.3g'),
+  'bits_per_code': ('Bits per code', '.3f'),
+  'nll': ('Nats per code', '.3f'),
+  'accuracy': ('Accuracy of the most likely code', '.3f'),
+}
+_RECONSTRUCTION = ('psnr', 'ssim', 'nmse', 'mse')
+# The metrics that `numbers` shows of each phase.
+_NUMBERS = {
+  'vqvae': (
+    *_RECONSTRUCTION,
+    'perplexity',
+    'codebook_usage',
+    'dead_codes',
+    'quantization_error',
+    'latent_norm',
+  ),
+  'prior': ('bits_per_code', 'nll', 'accuracy'),
+}
+# See the docstring of `results`.
+_SETS = {
+  'real': 'other real images (floor)',
+  'reconstructions': 'reconstructions (rFID)',
+  'real_codes': 'other real images, decoded',
+  'samples': 'samples',
+  'independent_codes': 'independent codes',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows of cells under columns.
+
+  Attributes:
+    columns: the titles of the columns.
+    rows: the cells of each row; the first cell names the row.
+    caption: the title of the table.
+    text: how to read it; only the page shows it.
+    words: whether the cells are words, not numbers; words are aligned left.
+  """
+
+  columns: Sequence[str]
+  rows: Sequence[Sequence[str]]
+  caption: str = ''
+  text: str = ''
+  words: bool = False
+
+  def as_text(self) -> str:
+    """The caption and the rows as lines, in columns."""
+    columns = []
+    for i, cells in enumerate(zip(self.columns, *self.rows)):
+      align = str.rjust if i and not self.words else str.ljust
+      width = max(map(len, cells))
+      columns.append([align(cell, width) for cell in cells])
+    lines = ['  '.join(cells).rstrip() for cells in zip(*columns)]
+    return '\n'.join([self.caption, *lines])
+
+
+def _number(value: float | None, form: str = '.3f') -> str:
+  return '-' if value is None else f'{value:{form}}'
+
+
+def numbers(best: Mapping[str, Mapping[str, Any]]) -> Table:
+  """The validation metrics of the weights in `best/`.
+
+  Args:
+    best: name of a phase to the row of its metrics.jsonl at which the weights
+      in `best/` were saved.
+  """
+  rows = []
+  for phase, metrics in _NUMBERS.items():
+    row = best.get(phase, {})
+    for metric in metrics:
+      title, form = METRICS[metric]
+      if (value := row.get(f'val/{metric}')) is not None:
+        rows.append((title, f'{value:{form}}', phase, f'{row["step"]:,}'))
+  return Table(
+    ('metric', 'value', 'phase', 'at step'),
+    rows,
+    'Metrics on the validation split, with the weights that are kept',
+  )
+
+
+def _reconstruction(result: results.ReconstructionResult) -> Table:
+  titles, forms = zip(*(METRICS[name] for name in _RECONSTRUCTION))
+  values = [getattr(result, name) for name in _RECONSTRUCTION]
+  cells = [f'{value:{form}}' for value, form in zip(values, forms)]
+  return Table(
+    ('images', *titles),
+    [(f'{result.num_images:,}', *cells)],
+    'How close are reconstructions to their originals?',
+    'PSNR and SSIM: higher is better. MSE: squared error of values in [0, 1]. '
+    'NMSE: the same, divided by the variance of the training images.',
+  )
+
+
+def _prior(result: results.PriorResult) -> Table:
+  def row(name, part, recall):
+    return (
+      name,
+      f'{part.num_images:,}',
+      _number(part.bits_per_code),
+      _number(part.bits_per_dim, '.4f'),
+      _number(recall),
+    )
+
+  rows = [row(name, c, c.recall) for name, c in result.classes.items()]
+  rows.append(row('all', result, result.accuracy))
+  return Table(
+    ('class', 'images', 'bits per code', 'bits per dim', 'recall'),
+    rows,
+    'How well does the prior predict the codes of each class?',
+    'Bits per code: the length of a code when it is compressed with the prior, '
+    'given the class; lower is better. Bits per dim: the same bits, divided by '
+    'the number of values in the image. Recall: the share of images whose '
+    'codes are most likely under their own class (Bayes classifier, uniform '
+    'class prior); in the last row it is the accuracy. The balanced accuracy '
+    f'is {_number(result.balanced_accuracy)}.',
+  )
+
+
+def _generation(result: results.GenerationResult, space: str) -> list[Table]:
+  metrics = ('precision', 'recall', 'density', 'coverage')
+  share = result.kid_over_independent
+  tables = [
+    Table(
+      ('images', 'number', 'Frechet distance', 'KID', *metrics),
+      [
+        (
+          _SETS.get(name, name),
+          f'{row.num_images:,}',
+          _number(row.frechet_distance),
+          f'{row.kid:z.4f} ± {row.kid_standard_error:.4f}',
+          *(_number(getattr(row, metric)) for metric in metrics),
+        )
+        for name, row in result.sets.items()
+      ],
+      'How close are samples to real images?',
+      f'Each set is compared with {result.num_real:,} real images in the '
+      f'features of {space}. Frechet distance and KID: lower is closer. '
+      'Precision and density: how many images look real. Recall and coverage: '
+      'how much of the variety of real images is there. Other real images: the '
+      'floor, which samples can not be expected to beat. Decoded from their '
+      'codes, these show what a perfect prior would reach. Independent codes: '
+      'each code is sampled from the frequencies of its position alone, which '
+      'a prior must beat'
+      + ('' if share is None else f'; its KID is {share:.3f} of theirs')
+      + '. Reconstructions are compared with their own originals, so only the '
+      'Frechet distance is meaningful.',
+    )
+  ]
+  if result.classes:
+    sets = list(next(iter(result.classes.values())))
+    tables.append(
+      Table(
+        ('class', *(_SETS.get(name, name) for name in sets)),
+        [
+          (name, *(_number(found[s].frechet_distance) for s in sets))
+          for name, found in result.classes.items()
+        ],
+        'Frechet distance of each class with at least 100 real images',
+        'Compare only within a row: fewer images give a larger distance.',
+      )
+    )
+  return tables
+
+
+def _labels(result: results.LabelsResult) -> Table:
+  sets = {
+    'real': result.real,
+    'reconstructions': result.reconstructions,
+    'samples': result.samples,
+  }
+  share = result.samples_over_real
+  rows = [
+    (name, *(_number(s.recalls.get(name)) for s in sets.values()))
+    for name in result.real.recalls
+  ]
+  rows.append(
+    (
+      'balanced accuracy',
+      *(
+        f'{s.balanced_accuracy:.3f} ± {s.standard_error:.3f}'
+        for s in sets.values()
+      ),
+    )
+  )
+  return Table(
+    ('class', *sets),
+    rows,
+    'Do samples show the class that they were asked for?',
+    'The share of images whose class is recognised by a classifier that was '
+    'trained on real images. Samples that show their class are recognised as '
+    'often as real images'
+    + ('' if share is None else f'; here {share:.2f} times as often')
+    + '. If they are recognised less often, try --guidance_scale.',
+  )
+
+
+def _memorisation(result: results.MemorisationResult) -> Table:
+  return Table(
+    (
+      'compared by',
+      'threshold',
+      'samples flagged',
+      'held-out flagged',
+      'closer to training',
+      'by chance',
+      'p',
+    ),
+    [
+      (
+        name,
+        f'{row.threshold:.2f}',
+        f'{row.num_copied} of {result.num_samples:,}',
+        f'{row.num_held_out_copied} of {result.num_held_out:,}',
+        _number(row.share_closer_to_train),
+        _number(row.expected_share),
+        _number(row.p_value, '.2g'),
+      )
+      for name, row in result.spaces.items()
+    ],
+    'Are samples copies of training images?',
+    'Memorisation ratio: the distance to the nearest of '
+    f'{result.num_train:,} training images, divided by the mean distance to '
+    'the five nearest lesions. A sample is flagged as a copy if its ratio is '
+    'below the threshold, which is three quarters of the first percentile of '
+    'held-out images. Held-out images can not be copies; how many of them are '
+    'flagged is counted with thresholds learned from the others. Closer to '
+    'training: the share of samples whose nearest image is a training image, '
+    'not a held-out one. By chance: what that share would be if the model knew '
+    'the training images no better than others; a small p by pixels says that '
+    'it knows them better. By features, a small p can also come from a '
+    'classifier that was trained on them.',
+  )
+
+
+def of_evaluation(evaluation: results.Evaluation) -> list[Table]:
+  """Tables of all that was measured."""
+  tables = [
+    _reconstruction(evaluation.reconstruction),
+    _prior(evaluation.prior),
+  ]
+  if evaluation.generation:
+    tables += _generation(evaluation.generation, evaluation.space)
+  if evaluation.labels:
+    tables.append(_labels(evaluation.labels))
+  if evaluation.memorisation:
+    tables.append(_memorisation(evaluation.memorisation))
+  return tables
