@@ -1,3 +1,5 @@
+"""Tests of charts and pictures."""
+
 import io
 import re
 import xml.etree.ElementTree as ElementTree
@@ -37,7 +39,7 @@ def test_charts_take_the_colour_of_the_page(svg, titles):
   assert figures._PLACEHOLDER not in svg
 
 
-def test_confusion_tells_counts_and_shades_shares():
+def test_confusion_writes_counts_and_shades_shares():
   counts = np.array([[90, 10], [0, 0]])
   svg = figures.confusion({'Some': counts, 'Others': counts.T}, 'ab', 'name')
   assert {'Some', 'Others', 'a', 'b', '90', '10', '0'} <= _texts(svg)
@@ -112,10 +114,10 @@ def test_principal_colours():
   colours = figures.principal_colours(vectors)
   assert colours.shape == (4, 5, 3)
   assert colours.min() == 0 and colours.max() == pytest.approx(1)
-  for axis in range(3):  # Each colour is one of the wide directions.
+  for axis in range(3):  # Each colour follows one of the wide directions.
     r = np.corrcoef(colours[..., axis].ravel(), vectors[..., axis].ravel())
     assert abs(r[0, 1]) > 0.8
-  # Fewer directions than colours, and none at all.
+  # There may be fewer directions than colours, or none.
   assert figures.principal_colours(vectors[..., :2]).shape == (4, 5, 3)
   np.testing.assert_array_equal(
     figures.principal_colours(np.ones((2, 2, 3))), np.zeros((2, 2, 3))
