@@ -64,6 +64,37 @@ def _seed_number(text: str) -> int:
     ) from None
 
 
+def _add_workdir(sub: argparse.ArgumentParser):
+  sub.add_argument(
+    '--workdir',
+    required=True,
+    type=_folder,
+    metavar='DIR',
+    help='folder of the run, local or gs://BUCKET/...',
+  )
+
+
+def _add_out(sub: argparse.ArgumentParser):
+  sub.add_argument(
+    '--out',
+    required=True,
+    type=_folder,
+    metavar='DIR',
+    help='new folder for the images, local or gs://BUCKET/...',
+  )
+
+
+def _add_data_dir(sub: argparse.ArgumentParser, required: bool = False):
+  sub.add_argument(
+    '--data_dir',
+    required=required,
+    default='',
+    metavar='DIR',
+    help='folder of prepared datasets'
+    + ('' if required else ' (default: where the run was trained from)'),
+  )
+
+
 def _add_seed(sub: argparse.ArgumentParser):
   sub.add_argument('--seed', type=_seed_number, default=0, help='default: 0')
 
@@ -253,20 +284,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(command=name)
     return sub
 
-  def workdir(sub, **kwargs):
-    sub.add_argument(
-      '--workdir',
-      type=_folder,
-      metavar='DIR',
-      help='folder of the run, local or gs://BUCKET/...',
-      **kwargs,
-    )
-
-  def data_dir(sub, **kwargs):
-    sub.add_argument(
-      '--data_dir', metavar='DIR', help='folder of prepared datasets', **kwargs
-    )
-
   sub = command(
     'prepare',
     'Converts downloaded images, or generated ones, to training records.',
@@ -275,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     '--dataset=image_folder/64 --manual_dir=IMAGES --data_dir=DATA',
   )
   _add_preparing(sub)
-  data_dir(sub, required=True)
+  _add_data_dir(sub, required=True)
 
   sub = command(
     'train',
@@ -293,7 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     'a .py file. '
     '--config.FIELD=VALUE changes a field; configs/*.py lists them',
   )
-  workdir(sub, required=True)
+  _add_workdir(sub)
   sub.add_argument(
     '--profile',
     action='store_true',
@@ -308,8 +325,8 @@ def _parser() -> argparse.ArgumentParser:
     '--workdir=RUN',
     '--workdir=RUN --copies=8',
   )
-  workdir(sub, required=True)
-  data_dir(sub, default='')
+  _add_workdir(sub)
+  _add_data_dir(sub)
   sub.add_argument(
     '--copies',
     type=int,
@@ -331,16 +348,10 @@ def _parser() -> argparse.ArgumentParser:
     '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
     '--workdir=RUN --out=SAMPLES --reject_memorised=0.6',
   )
-  workdir(sub, required=True)
-  sub.add_argument(
-    '--out',
-    required=True,
-    type=_folder,
-    metavar='DIR',
-    help='new folder for the images, local or gs://BUCKET/...',
-  )
+  _add_workdir(sub)
+  _add_out(sub)
   _add_sampling(sub)
-  data_dir(sub, default='')
+  _add_data_dir(sub)
 
   sub = command(
     'reconstruct',
@@ -351,16 +362,10 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     'images', nargs='*', metavar='IMAGE', help='files or folders of images'
   )
-  workdir(sub, required=True)
-  sub.add_argument(
-    '--out',
-    required=True,
-    type=_folder,
-    metavar='DIR',
-    help='new folder for the images, local or gs://BUCKET/...',
-  )
+  _add_workdir(sub)
+  _add_out(sub)
   _add_reconstructing(sub)
-  data_dir(sub, default='')
+  _add_data_dir(sub)
 
   sub = command(
     'evaluate',
@@ -372,9 +377,9 @@ def _parser() -> argparse.ArgumentParser:
     '--workdir=RUN --inception=inception.npz',
     '--workdir=RUN --num_samples=0',
   )
-  workdir(sub, required=True)
+  _add_workdir(sub)
   _add_evaluation(sub)
-  data_dir(sub, default='')
+  _add_data_dir(sub)
 
   sub = command(
     'report',
@@ -382,16 +387,16 @@ def _parser() -> argparse.ArgumentParser:
     'WORKDIR/report.',
     '--workdir=RUN',
   )
-  workdir(sub, required=True)
+  _add_workdir(sub)
   _add_seed(sub)
-  data_dir(sub, default='')
+  _add_data_dir(sub)
   sub = command(
     'check',
     "Verifies a run's files; exits with 1 if any is damaged.",
     '--workdir=RUN',
   )
-  workdir(sub, required=True)
-  data_dir(sub, default='')
+  _add_workdir(sub)
+  _add_data_dir(sub)
 
   sub = command(
     'demo',

@@ -12,14 +12,13 @@ import numpy as np
 from etils import epath
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models import build
+from dermvq_jax.models import build, chunks
 from dermvq_jax.models.priors import base, sampler
 from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
 Labels = Sequence[str | int]
-# Larger requests run in chunks of this many images, so memory is bounded.
-_CHUNK = 32
+_BLANK = 128  # grey
 
 
 def load(workdir: epath.PathLike) -> 'Model':
@@ -66,32 +65,29 @@ def load_part(
 def posterior(
   log_likelihoods: np.ndarray, class_prior: np.ndarray
 ) -> np.ndarray:
-  """Bayes' rule.
+  """Applies Bayes' rule.
 
   Args:
     log_likelihoods: log p(x | class) `[B, C]`.
-    class_prior: p(class) `[C]`, sums to 1.
+    class_prior: p(class) `[C]`; the sum is 1.
 
   Returns:
     log p(class | x), float32 `[B, C]`.
   """
-  with np.errstate(divide='ignore'):  # A class may be ruled out.
+  with np.errstate(divide='ignore'):  # A class may have probability 0.
     joint = np.float64(log_likelihoods) + np.log(class_prior)
   total = np.logaddexp.reduce(joint, axis=1, keepdims=True)
   return (joint - total).astype(np.float32)
 
 
-_BLANK = 128  # grey
-
-
 @dataclasses.dataclass(frozen=True)
 class Masked:
-  """An image of which a part is hidden: what completions start from.
+  """An image with a hidden part: what a completion starts from.
 
   Attributes:
-    image: uint8 `[H, W, 3]`, the hidden pixels blanked.
-    codes: int32 `[h, w]`, its codes.
-    known: bool `[h, w]`, the codes that no hidden pixel has a part in.
+    image: uint8 `[H, W, 3]`; hidden pixels are grey.
+    codes: int32 `[h, w]`, the codes of `image`.
+    known: bool `[h, w]`, whether a code does not depend on hidden pixels.
   """
 
   image: np.ndarray
@@ -99,41 +95,14 @@ class Masked:
   known: np.ndarray
 
   def repeat(self, count: int) -> dict[str, np.ndarray]:
-    """The arguments of `Model.sample` for so many completions."""
+    """Returns the arguments of `Model.sample` for `count` completions."""
     both = {'known_codes': self.codes, 'known_mask': self.known}
     return {k: np.repeat(v[None], count, axis=0) for k, v in both.items()}
 
 
-def in_chunks(f: Callable[..., PyTree], *trees: PyTree) -> PyTree:
-  """Applies `f` to the rows of arrays, `_CHUNK` rows at a time.
-
-  The last chunk is padded with zeros, so `f` compiles once.
-
-  Args:
-    f: a function of arrays, or trees of arrays, of `_CHUNK` rows each.
-    *trees: its arguments, of any number of rows N.
-
-  Returns:
-    What `f` returns, of N rows.
-  """
-  n = len(jax.tree.leaves(trees)[0])
-  results = []
-  for start in range(0, max(n, 1), _CHUNK):  # No row still tells the shapes.
-    size = min(_CHUNK, n - start)
-
-    def chunk(rows: np.ndarray) -> np.ndarray:
-      part = rows[start : start + _CHUNK]  # noqa: B023
-      padding = [(0, _CHUNK - size)] + [(0, 0)] * (part.ndim - 1)  # noqa: B023
-      return np.pad(part, padding)
-
-    out = jax.device_get(f(*jax.tree.map(chunk, trees)))
-    results.append(jax.tree.map(lambda x: x[:size], out))  # noqa: B023
-  return jax.tree.map(lambda *xs: np.concatenate(xs), *results)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Prior:
-  """A trained prior: what sampling and scoring need of it."""
+  """A trained prior: what sampling and scoring need."""
 
   model: base.Prior
   variables: PyTree
@@ -147,9 +116,9 @@ class Model:
   Any number of images may be given: they are processed in chunks.
 
   Attributes:
-    run: where everything comes from.
+    run: the run that everything is read from.
     class_names: names of the labels 0, 1, ...; the label `len(class_names)`
-      is the null label, 'of any class'.
+      is the null label, which stands for any class.
     config: the configs of the phases: `config.vqvae`, `config.prior`.
     image_size: pixels a side that the VQ-VAE was trained on.
     grid: height and width of the codes of such an image, (h, w*L).
@@ -193,23 +162,21 @@ class Model:
     _ = self._prior
 
   def _conditions(self, labels: np.ndarray) -> base.Conditions:
-    """Conditions of images of which the label alone is known, int32 `[B]`."""
+    """Returns conditions of which the label alone is known, int32 `[B]`."""
     null = self._prior.model.null_conditions(len(labels))
     return {name: np.asarray(x) for name, x in null.items()} | {'label': labels}
 
   def labels(self, labels: Labels) -> np.ndarray:
-    """Class names or numbers to numbers, int32 `[B]`.
+    """Converts class names or numbers to numbers, int32 `[B]`.
 
     Raises:
       UserError: no such class.
     """
-    numbers = []
+    numbers, null = [], len(self.class_names)
     for label in np.atleast_1d(np.asarray(labels, dtype=object)):
       if isinstance(label, str) and label in self.class_names:
         numbers.append(self.class_names.index(label))
-      elif isinstance(label, int | np.integer) and 0 <= label <= len(
-        self.class_names
-      ):
+      elif isinstance(label, int | np.integer) and 0 <= label <= null:
         numbers.append(int(label))
       else:
         raise errors.UserError(
@@ -219,7 +186,7 @@ class Model:
     return np.array(numbers, np.int32)
 
   def encode(self, images: np.ndarray) -> np.ndarray:
-    """uint8 images `[B, H, W, 3]` to codes int32 `[B, h, w]`.
+    """Encodes uint8 images `[B, H, W, 3]`: codes int32 `[B, h, w]`.
 
     Raises:
       UserError: not such images, or H or W not divisible by the downsampling.
@@ -236,32 +203,32 @@ class Model:
         f'images of {images.shape[1]}x{images.shape[2]} px are not divisible '
         f'by the downsampling, {factor}'
       )
-    return in_chunks(self._codec.encode, images)
+    return chunks.apply(self._codec.encode, images)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
-    """Codes int32 `[B, h, w]` to uint8 images `[B, H, W, 3]`.
+    """Decodes codes int32 `[B, h, w]`: uint8 images `[B, H, W, 3]`.
 
     Raises:
       UserError: codes outside [0, K).
     """
-    return in_chunks(self._codec.decode, self._check_codes(codes))
+    return chunks.apply(self._codec.decode, self._check_codes(codes))
 
   def embed(self, codes: np.ndarray) -> np.ndarray:
-    """Codes int32 `[B, h, w]` to what the decoder reads, `[B, h, w, D]`.
+    """Looks codes int32 `[B, h, w]` up: decoder inputs `[B, h, w, D]`.
 
     Raises:
       UserError: codes outside [0, K).
     """
-    return in_chunks(self._codec.embed, self._check_codes(codes))
+    return chunks.apply(self._codec.embed, self._check_codes(codes))
 
   def codes_without(self, hidden: np.ndarray) -> np.ndarray:
-    """Which codes do not depend on hidden pixels, bool `[h, w]`.
+    """Returns which codes do not depend on hidden pixels, bool `[h, w]`.
 
     Args:
-      hidden: bool `[H, W]`, the pixels that are hidden.
+      hidden: bool `[H, W]`, whether a pixel is hidden.
 
     Returns:
-      Whether the encoder computes the code from other pixels alone; `[h, w*L]`
+      Whether the encoder computes the code from other pixels only; `[h, w*L]`
       with L levels.
 
     Raises:
@@ -269,12 +236,8 @@ class Model:
     """
     hidden = np.asarray(hidden)
     factor = self.config.vqvae.model.downsampling
-    if (
-      hidden.dtype != bool
-      or hidden.ndim != 2
-      or hidden.shape[0] % factor
-      or hidden.shape[1] % factor
-    ):
+    is_mask = hidden.dtype == bool and hidden.ndim == 2
+    if not is_mask or any(n % factor for n in hidden.shape):
       raise errors.UserError(
         f'the mask of hidden pixels must be bool [H, W], both divisible by '
         f'{factor}; it is {hidden.dtype} {list(hidden.shape)}'
@@ -297,18 +260,18 @@ class Model:
       raise errors.UserError('the mask hides nothing; nothing in it is white')
     if not known.any():
       raise errors.UserError(
-        'the mask leaves no code: the encoder sees hidden pixels from '
-        'everywhere; hide less'
+        'the mask leaves no code: every code depends on a hidden pixel; hide '
+        'less'
       )
     blanked = np.where(hidden[..., None], np.uint8(_BLANK), image)
     return Masked(blanked, self.encode(blanked[None])[0], known)
 
   def reconstruct(self, images: np.ndarray) -> np.ndarray:
-    """uint8 images `[B, H, W, 3]` through encoder, codebook and decoder."""
+    """Encodes and decodes uint8 images `[B, H, W, 3]`."""
     return self.decode(self.encode(images))
 
   def log_likelihood(self, codes: np.ndarray, labels: Labels) -> np.ndarray:
-    """Gives log p(codes | label) of int32 `[B, h, w]`, in nats, `[B]`."""
+    """Returns log p(codes | label) of int32 `[B, h, w]`, nats `[B]`."""
     return self.predict(codes, labels)[1]
 
   def predict(
@@ -330,16 +293,14 @@ class Model:
     """
     codes, labels = self._check_codes(codes), self.labels(labels)
     if len(labels) not in (1, len(codes)):
-      raise errors.UserError(
-        f'{len(codes)} grids of codes, {len(labels)} labels'
-      )
+      raise errors.UserError(f'{len(codes)} grids but {len(labels)} labels')
     labels = np.broadcast_to(labels, (len(codes),))
-    return in_chunks(self._prior.score, codes, self._conditions(labels))
+    return chunks.apply(self._prior.score, codes, self._conditions(labels))
 
   def class_log_likelihoods(
     self, codes: np.ndarray, *, show_progress: bool = False
   ) -> np.ndarray:
-    """Gives log p(codes | class) of each class, in nats, float32 `[B, C]`.
+    """Returns log p(codes | class) of each class, nats float32 `[B, C]`.
 
     Args:
       codes: int32 `[B, h, w]`.
@@ -363,12 +324,12 @@ class Model:
   def classify(
     self, images: np.ndarray, *, class_prior: Sequence[float] | None = None
   ) -> np.ndarray:
-    """Log-probability of each class, by Bayes' rule from the likelihoods.
+    """Computes log-probabilities of the classes by Bayes' rule.
 
     Args:
       images: uint8 `[B, H, W, 3]`.
       class_prior: probability of each class before the image is seen, `[C]`,
-        in any unit (counts, for example); uniform by default.
+        up to a factor (counts, for example); uniform by default.
 
     Returns:
       log p(class | codes of the image), float32 `[B, C]`.
@@ -377,26 +338,22 @@ class Model:
       UserError: not such images, no trained prior, or a bad class prior.
     """
     class_prior = self.check_class_prior(class_prior)
-    likelihoods = self.class_log_likelihoods(self.encode(images))
-    return posterior(likelihoods, class_prior)
+    codes = self.encode(images)
+    return posterior(self.class_log_likelihoods(codes), class_prior)
 
   def check_class_prior(
     self, class_prior: Sequence[float] | None
   ) -> np.ndarray:
-    """Probabilities of the classes, float64 `[C]`; None: uniform.
+    """Returns probabilities of the classes, float64 `[C]`; None: uniform.
 
     Raises:
-      UserError: not one number a class, negative or not finite, or all zero.
+      UserError: not one finite number from 0 up for each class, or only zeros.
     """
     number = len(self.class_names)
     weights = np.ones(number) if class_prior is None else class_prior
     weights = np.asarray(weights, np.float64)
-    if (
-      weights.shape != (number,)
-      or not np.isfinite(weights).all()
-      or (weights < 0).any()
-      or not weights.sum() > 0
-    ):
+    good = np.isfinite(weights) & (weights >= 0)
+    if weights.shape != (number,) or not good.all() or not weights.any():
       raise errors.UserError(
         f'class_prior must be {number} numbers that are 0 or more, not all 0; '
         f'it is {class_prior}'
@@ -417,20 +374,21 @@ class Model:
     ids: Sequence[int] | None = None,
     show_progress: bool = False,
   ) -> np.ndarray:
-    """Draws new codes, int32 `[B, h, w]`.
+    """Samples new codes, int32 `[B, h, w]`.
 
     Args:
       labels: class names or numbers, `[B]`.
-      seed: an image depends on seed, label and id (and its known codes) alone,
-        not on the others.
+      seed: an image depends only on seed, label, id and its known codes, not
+        on the other images.
       temperature: divides the log-probabilities; 0 takes the most likely code.
       top_k: samples only from the k most likely codes; 0: from all codes.
-      top_p: draws from the most likely codes of this total probability; 1: off.
-      guidance_scale: above 1 more typical of the class; 1: off.
-      known_codes: int `[B, h, w]`, codes to complete; they come back untouched.
+      top_p: samples only from the smallest set of codes whose probabilities sum
+        to this; 1: off.
+      guidance_scale: above 1 exaggerates what distinguishes the class; 1: off.
+      known_codes: int `[B, h, w]`, codes to complete; they stay as they are.
       known_mask: bool `[B, h, w]`, which of them are known. Each other code is
-        drawn given all codes before it in raster order, none after it.
-      ids: which image of its label each is; by default counted from 0.
+        sampled given all codes before it in raster order, and none after it.
+      ids: the number of each image within its label; by default from 0.
       show_progress: whether to show a progress bar.
 
     Raises:
@@ -443,11 +401,12 @@ class Model:
     if ids is not None and len(ids) != len(labels):
       raise errors.UserError(f'{len(labels)} labels but {len(ids)} ids')
     prior = self._prior
-    drop_rates = self.config.prior.conditions.values()
-    if guidance_scale != 1 and not any(drop_rates):
+    drop_rates = self.config.prior.conditions
+    if guidance_scale != 1 and not all(drop_rates.values()):
+      never = ', '.join(name for name, rate in drop_rates.items() if not rate)
       raise errors.UserError(
         f'guidance_scale is {guidance_scale}, but this prior was trained with '
-        'config.conditions.label=0 and does not know the null label'
+        f'config.conditions.{never}=0 and does not know its null value'
       )
     return sampler.sample_in_batches(
       prior.model,
@@ -459,12 +418,12 @@ class Model:
       known_codes=known_codes,
       known_mask=known_mask,
       loss=prior.loss,
-      chunk_size=_CHUNK,
+      chunk_size=chunks.SIZE,
       show_progress=show_progress,
     )
 
   def sample(self, labels: Labels, **kwargs) -> np.ndarray:
-    """Draws new uint8 images `[B, H, W, 3]`; arguments: `sample_codes`."""
+    """Samples new uint8 images `[B, H, W, 3]`; arguments: `sample_codes`."""
     return self.decode(self.sample_codes(labels, **kwargs))
 
   def _check_codes(self, codes: np.ndarray) -> np.ndarray:
@@ -476,10 +435,10 @@ class Model:
       )
     if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
       raise errors.UserError(
-        f'codes must be in [0, {self.codebook_size}); these reach from '
+        f'codes must be in [0, {self.codebook_size}); these are from '
         f'{codes.min()} to {codes.max()}'
       )
-    # The codes of level l are l * K to l * K + K - 1.
+    # The codes of level l are from l * K to l * K + K - 1.
     level = codes // (self.codebook_size // self.num_levels)
     due = np.arange(codes.shape[2]) % self.num_levels
     if codes.shape[2] % self.num_levels or np.any(level != due):

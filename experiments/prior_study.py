@@ -36,10 +36,10 @@ from dermvq_jax.training import loop
 from dermvq_jax.training import trainer as trainer_lib
 from experiments import common
 
-_PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
-_MINUTES = 20
-_EQUAL_STEPS = 2000
-_EVAL_EVERY = 250
+PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
+MINUTES = 20
+EQUAL_STEPS = 2000
+EVAL_EVERY = 250
 _ROUNDS, _STEPS_A_ROUND = 5, 6
 _SAMPLES = 16
 _SPEEDS = 'speeds.json'
@@ -50,7 +50,7 @@ def prior_config(prior: str, *overrides: str):
   return common.load_config(
     f'prior:{prior}',
     'optim.schedule=constant',
-    f'eval_every_steps={_EVAL_EVERY}',
+    f'eval_every_steps={EVAL_EVERY}',
     *overrides,
   )
 
@@ -60,7 +60,7 @@ class _Contender:
 
   def __init__(self, prior: str, codes: prepared.Dataset):
     config = trainer_lib.resolve(
-      prior_config(prior, f'num_train_steps={_EQUAL_STEPS}'), codes.facts
+      prior_config(prior, f'num_train_steps={EQUAL_STEPS}'), codes.facts
     )
     trainer = trainer_lib.Trainer(
       config, codes.facts, {'train': codes.split('train')}
@@ -101,7 +101,7 @@ class _Contender:
 
 def _measure(codes: prepared.Dataset) -> dict[str, dict[str, float]]:
   """Measures the speeds of all priors."""
-  contenders = {prior: _Contender(prior, codes) for prior in _PRIORS}
+  contenders = {prior: _Contender(prior, codes) for prior in PRIORS}
   for n in range(1 + _ROUNDS):
     for prior, contender in contenders.items():
       contender.measure(keep=n > 0)  # The first round compiles.
@@ -111,8 +111,8 @@ def _measure(codes: prepared.Dataset) -> dict[str, dict[str, float]]:
 
 def num_train_steps(speed: dict[str, float]) -> int:
   """Steps that fit into 20 minutes, in whole validations; at least 2,000."""
-  validations = int(_MINUTES * 60 / speed['step_seconds'] / _EVAL_EVERY)
-  return max(_EQUAL_STEPS, validations * _EVAL_EVERY)
+  validations = int(MINUTES * 60 / speed['step_seconds'] / EVAL_EVERY)
+  return max(EQUAL_STEPS, validations * EVAL_EVERY)
 
 
 def _train(
@@ -133,8 +133,8 @@ def table(workdir: epath.Path) -> str:
   header = [
     'prior',
     'parameters',
-    f'val bits per code, {_EQUAL_STEPS:,} steps',
-    f'best within {_MINUTES} minutes',
+    f'val bits per code, {EQUAL_STEPS:,} steps',
+    f'best within {MINUTES} minutes',
     'at step',
     's per 1,000 images trained',
     f's for {_SAMPLES} samples',
@@ -154,10 +154,10 @@ def _row(workdir: epath.Path, prior: str, speed: dict[str, float]) -> list[Any]:
   in_time = {
     step: value
     for step, value in bits.items()
-    if step * speed['step_seconds'] <= _MINUTES * 60
+    if step * speed['step_seconds'] <= MINUTES * 60
   }
   best = min(in_time, key=in_time.get, default=None)
-  equal = bits.get(_EQUAL_STEPS)
+  equal = bits.get(EQUAL_STEPS)
   batch_size = prior_config(prior).batch_size
   return [
     prior,
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None):
     common.setup()
     with common.usage_errors(parser):
       run = run_lib.Run(args.vqvae)
-      codes = run.dataset(prior_config(_PRIORS[0]))
+      codes = run.dataset(prior_config(PRIORS[0]))
       common.run_missing(
         args.workdir, {_SPEEDS: functools.partial(_measure, codes)}
       )
@@ -194,6 +194,8 @@ def main(argv: list[str] | None = None):
       for prior in common.announced(list(speeds)):
         steps = num_train_steps(speeds[prior])
         _train(run, codes, args.workdir / prior, steps)
+  elif not (args.workdir / _SPEEDS).exists():
+    parser.error('no speeds are measured yet; leave out --table')
   print(table(args.workdir))
 
 

@@ -128,7 +128,7 @@ def test_refuses_images(model, images, message):
 @pytest.mark.parametrize(
   ('codes', 'message'),
   [
-    (np.full((1, 4, 4), 32), r'\[0, 32\); these reach from 32 to 32'),
+    (np.full((1, 4, 4), 32), r'\[0, 32\); these are from 32 to 32'),
     (np.full((1, 4, 4), -1), r'\[0, 32\)'),
     (np.full((1, 4, 4), 2**40), r'\[0, 32\)'),
     (np.zeros((1, 4, 4)), 'integers .* not float64'),

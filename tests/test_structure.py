@@ -12,44 +12,35 @@ import pytest
 import dermvq_jax
 
 _ROOT = pathlib.Path(dermvq_jax.__file__).parent
-# From the lowest up: a module imports only what is in a line before its own.
-# 'models' and 'data' stand for all their modules.
+_REPOSITORY = pathlib.Path(__file__).parents[1]
+# Rooms (folders, and modules at the top level) from the lowest up: a room
+# imports only rooms in a line before its own.
 _ORDER = [
-  {'errors', 'progress', 'provenance', 'compile_cache', 'host_memory'},
-  {'hosts'},
-  {
-    'losses',
-    'images',
-    'metrics',
-    'figures',
-    'generation_metrics',
-    'inception',
-  },
+  {'errors', 'progress'},
+  {'files', 'provenance'},
   {'models', 'data'},
-  {'tasks', 'workdirs'},
-  {'state', 'optim', 'parallel', 'checkpoints', 'logs', 'page', 'stopping'},
-  {'encode', 'sample'},
-  {'train', 'inference'},
-  {'features', 'check'},
-  {'memorisation'},
-  {'evaluate'},
-  {'evaluation_page', 'generate'},
-  {'report'},
-  {'config_files'},
+  {'runs'},
+  {'training'},
+  {'inference'},
+  {'evaluation'},
+  {'generation'},
+  {'reporting'},
+  {'config_files', 'flags'},
   {'demo'},
   {'main'},
 ]
-_RANK = {unit: rank for rank, units in enumerate(_ORDER) for unit in units}
-# Third-party modules and the only files that may import them.
+_RANK = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
+# Third-party modules, and the only files that may import them.
 _CONFINED = {
-  'orbax': {'checkpoints'},
-  'matplotlib': {'figures'},
-  'tensorflow': {'logs'},
-  'clu.metric_writers': {'logs'},
-  'clu.parameter_overview': {'logs'},
-  'clu.periodic_actions': {'logs'},
+  'orbax': {'runs.checkpoints'},
+  'matplotlib': {'reporting.figures'},
+  'tensorflow': {'runs.logs'},
+  'clu.metric_writers': {'runs.logs'},
+  'clu.parameter_overview': {'runs.logs'},
+  'clu.periodic_actions': {'runs.logs'},
 }
 _LAZY = _CONFINED.keys() - {'orbax', 'matplotlib'}
+_MAX_LINES = 450
 
 
 def _name(path):
@@ -59,24 +50,32 @@ def _name(path):
 
 
 _FILES = {_name(path): path for path in sorted(_ROOT.rglob('*.py'))}
+_ROOMS = {name for name, path in _FILES.items() if path.name == '__init__.py'}
 every_module = pytest.mark.parametrize('module', _FILES)
 
 
-def _imports(module, lazy=True):
-  """Full names of all that a module imports; `lazy`: in functions too."""
-  names = set()
+def _import_nodes(path, lazy=True):
+  """All statements that import; `lazy`: those in functions too."""
 
   def visit(node):
-    if isinstance(node, ast.Import):
-      names.update(alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f'{module}: imports are absolute'
-      names.update(f'{node.module}.{alias.name}' for alias in node.names)
+    if isinstance(node, ast.Import | ast.ImportFrom):
+      yield node
     elif lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
       for child in ast.iter_child_nodes(node):
-        visit(child)
+        yield from visit(child)
 
-  visit(ast.parse(_FILES[module].read_text()))
+  return list(visit(ast.parse(path.read_text())))
+
+
+def _imports(module, lazy=True):
+  """Full names of all that a module imports."""
+  names = set()
+  for node in _import_nodes(_FILES[module], lazy):
+    if isinstance(node, ast.Import):
+      names.update(alias.name for alias in node.names)
+    else:
+      assert node.level == 0, f'{module}: imports are absolute'
+      names.update(f'{node.module}.{alias.name}' for alias in node.names)
   return names
 
 
@@ -88,26 +87,26 @@ def _own_imports(module):
     if package != 'dermvq_jax':
       continue
     # `from dermvq_jax.models.layers import Conv` is an import of models.layers.
-    while rest and rest not in _FILES and rest != 'configs':
+    while rest and rest not in _FILES and not rest.startswith('configs'):
       rest = rest.rpartition('.')[0]
     names.add(rest)
   return names
 
 
-def _unit(module):
+def _room(module):
   return module.partition('.')[0]
 
 
 def test_the_imports_are_found():
-  """Else the tests below would pass whatever the code does."""
+  """Otherwise the tests below would pass whatever the code does."""
   assert {'errors', 'models.layers', 'data.pipeline'} <= _FILES.keys()
-  assert _own_imports('models.vqvae') == {'models.layers', 'models.quantizers'}
-  assert 'train' in _own_imports('main')  # in a function
-  assert 'orbax.checkpoint' in _imports('checkpoints')
+  assert 'models.layers' in _own_imports('models.vqvae')
+  assert 'training.loop' in _own_imports('main')  # in a function
+  assert 'orbax.checkpoint' in _imports('runs.checkpoints')
 
 
 def test_every_module_has_its_place():
-  assert {_unit(module) for module in _FILES} - {''} == _RANK.keys()
+  assert {_room(module) for module in _FILES} - {''} == _RANK.keys()
 
 
 @every_module
@@ -115,13 +114,15 @@ def test_imports_run_one_way(module):
   if not module:
     assert _own_imports(module) == {'inference'}  # `load`, in a function
     return
-  for other in _own_imports(module) - {'', 'configs'}:
-    if _unit(other) == _unit(module):
-      assert _unit(module) in ('models', 'data'), f'{module} imports itself'
-    else:
-      assert _RANK[_unit(other)] < _RANK[_unit(module)], (
+  for other in _own_imports(module) - {''}:
+    if other == 'configs':
+      assert module == 'config_files'
+    elif _room(other) != _room(module):  # models and data are of one rank.
+      assert _RANK[_room(other)] < _RANK[_room(module)], (
         f'{module} may not import {other}'
       )
+    else:
+      assert _room(module) in _ROOMS, f'{module} imports itself'
 
 
 def test_there_are_no_circles():
@@ -129,22 +130,9 @@ def test_there_are_no_circles():
   graphlib.TopologicalSorter(graph).prepare()
 
 
-@every_module
-def test_only_tasks_knows_the_models(module):
-  models = {name for name in _own_imports(module) if _unit(name) == 'models'}
-  models.discard('models.layers')  # Building blocks, not models.
-  assert not models or _unit(module) in ('models', 'tasks')
-
-
-@every_module
-def test_configs_are_found_by_their_loader_only(module):
-  assert 'configs' not in _own_imports(module) or module == 'config_files'
-
-
 def test_components_take_fields_and_not_configs():
-  low = {u for u in _RANK if _RANK[u] <= _RANK['models']}
   for module in _FILES:
-    if _unit(module) in low:
+    if _room(module) in ('models', 'data'):
       assert not any(
         name.startswith('ml_collections') for name in _imports(module)
       ), module
@@ -158,9 +146,72 @@ def test_confined_imports(module):
         assert module in places, f'{module} imports {name}'
 
 
-def test_logs_imports_tensorflow_only_when_needed():
-  for name in _imports('logs', lazy=False):
+def test_logs_import_tensorflow_only_when_needed():
+  for name in _imports('runs.logs', lazy=False):
     assert not any(f'{name}.'.startswith(f'{lazy}.') for lazy in _LAZY), name
+
+
+_SOURCES = {
+  str(path.relative_to(_REPOSITORY)): path
+  for folder in ('dermvq_jax', 'configs', 'experiments')
+  for path in sorted((_REPOSITORY / folder).rglob('*.py'))
+}
+
+
+def _private_uses(path):
+  """What a file takes from our modules although its name begins with _."""
+  modules, found = set(), []
+  for node in _import_nodes(path):
+    names = [(a.asname or a.name, a.name) for a in node.names]
+    if isinstance(node, ast.ImportFrom) and _is_ours(node.module or ''):
+      found += [name for _, name in names if _is_private(name)]
+      modules.update(bound for bound, _ in names)
+    elif isinstance(node, ast.Import):
+      modules.update(bound for bound, name in names if _is_ours(name))
+  for node in ast.walk(ast.parse(path.read_text())):
+    if (
+      isinstance(node, ast.Attribute)
+      and isinstance(node.value, ast.Name)
+      and node.value.id in modules
+      and _is_private(node.attr)
+    ):
+      found.append(f'{node.value.id}.{node.attr}, line {node.lineno}')
+  return found
+
+
+def _is_private(name):
+  return name.startswith('_') and not name.startswith('__')
+
+
+def _is_ours(name):
+  return name.partition('.')[0] in ('dermvq_jax', 'experiments')
+
+
+@pytest.mark.parametrize('source', _SOURCES)
+def test_private_names_stay_at_home(source):
+  assert not _private_uses(_SOURCES[source])
+
+
+def test_private_uses_are_found(tmp_path):
+  file = tmp_path / 'a.py'
+  file.write_text(
+    'from dermvq_jax.runs import run as r\n'
+    'from dermvq_jax.runs.logs import _FILE\n'
+    'r._flatten({})\nr.Run._secret\nr.__name__\n'
+  )
+  assert _private_uses(file) == ['_FILE', 'r._flatten, line 3']
+
+
+# One job each: the flags of all commands; the generator of the drawn images.
+_LONG = {
+  'dermvq_jax/data/datasets/synthetic_dermoscopy.py',
+}
+
+
+@pytest.mark.parametrize('source', _SOURCES)
+def test_modules_are_short(source):
+  lines = len(_SOURCES[source].read_text().splitlines())
+  assert lines <= _MAX_LINES or source in _LONG, lines
 
 
 # What runs code that is in a file, or makes objects of any class from it.
@@ -206,8 +257,9 @@ from dermvq_jax.data import pipeline, prepare, prepared
 name, folder = 'synthetic_dermoscopy/smoke', sys.argv[1]
 prepare.run(name, folder, None)
 note('preparing')
-prepared.describe(name, folder)
-source = prepared.open_split(name, folder, 'train')
+dataset = prepared.Dataset(name, folder)
+dataset.facts
+source = dataset.split('train')
 kwargs = dict(batch_size=4, keys=('image', 'label'))
 next(pipeline.train_batches(source, seed=0, **kwargs))
 next(pipeline.eval_batches(source, **kwargs))

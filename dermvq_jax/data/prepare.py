@@ -1,7 +1,6 @@
 """Prepares datasets: either all of their files appear or none."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dermvq_jax import errors, provenance
+from dermvq_jax import errors, files, provenance
 from dermvq_jax.data import prepared
 from dermvq_jax.data.datasets import builder as builder_lib
 
@@ -129,21 +128,12 @@ def _write(
       bar.close()
 
 
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-  """Waits until no other process prepares data in `folder`, and locks it."""
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      _say(f'waiting for another process that prepares data in {folder}')
-      fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:
-      pass  # Some network file systems have no locks.
-    yield
-  finally:
-    os.close(descriptor)
+def _locked(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+  """Locks `folder`; waits while another process prepares data in it."""
+  return files.locked(
+    folder,
+    lambda: _say(f'waiting for another process that prepares data in {folder}'),
+  )
 
 
 def _aside(path: pathlib.Path) -> pathlib.Path:

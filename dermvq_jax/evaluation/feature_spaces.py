@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from dermvq_jax import errors, inference, progress
+from dermvq_jax import errors, progress
 from dermvq_jax.data import images as images_lib
 from dermvq_jax.evaluation import inception
-from dermvq_jax.models import build
+from dermvq_jax.models import build, chunks
 from dermvq_jax.runs import run as run_lib
 
 Features = Callable[[np.ndarray], np.ndarray]
@@ -59,14 +59,14 @@ class Classifier:
 
   def __call__(self, images: np.ndarray) -> np.ndarray:
     """Returns features float32 `[B, F]` of uint8 images `[B, S, S, 3]`."""
-    return inference.in_chunks(self._embed, images)
+    return chunks.apply(self._embed, images)
 
   def predict(self, images: np.ndarray) -> np.ndarray:
     """Returns the most likely labels, int `[B]`, of uint8 `[B, S, S, 3]`.
 
     Every class is taken to be equally frequent.
     """
-    return inference.in_chunks(self._logits, images).argmax(1)
+    return chunks.apply(self._logits, images).argmax(1)
 
 
 class Inception:
@@ -88,9 +88,7 @@ class Inception:
 
   def __call__(self, images: np.ndarray) -> np.ndarray:
     """Returns features float32 `[B, 2048]` of uint8 images `[B, H, W, 3]`."""
-    return inference.in_chunks(
-      functools.partial(self._apply, self._weights), images
-    )
+    return chunks.apply(functools.partial(self._apply, self._weights), images)
 
 
 def _checked(space: Features, images: np.ndarray) -> np.ndarray:

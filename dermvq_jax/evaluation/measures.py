@@ -7,7 +7,7 @@ import numpy as np
 
 from dermvq_jax import inference
 from dermvq_jax.evaluation import feature_spaces, generation_metrics, results
-from dermvq_jax.models import losses
+from dermvq_jax.models import chunks, losses
 
 # Images uint8 `[N, H, W, 3]` and their labels int `[N]`.
 LabelledImages = tuple[np.ndarray, np.ndarray]
@@ -114,7 +114,7 @@ def measure_reconstruction(
       for a, b in zip(originals, reconstructions)
     ]
   )
-  ssim = inference.in_chunks(
+  ssim = chunks.apply(
     jax.jit(lambda a, b: losses.ssim(a / 255.0, b / 255.0)),
     originals,
     reconstructions,

@@ -1,11 +1,11 @@
 """Checkpoints on disk; the only module that imports orbax.
 
-A phase's folder holds `checkpoints/`, the latest states to go on from, and
-`best/`, the weights to evaluate and sample with. Each step is committed at
-once, its arrays and their checksums: orbax itself restores flipped bits
-silently. Weights are a tree of arrays that orbax reads everywhere. A state, of
-several times as many and saved often, is one array of bytes: most of a save's
-time is orbax's for each array.
+A phase's folder holds `checkpoints/`, the latest states to resume from, and
+`best/`, the weights to evaluate and sample with. The arrays of a step and their
+checksums are committed together; without checksums, orbax would restore flipped
+bits silently. Weights are a tree of arrays that any orbax reads. A state has
+several times as many arrays and is saved often, so it is packed into one array
+of bytes: most of a save's time is spent per array.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _KEEP = 2
 _ARRAYS = 'default'  # orbax's name for a step's only item
 _CHECKSUMS = 'checksums'
 _PACKED = 'msgpack'
-# Old steps go there at once; deleting them file by file could be interrupted.
+# Old steps are moved there first: deleting file by file can be interrupted.
 _REMOVED = 'removed'
 _MAX_REASON = 200  # characters; tensorstore adds pages to its reasons
 _SYSTEM_FAILURES = (
@@ -42,11 +42,11 @@ _SYSTEM_FAILURES = (
 
 
 class DamagedError(Exception):
-  """A checkpoint is not what was saved; its text says in what."""
+  """A checkpoint is not what was saved; the message says where."""
 
 
 def _absolute(folder: epath.PathLike) -> epath.Path:
-  """As orbax wants it; etils takes gs:// for a folder of the current one."""
+  """An absolute path, as orbax needs; `resolve` would take gs:// as local."""
   folder = epath.Path(folder)
   return folder if files.is_remote(folder) else folder.resolve()
 
@@ -59,31 +59,31 @@ def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
 
 
 def _steps(folder: epath.Path) -> list[int]:
-  """The committed steps, oldest first; a manager would tidy up as well."""
+  """Lists the committed steps, oldest first; unlike a manager, only reads."""
   return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
 def _empty(folder: epath.Path):
-  """Removes a folder of this module's own."""
+  """Removes a folder that only this module uses."""
   if hosts.is_primary() and folder.exists():
     folder.rmtree()
 
 
 def _pack(tree: PyTree) -> dict[str, np.ndarray]:
-  """A tree of dicts and arrays as one array, uint8 `[N]`."""
+  """Packs a tree of dicts and arrays into one array, uint8 `[N]`."""
   packed = flax.serialization.msgpack_serialize(tree)
   return {_PACKED: np.frombuffer(packed, np.uint8)}
 
 
 def _unpack(tree: PyTree) -> PyTree:
-  """The tree that was packed, or the same if none was."""
+  """Unpacks a tree; returns one that was not packed as it is."""
   if list(tree) != [_PACKED]:
     return tree
   return flax.serialization.msgpack_restore(tree[_PACKED].tobytes())
 
 
 def _checksums(step: int, tree: PyTree) -> dict[str, Any]:
-  """The CRC-32 of each array, its type and shape included, as JSON values."""
+  """Returns the CRC-32 of each array, with its type and shape, for JSON."""
   sums = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(leaf)
@@ -107,11 +107,11 @@ def _read(folder: epath.Path) -> PyTree:
     tree = _unpack(arrays)
     file = folder / _CHECKSUMS / 'metadata'
     saved = json.loads(file.read_text()) if file.parent.exists() else None
-  except Exception as e:  # Damage has many names in orbax and tensorstore.
+  except Exception as e:  # orbax and tensorstore raise many kinds.
     reason = errors.one_line(e)[:_MAX_REASON]
     raise DamagedError(f'unreadable: {reason}') from e
   if saved is None:
-    logging.warning('%s has no checksums, so damage can not be seen', folder)
+    logging.warning('%s has no checksums: damage can not be found.', folder)
     return tree
   found = _checksums(int(folder.name), arrays)
   if saved == found:
@@ -133,9 +133,9 @@ def _read(folder: epath.Path) -> PyTree:
 
 @contextlib.contextmanager
 def _saving(folder: epath.Path) -> Iterator[None]:
-  """Makes one clear line of a full disk or missing permissions.
+  """Turns a full disk or missing permissions into a one-line error.
 
-  The background's failures come out in whatever call waits for it.
+  Failures of background saves are raised by the next call that waits for them.
   """
   try:
     yield
@@ -146,8 +146,8 @@ def _saving(folder: epath.Path) -> Iterator[None]:
       raise
     raise errors.UserError(
       f'cannot save in {folder}: {found[0]}; make room and check permissions '
-      'there, then start the same command again: it goes on from the last '
-      'checkpoint, which is whole'
+      'there, then start the same command again: it resumes from the last '
+      'checkpoint, which is intact'
     ) from e
 
 
@@ -166,15 +166,16 @@ class Checkpoints:
       self._best = _manager(self._folder / 'best', 1)
 
   def latest_step(self) -> int | None:
-    """The last committed step, whole or not; None if there is none."""
+    """Returns the last committed step, intact or not; None if none."""
     return self._states.latest_step()
 
   def save(self, step: int, tree: PyTree):
     """Saves a tree in the background; `close` waits for it."""
     with _saving(self._folder):
-      # The state tells how good the weights in best/ are, so they come first.
+      # The state records how good the weights in best/ are, so they are saved
+      # first.
       self._best.wait_until_finished()
-      # Host copies: the device buffers are donated to the next step.
+      # Copied to the host: the next step reuses the device's buffers.
       plain = flax.serialization.to_state_dict(jax.device_get(tree))
       self._save(self._states, step, _pack(plain))
 
@@ -200,7 +201,7 @@ class Checkpoints:
       yet.
 
     Raises:
-      UserError: there are checkpoints, but none is whole.
+      UserError: there are checkpoints, but none is intact.
     """
     damaged = {}
     for step in sorted(self._states.all_steps(), reverse=True):
@@ -215,22 +216,22 @@ class Checkpoints:
     if damaged:
       step, reason = next(iter(damaged.items()))
       raise errors.UserError(
-        f'no checkpoint in {self._states.directory} is whole (step {step}: '
+        f'no checkpoint in {self._states.directory} is intact (step {step}: '
         f'{reason}); bring the folder back from a copy, or start again with '
         'another --workdir'
       )
     return 0, None
 
   def _put_aside(self, damaged: dict[int, str]):
-    """Makes room for these steps; nothing of theirs is deleted."""
+    """Renames damaged steps, to make room; nothing is deleted."""
     if damaged:
-      hosts.wait_for_all('all have seen the damage')
+      hosts.wait_for_all('all have found the damage')
     for step, reason in damaged.items():
       folder = self._states.directory / str(step)
       aside = folder.with_name(f'{step}.damaged')
       logging.warning(
-        'The checkpoint %s is damaged (%s); it is now %s, and the one before '
-        'is used.',
+        'The checkpoint %s is damaged (%s); it is renamed to %s, and the one '
+        'before it is used.',
         folder,
         reason,
         aside,
@@ -239,13 +240,13 @@ class Checkpoints:
         _empty(aside)
         folder.rename(aside)
     if damaged:
-      hosts.wait_for_all('the damaged are put aside')
+      hosts.wait_for_all('damaged steps are renamed')
       self._states.reload()
 
-  def best_is_whole(self) -> bool:
-    """Whether there are weights in `best/`, as they were saved."""
+  def best_is_intact(self) -> bool:
+    """Whether there are weights in `best/`, and they are intact."""
     if not has_best(self._folder):
-      return False  # Killed while they were replaced.
+      return False  # A kill interrupted their replacement.
     try:
       load_best(self._folder)
     except errors.UserError as e:
@@ -257,7 +258,7 @@ class Checkpoints:
     """Replaces the weights in `best/`."""
     with _saving(self._folder):
       self._best.wait_until_finished()
-      # A resumed run comes again to steps whose weights may be there already.
+      # A resumed run repeats steps whose weights may be there already.
       for old in self._best.all_steps():
         if old >= step:
           _empty(self._best.directory / _REMOVED)
@@ -266,13 +267,13 @@ class Checkpoints:
       self._save(self._best, step, plain)
 
   def wait(self):
-    """Waits for what is being written."""
+    """Waits until everything is written."""
     with _saving(self._folder):
       self._best.wait_until_finished()
       self._states.wait_until_finished()
 
   def close(self):
-    """Waits for what is being written, and tidies up."""
+    """Waits until everything is written, and removes leftovers."""
     self.wait()
     for manager in (self._best, self._states):
       with _saving(self._folder):
@@ -286,7 +287,7 @@ def has_best(folder: epath.Path) -> bool:
 
 
 def best_id(folder: epath.Path) -> str:
-  """Tells the weights in `folder/best` from others; '' if there are none."""
+  """Identifies the weights in `folder/best`; '' if there are none."""
   best = _absolute(folder) / 'best'
   steps = _steps(best)
   if not steps:
@@ -297,7 +298,7 @@ def best_id(folder: epath.Path) -> str:
 
 
 def load_best(folder: epath.Path) -> PyTree:
-  """The weights in `folder/best`: `{'params': ..., 'model_state': ...}`.
+  """Loads the weights in `folder/best`: `{'params': ..., 'model_state': ...}`.
 
   Raises:
     UserError: there are none, or they are damaged.
@@ -309,7 +310,7 @@ def load_best(folder: epath.Path) -> PyTree:
       return _read(best / str(steps[-1]))
     except DamagedError as e:
       if steps != _steps(best):
-        continue  # A training replaced them at this moment.
+        continue  # A training replaced them meanwhile.
       raise errors.UserError(
         f'the weights {best / str(steps[-1])} are damaged ({e}); bring them '
         f'back from a copy, or move {folder} away and train again: the same '
@@ -322,10 +323,10 @@ def load_best(folder: epath.Path) -> PyTree:
 
 
 def verify(folder: epath.PathLike) -> Iterator[tuple[str, int, str]]:
-  """Reads all that is committed in a phase's folder.
+  """Verifies everything that is committed in a phase's folder.
 
   Yields:
-    'checkpoints' or 'best', the step, and what is wrong with it, '' if whole.
+    'checkpoints' or 'best', the step, and what is wrong with it ('': nothing).
   """
   for kind in ('checkpoints', 'best'):
     parent = _absolute(folder) / kind

@@ -1,4 +1,4 @@
-"""The processes of several hosts: how they meet, wait and who writes."""
+"""The processes of several hosts: how they meet and wait, and which writes."""
 
 import importlib.util
 
@@ -15,13 +15,13 @@ def initialize(
 ):
   """Joins the processes of several hosts, before any of them uses a device.
 
-  Cloud TPU VMs know of each other: nothing is to be given there. Without
-  arguments anywhere else, this process stays alone.
+  Cloud TPU VMs find each other without arguments. Elsewhere, without
+  arguments, this process stays alone.
 
   Args:
-    coordinator: 'host:port' of process 0, which all must be able to reach.
-    num_processes: how many there are.
-    process_id: of this one, from 0.
+    coordinator: 'host:port' of process 0, which all can reach.
+    num_processes: the number of processes.
+    process_id: the number of this process, from 0.
 
   Raises:
     UserError: only some of the arguments are given.
@@ -41,16 +41,16 @@ def initialize(
   elif importlib.util.find_spec('libtpu'):
     try:
       jax.distributed.initialize()
-    except ValueError:  # There is no TPU, nor another cluster that JAX knows.
+    except ValueError:  # There is neither a TPU nor another known cluster.
       return
 
 
 def is_primary() -> bool:
-  """Whether this process writes for all: logs, configs, pictures."""
+  """Whether this process writes what is common: logs, configs, pictures."""
   return jax.process_index() == 0
 
 
 def wait_for_all(reason: str):
-  """Returns when all processes are here; `reason` names the place."""
+  """Returns when all processes have called it; `reason` names the place."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(reason)

@@ -1,7 +1,7 @@
-"""What a run leaves to read: metrics.jsonl, TensorBoard events, console lines.
+"""What a training writes: metrics.jsonl, TensorBoard events, console lines.
 
 `metrics.jsonl` is the record: one JSON object a line, with its `step`. The
-events are a view of it. CLU's writers need TensorFlow, whose import takes
+events are a view of it. CLU's writers need TensorFlow. Its import takes
 seconds, so both are imported only when a log is opened.
 """
 
@@ -36,17 +36,19 @@ class _TqdmHandler(logging.Handler):
 
 
 def setup_console():
-  """Plain log lines on stdout, none of TensorFlow's chatter."""
+  """Sends plain log lines to stdout, without those of TensorFlow and orbax."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  # Its use is announced even at that level; only the event writer runs in TF.
+  # TensorFlow announces oneDNN even at that level; only the event writer uses
+  # TensorFlow.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   logger = absl_logging.get_absl_logger()
   logger.handlers = [_TqdmHandler()]
   logger.propagate = False
   absl_logging.set_verbosity(absl_logging.INFO)
-  # orbax and grain tell each step they take.
+  # orbax and grain log every step they take.
   logger.addFilter(lambda record: not _is_chatter(record))
-  # Of a damaged checkpoint orbax leaves tasks whose failures nobody asks for.
+  # After reading a damaged checkpoint orbax leaves failed tasks, which asyncio
+  # would log.
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
 
 
@@ -59,7 +61,7 @@ def _is_chatter(record: logging.LogRecord) -> bool:
 
 
 def read(folder: epath.PathLike) -> list[dict[str, Any]]:
-  """All rows of a phase's metrics.jsonl; empty when there is none.
+  """Reads all rows of a phase's metrics.jsonl; none if there is no file.
 
   Raises:
     UserError: a row is damaged.
@@ -67,7 +69,7 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
   path = epath.Path(folder) / _FILE
   if not path.exists():
     return []
-  # The last line is incomplete after a kill; the run resumes before it.
+  # A kill can leave the last line incomplete; the run resumes before it.
   lines = path.read_bytes().rpartition(b'\n')[0].splitlines()
   rows = []
   for number, line in enumerate(lines, 1):
@@ -76,7 +78,7 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
       _ = row['step'] >= 0
     except (ValueError, TypeError, KeyError):
       raise errors.UserError(
-        f'line {number} of {path} is damaged; bring the file back from a copy, '
+        f'line {number} of {path} is damaged; restore the file from a copy, '
         'or delete that line'
       ) from None
     rows.append(row)
@@ -84,13 +86,14 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class _Files:
-  """Files that grow, or that libraries write: local ones, copied to a bucket.
+  """A folder of files that grow, or that libraries write.
 
-  A bucket takes whole files only, and each library would bring its own client.
+  For a bucket they are written locally and copied: a bucket takes complete
+  files only, and each library would need a client of its own.
   """
 
   def __init__(self, folder: epath.PathLike):
-    """Opens the folder where the files shall be in the end."""
+    """Opens the folder that the files are for."""
     self._bucket, self._sizes = None, {}
     self.path = pathlib.Path(folder)
     if files.is_remote(folder):
@@ -99,7 +102,7 @@ class _Files:
       self.path = pathlib.Path(self._temporary.name)
 
   def upload(self):
-    """Copies what grew since the last time."""
+    """Copies the files that grew since the last time."""
     if self._bucket is None:
       return
     for file in sorted(p for p in self.path.rglob('*') if p.is_file()):
@@ -110,35 +113,35 @@ class _Files:
         self._sizes[file] = size
 
   def close(self):
-    """Uploads, and removes the local files of a bucket."""
+    """Uploads, and removes the local files if they are for a bucket."""
     self.upload()
     if self._bucket is not None:
       self._temporary.cleanup()
 
 
-# Steps that a trace holds, and those before it, which compile and settle.
+# The number of steps in a trace, and of those before it, which compile.
 _TRACED_STEPS, _STEPS_BEFORE = 5, 10
 
 
 class Trace:
-  """Where the time of a few steps goes, for TensorBoard and xprof."""
+  """Records where the time of a few steps goes, for TensorBoard and xprof."""
 
   def __init__(self, folder: epath.PathLike | None, start: int, end: int):
-    """Traces to `folder`, unless None, a run from step `start` to `end`."""
+    """Traces a run from step `start` to `end`; to no folder: not at all."""
     self._folder, self._files = folder, None
     self._first = start + 1 + min(_STEPS_BEFORE, (end - start) // 2)
 
   def step(self, step: int, tree: Any) -> jax.profiler.StepTraceAnnotation:
-    """Names a step in the trace; to be entered before it is dispatched.
+    """Names a step in the trace; enter it before the step is dispatched.
 
     Args:
       step: its number.
-      tree: arrays of the step before, waited for at both ends of the trace.
+      tree: arrays of the step before; both ends of the trace wait for them.
     """
     if self._folder is not None and step == self._first:
       jax.block_until_ready(tree)
       options = jax.profiler.ProfileOptions()
-      options.python_tracer_level = 0  # Every Python call, else.
+      options.python_tracer_level = 0  # Otherwise every Python call is traced.
       files = _Files(self._folder)
       jax.profiler.start_trace(files.path, profiler_options=options)
       self._files = files
@@ -148,7 +151,7 @@ class Trace:
     return jax.profiler.StepTraceAnnotation('train', step_num=step)
 
   def close(self):
-    """Writes what there is."""
+    """Stops the trace and writes it."""
     if self._files:
       files, self._files = self._files, None
       jax.profiler.stop_trace()
@@ -162,7 +165,7 @@ class Trace:
 
 
 def open_log(folder: epath.PathLike, step: int) -> 'Log | NoLog':
-  """The log of a run at `step`, of which one process writes for all."""
+  """Opens the log of a run at `step`; one process writes for all."""
   return Log(folder, step) if hosts.is_primary() else NoLog()
 
 
@@ -189,7 +192,7 @@ class Log:
   """Writes a phase's metrics."""
 
   def __init__(self, folder: epath.Path, step: int):
-    """Opens the log of a run at `step`; later rows, if any, are cut off."""
+    """Opens the log of a run at `step`; later rows are dropped."""
     from clu import metric_writers  # needs TensorFlow
 
     rows = [row for row in read(folder) if row['step'] <= step]
@@ -205,7 +208,7 @@ class Log:
 
   @contextlib.contextmanager
   def _events(self) -> Iterator[None]:
-    """Makes one line of what TensorFlow raises, a full disk most likely."""
+    """Turns TensorFlow's exceptions, mostly a full disk, into one line."""
     try:
       yield
     except Exception as e:
@@ -238,7 +241,7 @@ class Log:
     )
 
   def flush(self):
-    """Makes sure that all is on disk, or in the bucket."""
+    """Makes sure that everything is on disk, or in the bucket."""
     self._file.flush()
     os.fsync(self._file.fileno())
     with self._events():

@@ -1,4 +1,4 @@
-"""Freed memory of the host stays with the process."""
+"""Keeps freed memory of the host with the process."""
 
 import ctypes
 import os
@@ -9,14 +9,14 @@ _SETTINGS = {_TRIM_THRESHOLD: -1, _MMAP_MAX: 0, _ARENA_MAX: 1}
 
 
 def keep():
-  """Has glibc keep what is freed; to be called before threads start.
+  """Makes glibc keep freed memory; call it before threads start.
 
-  A program on XLA:CPU takes all its scratch memory when it is called and frees
-  it at the end. By default glibc hands such blocks back to the system, which
-  maps and clears every page again at the next call: a fifth of the time of a
-  training step. The price: memory that the process once had stays with it until
-  it ends. Other C libraries are left as they are, and so is glibc where a
-  variable `MALLOC_...` or `GLIBC_TUNABLES` tells it what to do.
+  A program on XLA:CPU allocates all its scratch memory when it is called and
+  frees it at the end. By default glibc returns such blocks to the system, which
+  maps and clears every page again at the next call. That takes a fifth of the
+  time of a training step. In return, the process keeps the memory it once had
+  until it ends. Other C libraries are left as they are. So is glibc if an
+  environment variable `MALLOC_...` or `GLIBC_TUNABLES` sets it up.
   """
   told = any(name.startswith('MALLOC_') for name in os.environ)
   if told or 'GLIBC_TUNABLES' in os.environ:

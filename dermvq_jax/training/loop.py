@@ -30,7 +30,7 @@ PyTree = Any
 def _fetch(
   tree: PyTree, name: str, prefix: str, par: parallel.Parallel
 ) -> tuple[PyTree, dict[str, float]]:
-  """Reads the sums `tree[name]` and starts them anew."""
+  """Reads the sums `tree[name]` and sets them to zero."""
   sums = jax.device_get(tree[name])
   zeros = par.put_tree(jax.tree.map(np.zeros_like, sums))
   return tree | {name: zeros}, metrics.compute(sums, prefix)
@@ -46,10 +46,21 @@ def _loop(
   restored: PyTree,
   saved: checkpoints.Checkpoints,
   requests: stopping.Requests,
-  stack: contextlib.ExitStack,
   profile: bool,
+  stack: contextlib.ExitStack,
 ):
-  """Trains from step `start`, whose state is `restored`, to the end."""
+  """Trains to the end.
+
+  Args:
+    trainer: what is trained.
+    start: the step that training resumes from; 0: it begins.
+    restored: `tree`, the state and the metrics after that step, and `best`,
+      the value of the weights in best/.
+    saved: where checkpoints go.
+    requests: the signals that ask to stop.
+    profile: whether to write a trace of a few steps.
+    stack: closes what is opened here.
+  """
   config, par, folder = trainer.config, trainer.parallel, saved.folder
   tree = par.put_tree(restored['tree'])
   best = _best_so_far(float(restored['best']), saved)
@@ -77,10 +88,10 @@ def _loop(
     raise errors.StoppedError(signal)
   logged, since = start, time.time()
   for step in range(start + 1, end + 1):
-    # Dispatch does not wait: the next batch is made and put on the devices
-    # while this step runs.
     logs_now = trainer.is_logged(step)
     old = trainer.copy(tree['state'].params) if logs_now else None
+    # Dispatch does not wait: the next batch is made and put on the devices
+    # while this step runs.
     with trace.step(step, tree):
       tree = step_fn(tree, par.put_batch(next(batches)))
     bar.update()
@@ -117,8 +128,12 @@ def _loop(
 
 
 def _best_so_far(best: float, saved: checkpoints.Checkpoints) -> float:
-  """Infinity if the weights are lost: the next validation makes new ones."""
-  return best if math.isinf(best) or saved.best_is_whole() else math.inf
+  """The best value so far.
+
+  It is infinity if the weights in best/ are lost, so that the next validation
+  saves new ones.
+  """
+  return best if math.isinf(best) or saved.best_is_intact() else math.inf
 
 
 def _keep_best(
@@ -139,7 +154,8 @@ def _keep_best(
 
 
 def _summary_images(task, train_state, example):
-  # Host arrays: what is on the devices of other hosts can't be used alone.
+  # Copied to the host: one process can not compute alone with arrays that are
+  # spread over hosts.
   weights = train_state.eval_params, train_state.model_state
   return task.summary_images(*jax.device_get(weights), example)
 
@@ -149,7 +165,10 @@ def _check_finite(
   saved: checkpoints.Checkpoints,
   folder: epath.Path,
 ):
-  """Raises UserError if the state was frozen; what is saved is from before."""
+  """Raises UserError if a step was not finite.
+
+  Checkpoints are from before that step.
+  """
   step, what = jax.device_get(train_state.failure)
   if step:
     raise errors.UserError(
@@ -164,8 +183,8 @@ def _check_not_all_skipped(
   saved: checkpoints.Checkpoints,
   folder: epath.Path,
 ):
-  """Raises UserError if a log window has no step that was not skipped."""
-  if 'step/loss' not in row:  # The mean of none.
+  """Raises UserError if all steps of a log window were skipped."""
+  if 'step/loss' not in row:  # A mean of nothing is left out.
     raise errors.UserError(
       'the loss or a gradient was infinite or NaN in all '
       f'{row["step/skipped_steps"]:.0f} steps up to step {step}; '
@@ -223,4 +242,4 @@ def train(
       return
     if not start:
       restored = {'tree': trainer.start(), 'best': np.float32(np.inf)}
-    _loop(trainer, start, restored, saved, requests, stack, profile)
+    _loop(trainer, start, restored, saved, requests, profile, stack)

@@ -42,7 +42,7 @@ class Parallel:
     self._split = NamedSharding(mesh, PartitionSpec(_AXIS))
 
   def check_batch_size(self, batch_size: int, num_microbatches: int = 1):
-    """Raises UserError unless each microbatch has as much of each device."""
+    """Raises UserError unless every microbatch splits evenly over devices."""
     if batch_size % (jax.device_count() * num_microbatches):
       times = f' times config.num_microbatches={num_microbatches}'
       raise errors.UserError(

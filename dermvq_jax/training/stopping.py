@@ -1,4 +1,4 @@
-"""Asks a training to stop at its next step: SIGTERM, or Ctrl-C."""
+"""Signals that ask a training to stop after its step: SIGTERM and Ctrl-C."""
 
 import contextlib
 import os
@@ -11,26 +11,30 @@ from jax.experimental import multihost_utils
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STDERR = 2
-_TEXT = '\n{}: the training stops after this step and saves; again: at once.\n'
+_TEXT = (
+  '\n{}: saving and stopping after this step. Send it again to stop at once.\n'
+)
 
 
 class Requests:
-  """While entered, a signal is a request; its second one acts as usual."""
+  """In its context the first signal is a request; a second acts as usual."""
 
   def __init__(self):
     self._received: int | None = None
     self._before = {}
 
   def __enter__(self) -> Self:
-    # Elsewhere Python allows no handlers.
+    # Python allows signal handlers in the main thread only.
     if (
       threading.current_thread() is threading.main_thread()
-      # JAX has a handler of its own there, so that all hosts hear of it.
+      # With several processes JAX has a handler, which informs all hosts.
       and jax.process_count() == 1
     ):
       for number in _SIGNALS:
         before = signal.getsignal(number)
-        if before != signal.SIG_IGN:  # As Ctrl-C is in a shell's background.
+        if (
+          before != signal.SIG_IGN
+        ):  # Shells ignore Ctrl-C for background jobs.
           self._before[number] = before
           signal.signal(number, self._receive)
     return self
@@ -47,9 +51,9 @@ class Requests:
       os.write(_STDERR, _TEXT.format(name(number)).encode())
 
   def agreed(self, step: int) -> int | None:
-    """The signal to stop for after `step`, None to go on.
+    """Returns the signal to stop for after `step`; None to continue.
 
-    All hosts get the same answer, also when only one had the signal.
+    All hosts get the same answer, even if only one received the signal.
     """
     if jax.process_count() == 1:
       return self._received

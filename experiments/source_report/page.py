@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 
 from dermvq_jax import inference
-from dermvq_jax.reporting import figures, page, report
+from dermvq_jax.reporting import figures, model_sections, page
 from dermvq_jax.runs import run as run_lib
 from experiments.source_report import claims, protocol
 
@@ -167,11 +167,13 @@ def _pictures(
     real, labels = _validation_images(run)
     shown = real[:_NUM_IMAGES]
     reconstructions.append(
-      report.reconstructions_figure(
+      model_sections.reconstructions_figure(
         shown, model.reconstruct(shown), f'reconstructions_{recipe}'
       )
     )
-    maps.append(report.code_map_figure(model, shown[0], f'code_map_{recipe}'))
+    maps.append(
+      model_sections.code_map_figure(model, shown[0], f'code_map_{recipe}')
+    )
     if not found.prior:
       continue
     losses.append(
@@ -193,7 +195,7 @@ def _pictures(
       np.repeat(np.arange(len(names)), _NUM_SAMPLES), show_progress=True
     )
     samples.append(
-      report.samples_figure(
+      model_sections.samples_figure(
         new.reshape(len(names), _NUM_SAMPLES, *new.shape[1:]),
         [real[labels == i] for i in range(len(names))],
         names,

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dermvq_jax import errors, inference, progress
-from dermvq_jax.models import build
+from dermvq_jax import errors, progress
+from dermvq_jax.models import build, chunks
 from dermvq_jax.training import state
 from dermvq_jax.training import trainer as trainer_lib
 from experiments import common
@@ -135,6 +135,6 @@ class Classifiers:
         'configs/classifier.py'
       )
     params = tree['state'].eval_params
-    return lambda others: inference.in_chunks(
+    return lambda others: chunks.apply(
       lambda chunk: self._logits(params, chunk), others
     ).argmax(1)

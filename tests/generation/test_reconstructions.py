@@ -7,23 +7,12 @@ import pytest
 from pictures import names_in, read_csv, read_png, save_image
 from PIL import Image
 
-import dermvq_jax
 from dermvq_jax import errors
 from dermvq_jax.data import images, prepared
 from dermvq_jax.generation import reconstructions
 from dermvq_jax.runs import run as run_lib
 
 IMAGES = 'synthetic_dermoscopy/smoke'
-
-
-@pytest.fixture(scope='module')
-def model(smoke_run):
-  return dermvq_jax.load(smoke_run)
-
-
-@pytest.fixture
-def out(tmp_path):
-  return tmp_path / 'new' / 'out'
 
 
 def test_reconstruct_a_split(smoke_run, model, out, caplog):

@@ -20,16 +20,6 @@ from dermvq_jax.runs import run as run_lib
 IMAGES = 'synthetic_dermoscopy/smoke'
 
 
-@pytest.fixture(scope='module')
-def model(smoke_run):
-  return dermvq_jax.load(smoke_run)
-
-
-@pytest.fixture
-def out(tmp_path):
-  return tmp_path / 'new' / 'out'
-
-
 def test_sample(smoke_run, model, out):
   counts = {'mel': 3, 'nv': 1}
   samples.sample(

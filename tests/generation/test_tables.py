@@ -1,22 +1,8 @@
 """CSV tables and file names."""
 
-import pytest
 from pictures import read_csv
 
-import dermvq_jax
 from dermvq_jax.generation import tables
-
-IMAGES = 'synthetic_dermoscopy/smoke'
-
-
-@pytest.fixture(scope='module')
-def model(smoke_run):
-  return dermvq_jax.load(smoke_run)
-
-
-@pytest.fixture
-def out(tmp_path):
-  return tmp_path / 'new' / 'out'
 
 
 def test_formulas_are_disarmed_and_numbers_are_not(tmp_path):

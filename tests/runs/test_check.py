@@ -19,7 +19,7 @@ def lines(capsys):
 def test_a_whole_run(smoke_run, capsys):
   assert check.check(run_lib.Run(smoke_run))
   codes = run_lib.Run(smoke_run).prior.facts['dataset']
-  expected = ['all is whole']
+  expected = ['No damage found.']
   for phase in ('vqvae', 'prior', 'classifier'):
     expected += [
       f'{phase}/config.json: ok',

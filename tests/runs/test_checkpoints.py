@@ -254,7 +254,7 @@ def test_nothing_whole_is_no_new_start(folder):
     file.write_bytes(b'')
   before = files_in(folder)
   store = checkpoints.Checkpoints(folder)
-  with pytest.raises(errors.UserError, match='no checkpoint in .* is whole'):
+  with pytest.raises(errors.UserError, match='no checkpoint in .* is intact'):
     store.restore(tree(0))
   store.close()
   assert files_in(folder) == before
@@ -274,7 +274,7 @@ def test_damaged_best_weights(folder, tmp_path, caplog):
   store = checkpoints.Checkpoints(folder)
   store.save_best(5, weights(5))
   store.close()
-  assert checkpoints.Checkpoints(folder).best_is_whole()
+  assert checkpoints.Checkpoints(folder).best_is_intact()
   # Readable, but with other numbers.
   other = checkpoints.Checkpoints(tmp_path / 'other')
   other.save_best(5, weights(6))
@@ -287,7 +287,7 @@ def test_damaged_best_weights(folder, tmp_path, caplog):
   assert '1 of 2 arrays differ' in str(e.value)
   assert 'train again: the same command gives the same' in str(e.value)
   store = checkpoints.Checkpoints(folder)
-  assert not store.best_is_whole()
+  assert not store.best_is_intact()
   assert 'are damaged' in caplog.text
   store.save_best(10, weights(10))
   store.close()

@@ -1,0 +1,22 @@
+import jax
+import numpy as np
+import pytest
+
+from dermvq_jax.models import chunks
+
+
+@pytest.mark.parametrize('number', [0, 1, chunks.SIZE, 2 * chunks.SIZE + 3])
+def test_chunks_give_what_all_rows_give(number):
+  """Of arrays and trees; the function sees one shape only."""
+  shapes = set()
+
+  def f(x, tree):
+    shapes.add(x.shape)
+    return {'sum': x + tree['a'][:, None], 'row': tree['a']}
+
+  x = np.arange(3 * number, dtype=np.float32).reshape(number, 3)
+  tree = {'a': np.arange(number, dtype=np.int32)}
+  found = chunks.apply(jax.jit(f), x, tree)
+  np.testing.assert_array_equal(found['sum'], x + tree['a'][:, None])
+  np.testing.assert_array_equal(found['row'], tree['a'])
+  assert shapes == {(chunks.SIZE, 3)}

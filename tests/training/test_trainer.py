@@ -1,0 +1,81 @@
+"""What a training sets up once."""
+
+import jax
+import numpy as np
+import pytest
+
+from dermvq_jax import config_files
+from dermvq_jax.runs import run as run_lib
+from dermvq_jax.training import trainer as trainer_lib
+
+PHASES = ('vqvae', 'prior', 'classifier')
+
+
+def make(smoke_run, phase, *overrides):
+  run = run_lib.Run(smoke_run)
+  config = config_files.load(f'{phase}:smoke', overrides)
+  dataset = run.dataset(config)
+  config = trainer_lib.resolve(config, dataset.facts)
+  sources = {name: dataset.split(name) for name in ('train', 'val')}
+  return trainer_lib.Trainer(config, dataset.facts, sources)
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_the_structure_is_that_of_the_start(phase, smoke_run, monkeypatch):
+  """A resumed run needs no initialisation, and reads a single batch."""
+  trainer = make(smoke_run, phase)
+  started = trainer.start()
+  numbers = []
+  real = trainer.train_batches
+
+  def count(*args, **kwargs):
+    for number, batch in enumerate(real(*args, **kwargs)):
+      numbers.append(number)
+      yield batch
+
+  monkeypatch.setattr(trainer, 'train_batches', count)
+  shapes = trainer.structure()
+  assert numbers == [0]
+  assert jax.tree.structure(shapes) == jax.tree.structure(started)
+  for shape, array in zip(jax.tree.leaves(shapes), jax.tree.leaves(started)):
+    assert isinstance(shape, jax.ShapeDtypeStruct)
+    assert (shape.shape, shape.dtype) == (np.shape(array), array.dtype)
+
+
+def test_epochs_become_steps():
+  config = config_files.load('vqvae')
+  config.num_epochs = 2.5
+  resolved = trainer_lib.resolve(config, {'num_train': 100})
+  assert resolved.eval_every_steps == 100 // 16
+  assert resolved.num_train_steps == 15
+  assert config.num_train_steps == 0  # The given one is not changed.
+  # Fewer images than a batch are an epoch of one step.
+  assert trainer_lib.resolve(config, {'num_train': 3}).eval_every_steps == 1
+
+
+def test_norms_and_learning_rates(smoke_run):
+  trainer = make(smoke_run, 'vqvae')
+  old = trainer.start()['state'].params
+  new = jax.tree.map(lambda x: x + 0.5, old)
+  found = trainer.parameter_norms(trainer.copy(old), new)
+  size = sum(x.size for x in jax.tree.leaves(old))
+  assert found['update_norm'] == pytest.approx(0.5 * size**0.5, rel=1e-3)
+  squares = sum(np.sum(np.square(x)) for x in jax.tree.leaves(new))
+  assert found['param_norm'] == pytest.approx(float(squares) ** 0.5, rel=1e-3)
+  # Warm-up over two steps, then a cosine to zero.
+  rates = [trainer.learning_rates(n)['learning_rate'] for n in (1, 2, 3, 10)]
+  peak = trainer.config.optim.learning_rate
+  assert rates[0] == 0 and rates[1] == pytest.approx(peak / 2)
+  assert rates[2] == pytest.approx(peak) and 0 < rates[3] < 0.1 * peak
+
+
+def test_only_what_is_kept_goes_to_best(smoke_run):
+  trainer = make(smoke_run, 'vqvae')
+  start = trainer.start()['state']
+  task = trainer.task
+  object.__setattr__(
+    task, 'kept', lambda params: {'decoder': params['decoder']}
+  )
+  kept = trainer.kept_weights(start)
+  assert list(kept['params']) == ['decoder']
+  assert kept['model_state'] is start.model_state
