@@ -134,28 +134,7 @@ def evaluate(
       else than features.
   """
   chosen = sampler.Controls(**controls)
-  model = inference.Model(run)
-  model.check_prior()
-  run.codes.split(split)  # A clear error before the work begins.
-  classifier = None
-  if run.classifier.has_weights:
-    classifier = feature_spaces.Classifier(run)
-  subject = sample_measures.Subject(
-    model=model,
-    splits={
-      name: image_split.ImageSplit(
-        name,
-        run.images.split(name),
-        model,
-        # The training images may be too many.
-        in_memory=name == split or name in sample_measures.HELD_OUT,
-      )
-      for name in ('train', *sample_measures.HELD_OUT)
-    },
-    split=split,
-    classifier=classifier,
-    space=classifier if space is None else space,
-  )
+  subject = _subject(run, split, space)
   num_samples = _check_num_samples(subject, num_samples)
   evaluation = results.Evaluation(
     split=split,
@@ -187,19 +166,52 @@ def evaluate(
     with files.replacing(nearest) as file:
       np.savez_compressed(file, **arrays)
     logging.info('Wrote %s', nearest)
+  _print(evaluation, run)
+  path = result_path(run, split)
+  results.write(path, evaluation)
+  logging.info('Wrote %s', path)
+  return evaluation
+
+
+def _subject(
+  run: run_lib.Run, split: str, space: feature_spaces.Features | None
+) -> sample_measures.Subject:
+  """Opens all that is evaluated; see `evaluate`."""
+  model = inference.Model(run)
+  model.check_prior()
+  run.codes.split(split)  # A clear error before the work begins.
+  classifier = None
+  if run.classifier.has_weights:
+    classifier = feature_spaces.Classifier(run)
+  held_out = sample_measures.HELD_OUT
+  return sample_measures.Subject(
+    model=model,
+    splits={
+      name: image_split.ImageSplit(
+        name,
+        run.images.split(name),
+        model,
+        # The training images may be too many.
+        in_memory=name == split or name in held_out,
+      )
+      for name in ('train', *held_out)
+    },
+    split=split,
+    classifier=classifier,
+    space=classifier if space is None else space,
+  )
+
+
+def _print(evaluation: results.Evaluation, run: run_lib.Run):
   for table in result_tables.of_evaluation(evaluation):
     logging.info('\n%s', table.as_text())
-  if num_samples and subject.space is None:
+  if evaluation.memorisation and evaluation.generation is None:
     logging.info(
       '\nSamples were not compared with real images, because the run has no '
       'classifier. Train one with dermvq train --config=classifier '
       '--workdir=%s, or give --inception.',
       run.workdir,
     )
-  path = result_path(run, split)
-  results.write(path, evaluation)
-  logging.info('Wrote %s', path)
-  return evaluation
 
 
 def _name(space: feature_spaces.Features | None) -> str | None:

@@ -42,6 +42,8 @@ _SETS = {
   'samples': 'samples',
   'independent_codes': 'independent codes',
 }
+# name of a space of features -> what the text calls it
+_SPACES = {'classifier': "the run's classifier", 'inception': 'Inception-v3'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +156,10 @@ def _generation(result: results.GenerationResult, space: str) -> list[Table]:
       ],
       'How close are samples to real images?',
       f'Each set is compared with {result.num_real:,} real images in the '
-      f'features of {space}. Frechet distance and KID: lower is closer. '
-      'Precision and density: how many images look real. Recall and coverage: '
-      'how much of the variety of real images is there. Other real images: the '
+      f'features of {_SPACES.get(space, space)}. Frechet distance and KID: '
+      'lower is closer. Precision and density: how many images look real. '
+      'Recall and coverage: how much of the variety of real images is there. '
+      'Other real images: the '
       'floor, which samples can not be expected to beat. Decoded from their '
       'codes, these show what a perfect prior would reach. Independent codes: '
       'each code is sampled from the frequencies of its position alone, which '
