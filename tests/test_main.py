@@ -327,7 +327,7 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
       ],
       f'{tmp_path}/c',
     ),
-    (['evaluate', '--split=test', '--num-samples=0'], 'bits/code'),
+    (['evaluate', '--split=test', '--num-samples=0'], 'bits per code'),
     (['report', '--seed=3'], 'index.html'),
     (['check'], 'No damage found.'),
   ):

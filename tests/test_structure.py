@@ -1,6 +1,7 @@
 """Imports run one way, and heavy ones stay where they belong."""
 
 import ast
+import functools
 import graphlib
 import json
 import pathlib
@@ -54,6 +55,12 @@ _ROOMS = {name for name, path in _FILES.items() if path.name == '__init__.py'}
 every_module = pytest.mark.parametrize('module', _FILES)
 
 
+@functools.cache
+def _tree(path):
+  return ast.parse(path.read_text())
+
+
+@functools.cache
 def _import_nodes(path, lazy=True):
   """All statements that import; `lazy`: those in functions too."""
 
@@ -64,7 +71,7 @@ def _import_nodes(path, lazy=True):
       for child in ast.iter_child_nodes(node):
         yield from visit(child)
 
-  return list(visit(ast.parse(path.read_text())))
+  return list(visit(_tree(path)))
 
 
 def _imports(module, lazy=True):
@@ -168,7 +175,7 @@ def _private_uses(path):
       modules.update(bound for bound, _ in names)
     elif isinstance(node, ast.Import):
       modules.update(bound for bound, name in names if _is_ours(name))
-  for node in ast.walk(ast.parse(path.read_text())):
+  for node in ast.walk(_tree(path)):
     if (
       isinstance(node, ast.Attribute)
       and isinstance(node.value, ast.Name)
@@ -224,7 +231,7 @@ _UNSAFE_CALLS = {'eval', 'exec', 'compile', '__import__'}
 def test_nothing_read_from_a_file_is_run(module):
   roots = {name.partition('.')[0] for name in _imports(module)}
   assert not roots & _UNSAFE_MODULES
-  for node in ast.walk(ast.parse(_FILES[module].read_text())):
+  for node in ast.walk(_tree(_FILES[module])):
     if isinstance(node, ast.Call):
       called = node.func
       assert not (

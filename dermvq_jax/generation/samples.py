@@ -10,7 +10,7 @@ from etils import epath
 
 from dermvq_jax import __version__, errors, files, inference
 from dermvq_jax.data import images
-from dermvq_jax.evaluation import memorisation
+from dermvq_jax.evaluation import nearest_images
 from dermvq_jax.generation import tables
 from dermvq_jax.models.priors import sampler
 from dermvq_jax.runs import run as run_lib
@@ -219,8 +219,8 @@ def _rejection(
   training = run.images.split('train')
 
   def reject(new: np.ndarray) -> np.ndarray:
-    bank = memorisation.make_bank(training, None, 'training images')
-    near = memorisation.nearest_pixels(new, bank.pixels, bank.groups)
+    bank = nearest_images.make_bank(training, None, 'training images')
+    near = nearest_images.nearest_pixels(new, bank.pixels, bank.groups)
     copied = near.ratio < limit
     logging.info(
       'Dropped %d of %d images that look copied from a training image.',

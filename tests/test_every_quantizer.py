@@ -9,9 +9,11 @@ import pytest
 from dermvq_jax import config_files, errors, inference
 from dermvq_jax.data import prepared
 from dermvq_jax.evaluation import evaluate
-from dermvq_jax.generation import encode, generate
+from dermvq_jax.generation import encode, reconstructions
+from dermvq_jax.models import build
 from dermvq_jax.reporting import report
 from dermvq_jax.runs import checkpoints
+from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
 
 _IMAGES = 'synthetic_dermoscopy/smoke'
@@ -57,9 +59,10 @@ def run(request, smoke_run, tmp_path_factory):
   config = config_files.load('vqvae:smoke', steps)
   config.quantizer = config_files.load(f'vqvae:{name}').quantizer
   config.quantizer.update(_SMALL[name])
-  loop.run(config, workdir)
-  codes = encode.run(workdir)
-  loop.run(config_files.load('prior:smoke', steps), workdir)
+  trained = run_lib.Run(workdir)
+  loop.train(config, trained)
+  codes = encode.encode(trained)
+  loop.train(config_files.load('prior:smoke', steps), trained)
   return name, workdir, codes
 
 
@@ -68,7 +71,7 @@ def test_whole_path(run, tmp_path):
   model = inference.load(workdir)
   num_levels = 2 if name == 'residual' else 1
   facts = prepared.Dataset(codes_name, workdir / 'data').facts
-  assert (facts['levels'], facts['grid']) == (num_levels, list(model.grid))
+  assert (facts['num_levels'], facts['grid']) == (num_levels, list(model.grid))
   num_codes = {'fsq': 20}.get(name, 16)
   assert facts['codebook_size'] == model.codebook_size == num_codes
   assert model.grid == (4, 4 * num_levels)
@@ -94,12 +97,13 @@ def test_whole_path(run, tmp_path):
   likelihood = model.log_likelihood(drawn, [0, 1, 2])
   assert np.isfinite(likelihood).all()
 
-  generate.reconstruct(
-    workdir, tmp_path / 'out', split='val', num_images=2, through_prior=True
+  trained = run_lib.Run(workdir)
+  reconstructions.reconstruct(
+    trained, tmp_path / 'out', split='val', num_images=2, through_prior=True
   )
-  result = evaluate.run(workdir)
-  assert 0 < result['prior']['bits_per_code'] < 20
-  written = report.run(workdir)
+  result = evaluate.evaluate(trained)
+  assert 0 < result.prior.bits_per_code < 20
+  written = report.report(trained)
   assert 'index.html' in {path.name for path in written}
 
 
@@ -114,7 +118,7 @@ def test_digest_changes_with_everything_that_decides_the_codes(run):
       return np.array(other) + (other_path == path)
 
     changed = jax.tree_util.tree_map_with_path(change, weights)
-    return encode.codes_name(encode.digest(changed, _IMAGES)) != codes_name
+    return f'codes/{build.encoding_digest(changed, _IMAGES)}' != codes_name
 
   decides = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
