@@ -53,4 +53,6 @@ def shorten_to_smoke(config: ml_collections.ConfigDict) -> None:
 def check_argument(name: str, arg: str, known: Sequence[str]) -> None:
   """Raises ValueError unless a config's argument is '' or a known one."""
   if arg and arg not in known:
-    raise ValueError(f'{name} has no config {arg!r}: {", ".join(known)}')
+    raise ValueError(
+      f'{name} has no config {arg!r}; give one of {", ".join(known)}'
+    )

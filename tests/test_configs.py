@@ -136,8 +136,8 @@ def test_docstring_holds_the_command(name, argument):
 @every_config
 def test_config_makes_an_optimizer(name, argument):
   config = _module(name).get_config(argument)
-  steps = config.num_train_steps or 1000
-  optim.make(config.optim, steps)
+  config.num_train_steps = config.num_train_steps or 1000
+  optim.make(config, {'': 'optim'})
   assert config.task == name
 
 

@@ -263,7 +263,9 @@ def test_likelihood_and_prediction(smoke_run, model, codes, n):
   if not n:
     return
   logits = np.asarray(
-    prior.apply({'params': weights['params']}, codes, labels, train=False),
+    prior.apply(
+      {'params': weights['params']}, codes, {'label': labels}, train=False
+    ),
     np.float64,
   )
   p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -318,7 +320,9 @@ def _all_likelihoods(workdir, codes, loss='cross_entropy'):
   for label in range(7):
     labels = np.full(len(codes), label)
     logits = np.float64(
-      prior.apply({'params': weights['params']}, codes, labels, train=False)
+      prior.apply(
+        {'params': weights['params']}, codes, {'label': labels}, train=False
+      )
     )
     p = np.exp(logits) if loss == 'cross_entropy' else 1 / (1 + np.exp(-logits))
     p /= p.sum(-1, keepdims=True)
@@ -411,14 +415,14 @@ def test_completion_in_chunks(model, codes):
     model.sample_codes(labels[:3], **known)
 
 
-def test_guidance_needs_label_dropout(run_copy):
+def test_guidance_needs_a_null_label(run_copy):
   file = run_copy / 'prior' / 'config.json'
   stored = json.loads(file.read_text())
-  stored['config']['label_dropout_rate'] = 0.0
+  stored['config']['conditions']['label'] = 0.0
   file.write_text(json.dumps(stored))
   model = dermvq_jax.load(run_copy)
   model.sample_codes(['mel'])
-  with pytest.raises(errors.UserError, match='label_dropout_rate=0'):
+  with pytest.raises(errors.UserError, match='conditions.label=0 and'):
     model.sample_codes(['mel'], guidance_scale=2.0)
 
 

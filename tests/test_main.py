@@ -56,7 +56,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
   [
     (
       ['prepare', '--dataset=ham10000/64', '--data_dir={new}'],
-      'needs files that you bring',
+      'needs files that you provide',
     ),
     (
       [
@@ -97,7 +97,10 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
       'Not a directory',
     ),
     (['train', '--config=vqvea', '--workdir={new}'], "no config 'vqvea'"),
-    (['train', '--config=vqvae:tiny', '--workdir={new}'], 'demo or smoke'),
+    (
+      ['train', '--config=vqvae:tiny', '--workdir={new}'],
+      '128, 256, demo, smoke',
+    ),
     ([*VQVAE, '--config.sed=1'], 'config.sed'),
     (
       [*VQVAE, '--config.model.feature=1'],
@@ -132,7 +135,10 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ([*AGAIN, '--config.seed=1'], 'config.seed was 0, is 1'),
     ([*PRIOR, '--workdir={new}'], 'dermvq train --config=vqvae'),
     ([*PRIOR, '--workdir={no_prior}'], 'dermvq encode'),
-    ([*PRIOR, '--workdir={run}', '--config.copies=2'], 'dermvq encode'),
+    (
+      [*PRIOR, '--workdir={run}', '--config.copies=2'],
+      'no field config.copies',
+    ),
     (
       [*PRIOR, '--workdir={run}', '--config.loss=mse'],
       "'cross_entropy', 'bce'",
@@ -231,7 +237,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ),
     (
       ['evaluate', '--workdir={run}', '--inception={empty}'],
-      'is no .npz file of Inception-v3',
+      'is not an .npz file of Inception-v3',
     ),
     (['report', '--workdir={new}'], 'dermvq train --config=vqvae'),
     (['report', '--workdir={no_prior}'], 'dermvq prepare'),

@@ -107,7 +107,7 @@ def vqvae(config: Config) -> vqvae_lib.VQVAE:
   Raises:
     UserError: an unknown quantizer, or fields that it does not have.
   """
-  name = config.quantizer.name
+  name = str(config.quantizer.name)
   if name not in quantizers.QUANTIZERS:
     raise errors.UserError(
       f'there is no quantizer named {name!r}; there are '
@@ -181,7 +181,7 @@ def prior(config: Config, facts: Facts) -> base.Prior:
     UserError: an unknown prior, fields that it does not have, or a condition
       that the codes do not have.
   """
-  name = config.prior.name
+  name = str(config.prior.name)
   path = f'{_PRIORS}.{name}'
   is_module = re.fullmatch('[a-z0-9_]+', name) and importlib.util.find_spec(
     path

@@ -142,7 +142,6 @@ def test_files_of_the_same_name(smoke_run, tmp_path, out):
     ({}, 'either image files or --split'),
     ({'paths': ['a.png'], 'split': 'val'}, 'either image files or --split'),
     ({'split': 'val', 'num_images': 0}, 'num_images is 0'),
-    ({'split': 'val', 'data_dir': '/nowhere'}, 'not prepared in /nowhere'),
     ({'paths': ['/nowhere/a.png']}, 'no file /nowhere/a.png'),
     ({'paths': [__file__]}, 'unreadable'),
     ({'paths': ['EMPTY']}, 'no .jpg or .png file'),
@@ -206,3 +205,10 @@ def test_ids_from_metadata_stay_in_the_folder(
   assert len(pictures) == 5
   assert not any(name.startswith('.') for name in pictures)
   assert read_csv(out / 'errors.csv')[2]['image'] == "'=cmd()"
+
+
+def test_data_that_are_elsewhere(smoke_run, out):
+  run = run_lib.Run(smoke_run, '/nowhere')
+  with pytest.raises(errors.UserError, match='not prepared in /nowhere'):
+    reconstructions.reconstruct(run, out, split='val')
+  assert not out.exists()

@@ -145,7 +145,6 @@ def test_samples_are_an_image_folder(smoke_run, tmp_path, out):
     ({'counts': {'mel': 1}, 'mask': 'left'}, '--complete and --mask'),
     ({'counts': {'mel': 1}, 'balance': True}, '--balance goes without'),
     ({'balance': True, 'complete': 'x', 'mask': 'left'}, 'goes without'),
-    ({'balance': True, 'data_dir': '/nowhere'}, 'not prepared in /nowhere'),
     ({}, 'asks for no image'),
   ],
 )
@@ -154,6 +153,13 @@ def test_sample_mistakes(smoke_run, out, arguments, message):
     samples.sample(run_lib.Run(smoke_run), out, **arguments)
   assert not out.exists()
   assert not out.with_name('out.incomplete').exists()
+
+
+def test_data_that_are_elsewhere(smoke_run, out):
+  run = run_lib.Run(smoke_run, '/nowhere')
+  with pytest.raises(errors.UserError, match='not prepared in /nowhere'):
+    samples.sample(run, out, balance=True)
+  assert not out.exists()
 
 
 def test_sample_before_the_prior(smoke_run, tmp_path, out):

@@ -74,9 +74,7 @@ def test_keeps_the_latest_two(folder):
 def test_nothing_saved(folder):
   store = checkpoints.Checkpoints(folder)
   assert store.latest_step() is None
-  like = tree(1)
-  step, restored = store.restore(like)
-  assert step == 0 and restored is like
+  assert store.restore(tree(1)) == (0, None)
   store.close()
 
 
@@ -237,7 +235,7 @@ def test_a_damaged_one_is_named_and_the_one_before_used(folder, damage, caplog):
   assert step == 1
   assert_same(restored, tree(1))
   assert f'{step_folder} is damaged' in caplog.text
-  assert f'{step_folder}.damaged, and the one before is used' in caplog.text
+  assert f'{step_folder}.damaged, and the one before it is used' in caplog.text
   assert store.latest_step() == 1
   store.save(2, tree(7))  # Its place is free.
   store.close()

@@ -8,7 +8,7 @@ import pytest
 
 _COUNT = """
 import json, os, sys
-from dermvq_jax import compile_cache
+from dermvq_jax.training import compile_cache
 compile_cache.enable()
 import jax
 counts = {'hits': 0, 'misses': 0}
@@ -22,10 +22,12 @@ jax.jit(lambda x: x * 3 + 1)(1.0).block_until_ready()
 print(json.dumps(counts))
 """
 _TRAIN = """
-from dermvq_jax import config_files, logs, train
+from dermvq_jax import config_files
+from dermvq_jax.runs import logs, run
+from dermvq_jax.training import loop
 logs.open_log = lambda *_: logs.NoLog()  # TensorFlow takes its time
 config = config_files.load('vqvae:smoke', sys.argv[2:])
-train.run(config, sys.argv[1])
+loop.train(config, run.Run(sys.argv[1]))
 print(json.dumps(counts))
 """
 _SETTINGS = (

@@ -7,7 +7,7 @@ import pytest
 # One thread after the other takes 64 MiB, touches all of it and frees it.
 _PROGRAM = """
 import ctypes, resource, threading
-from dermvq_jax import host_memory
+from dermvq_jax.training import host_memory
 
 {call}
 libc = ctypes.CDLL(None)

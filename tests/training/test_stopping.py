@@ -25,7 +25,7 @@ def test_a_signal_is_a_request(number, capfd):
     assert signal.getsignal(number) == before  # The second acts as usual.
   assert signal.getsignal(number) == before
   name = signal.Signals(number).name
-  assert f'{name}: the training stops after this' in capfd.readouterr().err
+  assert f'{name}: saving and stopping after this' in capfd.readouterr().err
 
 
 def test_a_second_ctrl_c_interrupts():
