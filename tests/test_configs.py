@@ -118,7 +118,7 @@ def test_every_argument_has_a_row(name):
   with pytest.raises(ValueError) as e:
     module.get_config('nonsense')
   for argument in filter(None, arguments):
-    assert re.search(rf'\b{argument}\b', str(e.value).split(':')[1])
+    assert re.search(rf'\b{argument}\b', str(e.value).split(';')[1])
 
 
 def test_every_config_has_a_row():
