@@ -57,7 +57,11 @@ def _check_data_of(
 ) -> Iterator[_Finding]:
   """The dataset that a phase was trained on, if not `seen` yet."""
   try:
-    dataset = run.codes if phase is run.prior else run.dataset(phase.config)
+    if phase is run.prior:
+      run.check_prior()
+      dataset = run.codes
+    else:
+      dataset = run.dataset(phase.config)
     if dataset.name not in seen:  # A classifier's images are the VQ-VAE's.
       seen.add(dataset.name)
       yield from _check_dataset(dataset, phase.facts.get('codebook_size'))

@@ -121,3 +121,15 @@ def test_it_changes_nothing(run_copy):
 def test_no_run(tmp_path):
   with pytest.raises(errors.UserError, match='holds no run'):
     check.check(run_lib.Run(tmp_path))
+
+
+def test_codes_of_another_vqvae(run_copy, capsys):
+  """The VQ-VAE was trained again with another seed."""
+  shutil.rmtree(run_copy / 'vqvae')
+  train = ['train', '--config=vqvae:smoke', f'--workdir={run_copy}']
+  assert main.main([*train, '--config.seed=1']) == 0
+  capsys.readouterr()
+  assert not check.check(run_lib.Run(run_copy))
+  [line] = [line for line in lines(capsys) if 'DAMAGED' in line]
+  assert line.startswith('dataset of prior: DAMAGED: the prior in')
+  assert 'codes of another VQ-VAE' in line
