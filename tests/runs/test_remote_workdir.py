@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dermvq_jax import config_files, errors, main
+from dermvq_jax import config_files, errors, files, main
 from dermvq_jax.data import pipeline
-from dermvq_jax.generation import encode, generate
+from dermvq_jax.generation import encode
 from dermvq_jax.runs import checkpoints, logs
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
@@ -270,7 +270,7 @@ def test_what_others_write_is_seen(bucket):
 def test_an_interrupted_folder_leaves_nothing(bucket):
   out = bucket / 'new'
   for write in (False, True):
-    with pytest.raises(KeyboardInterrupt), generate._new_folder(out) as partial:
+    with pytest.raises(KeyboardInterrupt), files.new_folder(out) as partial:
       if write:
         (partial / 'a.png').write_bytes(b'x')
       raise KeyboardInterrupt
