@@ -53,7 +53,7 @@ def test_own_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('config', 'message'),
   [
-    ('vqvea', "no config 'vqvea'; shipped are classifier, prior, vqvae"),
+    ('vqvea', "no config 'vqvea'; give one of classifier, prior, vqvae"),
     ('', "no config ''"),
     ('/nowhere/config.py', 'no config .*path of a .py file'),
     ('../vqvae', 'no config'),

@@ -156,7 +156,7 @@ def test_the_command_line_finds_every_config(name, argument):
     (
       'nonsense',
       [],
-      "no config 'nonsense'; shipped are classifier, prior, vqvae",
+      "no config 'nonsense'; give one of classifier, prior, vqvae",
     ),
     ('common', [], "no config 'common'"),
     ('vqvae:nonsense', [], 'nonsense'),

@@ -132,7 +132,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
       ],
       'config.json is damaged',
     ),
-    ([*AGAIN, '--config.seed=1'], 'config.seed was 0, is 1'),
+    ([*AGAIN, '--config.seed=1'], 'config.seed was 0, now it is 1'),
     ([*PRIOR, '--workdir={new}'], 'dermvq train --config=vqvae'),
     ([*PRIOR, '--workdir={no_prior}'], 'dermvq encode'),
     (
@@ -227,7 +227,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
         '--config.classifier.num_stages=5',
         '--config.classifier.features=128',
       ],
-      'can not be halved 5 times',
+      'cannot be halved 5 times',
     ),
     ([*SAMPLE, '--reject_memorised=2'], '--reject_memorised is 2.0'),
     ([*SAMPLE, '--reject_memorised=nan'], '--reject_memorised is nan'),

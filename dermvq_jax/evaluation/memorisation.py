@@ -10,7 +10,7 @@ an image whose nearest lesions are about equally far, whether that part of the
 space is crowded or empty. (After Carlini et al. 2023, section 4.2, who use
 fifty neighbours; five separate held-out images and shifted copies better.) An
 image is flagged as a copy if its ratio is below a threshold, which is learned
-from held-out images: they can not be copies.
+from held-out images: they cannot be copies.
 
 *Does the model know the training images better than others?* See the share of
 new images that are closer to a training image than to a held-out image. If the

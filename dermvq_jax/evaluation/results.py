@@ -4,7 +4,7 @@ Sets of images that are compared with the real ones of the evaluated split have
 these names:
 
 - `real`: other real images, those of `GenerationResult.floor_split`. Samples
-  can not be expected to come closer than these.
+  cannot be expected to come closer than these.
 - `reconstructions`: the split's own images, encoded and decoded.
 - `real_codes`: the other real images, encoded and decoded: what a perfect prior
   would reach.
@@ -214,7 +214,7 @@ class SpaceMemorisation:
     threshold: the memorisation ratio below which an image is flagged as a copy.
     num_copied: number of samples that are flagged.
     num_held_out_copied: number of held-out images that are flagged, though they
-      can not be copies.
+      cannot be copies.
     ratio_quantiles: quantile ('0' to '1') of the samples' ratios.
     held_out_ratio_quantiles: the same of held-out images.
     ratio_p_value: probability of ratios as low as this if samples were like

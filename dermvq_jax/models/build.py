@@ -1,6 +1,6 @@
 """Builds models from configs, and functions from models and weights.
 
-A component is chosen by its name in a config, which can not point outside of
+A component is chosen by its name in a config, which cannot point outside of
 `dermvq_jax.models`. Modules take explicit fields, never a config.
 """
 
@@ -218,7 +218,7 @@ def classifier(config: Config, facts: Facts) -> classifier_lib.Classifier:
   """Builds the classifier from `config.classifier`.
 
   Raises:
-    UserError: a width that does not fit, or images that can not be halved so
+    UserError: a width that does not fit, or images that cannot be halved so
       often.
   """
   features, stages = config.classifier.features, config.classifier.num_stages
@@ -230,7 +230,7 @@ def classifier(config: Config, facts: Facts) -> classifier_lib.Classifier:
     )
   if facts['image_size'] % (1 << stages):
     raise errors.UserError(
-      f'images of {facts["image_size"]} px can not be halved {stages} times; '
+      f'images of {facts["image_size"]} px cannot be halved {stages} times; '
       'lower config.classifier.num_stages'
     )
   return classifier_lib.Classifier(

@@ -154,7 +154,7 @@ def _keep_best(
 
 
 def _summary_images(task, train_state, example):
-  # Copied to the host: one process can not compute alone with arrays that are
+  # Copied to the host: one process cannot compute alone with arrays that are
   # spread over hosts.
   weights = train_state.eval_params, train_state.model_state
   return task.summary_images(*jax.device_get(weights), example)

@@ -88,7 +88,7 @@ def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
   needed = 'codebook_size' if config.task == 'prior' else 'image_size'
   if needed not in facts:
     raise errors.UserError(
-      f'config.dataset={facts["dataset"]} can not train the {config.task}: the '
+      f'config.dataset={facts["dataset"]} cannot train the {config.task}: the '
       'prior needs codes, the others need images'
     )
   return makers[config.task](config, facts)

@@ -147,8 +147,8 @@ def test_finished_run_says_so_and_does_nothing(run_copy, caplog, monkeypatch):
 @pytest.mark.parametrize(
   ('phase', 'override', 'field'),
   [
-    ('vqvae', 'seed=1', 'config.seed was 0, is 1'),
-    ('vqvae', 'model.features=8', 'config.model.features was 16, is 8'),
+    ('vqvae', 'seed=1', 'config.seed was 0, now it is 1'),
+    ('vqvae', 'model.features=8', 'config.model.features was 16, now it is 8'),
     ('vqvae', 'augment.flips=False', 'config.augment.flips'),
     ('vqvae', 'num_train_steps=20', 'config.num_train_steps'),
     ('prior', 'optim.b2=0.9', 'config.optim.b2'),
@@ -356,7 +356,7 @@ def test_dataset_of_the_other_phase(smoke_run, tmp_path):
     'vqvae:smoke',
     [f'--config.dataset={codes}', f'--config.data_dir={smoke_run}/data'],
   )
-  with pytest.raises(errors.UserError, match='can not train'):
+  with pytest.raises(errors.UserError, match='cannot train'):
     loop.train(config, run_lib.Run(tmp_path / 'run'))
   for dataset in (IMAGES, 'codes/0123456789abcdef'):
     with pytest.raises(
