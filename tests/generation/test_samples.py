@@ -143,8 +143,8 @@ def test_samples_are_an_image_folder(smoke_run, tmp_path, out):
     ({'counts': {'mel': 1}, 'temperature': -1.0}, 'temperature'),
     ({'counts': {'mel': 1}, 'top_p': 2.0}, 'top_p is 2.0'),
     ({'counts': {'mel': 1}, 'mask': 'left'}, '--complete and --mask'),
-    ({'counts': {'mel': 1}, 'balance': True}, '--balance goes without'),
-    ({'balance': True, 'complete': 'x', 'mask': 'left'}, 'goes without'),
+    ({'counts': {'mel': 1}, 'balance': True}, '--balance cannot go with'),
+    ({'balance': True, 'complete': 'x', 'mask': 'left'}, 'leave out one'),
     ({}, 'asks for no image'),
   ],
 )
