@@ -65,7 +65,7 @@ class Section:
   """A part of the page.
 
   Attributes:
-    id: the name that links use; each section has another one.
+    id: the name that links use, unique on the page.
     title: the heading.
     text: paragraphs below the heading.
     tables: shown after the text.
