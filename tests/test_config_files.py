@@ -32,7 +32,7 @@ def test_overrides():
   assert config.augment.flips is False
   assert config.parallel == 'pmap'
   assert config.data_dir == '/the/last=one counts'
-  assert config_files.load('vqvae:smoke').seed == 0  # the next is not touched
+  assert config_files.load('vqvae:smoke').seed == 0  # not changed
 
 
 def test_own_file(tmp_path, monkeypatch):

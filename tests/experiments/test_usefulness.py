@@ -200,7 +200,7 @@ def test_a_generator_trains_on_its_fold(tmp_path, monkeypatch):
   monkeypatch.setattr(folds.loop, 'train', train)
   dataset = prepared.Dataset('ham10000/64', tmp_path)
   fold = folds.make_fold(epath.Path(tmp_path), dataset, 0, 5, 'full')
-  # 'codes' are those of the VQ-VAE in the run.
+  # 'codes' are the codes of the VQ-VAE in the run.
   assert trained == [
     ('vqvae', 'folds/x_1of5', str(tmp_path)),
     ('prior', 'codes', ''),

@@ -189,7 +189,7 @@ def test_switching_to_a_constant_schedule_is_refused(workdir):
     vqvae(workdir).start(config, FACTS)
 
 
-# Two trainings at once.
+# Two trainings at the same time.
 
 _HOLD = """
 import sys, time

@@ -1,4 +1,4 @@
-"""Tests of what all datasets of images share: conditions, names."""
+"""Tests of the base class of all datasets of images: conditions, names."""
 
 import contextlib
 import os
