@@ -143,7 +143,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Batches of every example once, in order; the last batch is padded.
 
-  The arguments are those of `train_batches`.
+  The arguments are the same as in `train_batches`.
 
   Yields:
     Batches that also have `mask`, float32 `[B]`: 1 for examples, 0 for padding.

@@ -14,7 +14,7 @@ from dermvq_jax import errors
 
 # A features.json may name these; TFDS would import the module of others.
 _FEATURES = 'tensorflow_datasets.core.features.'
-# A file beside those of TFDS: what `provenance.describe` said.
+# A file beside the files of TFDS: the result of `provenance.describe`.
 MADE_BY = 'made_by.json'
 
 

@@ -67,8 +67,8 @@ def kid(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
   """
   real, made = np.float64(real), np.float64(made)
   n, m = len(real), len(made)
-  # For each image: the sum of its kernels with the other images of its own set,
-  # and with those of the other set.
+  # For each image: the sum of its kernels with the other images of its set, and
+  # with the images of the other set.
   own = [
     _kernel_sums(x, x) - ((x * x).sum(1) / x.shape[1] + 1) ** 3
     for x in (real, made)

@@ -68,7 +68,7 @@ def share_test(
 ) -> dict[str, float]:
   """Tests whether images are closer to training images than by chance.
 
-  The permutation test moves whole groups between training and held-out images;
+  The permutation test moves entire groups between training and held-out images;
   it is one-sided.
 
   Args:

@@ -50,7 +50,7 @@ def _read_inputs(
   split: str | None,
   num_images: int,
 ) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-  """Returns names, images uint8 `[B, H, W, 3]` and labels `[B]` or None."""
+  """Returns names, images uint8 `[B, H, W, 3]`, and labels `[B]` or None."""
   if bool(paths) == bool(split):
     raise errors.UserError('give either image files or --split')
   if paths:

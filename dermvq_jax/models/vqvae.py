@@ -154,7 +154,7 @@ class Encoder(nn.Module):
       pixels = _dilate(blocks.any(axis=-1))
     for _ in range(1 + self.num_residual_blocks):
       pixels = _dilate(pixels)
-    # Norms and attention see the whole grid.
+    # Norms and attention see the entire grid.
     sees_all = self.attention_heads or (
       self.norm_groups and self.num_residual_blocks
     )

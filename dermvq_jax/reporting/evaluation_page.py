@@ -91,12 +91,12 @@ def _section(
   controls = ', '.join(f'{k} {v:g}' for k, v in evaluation.controls.items())
   text = [
     f'Measured by dermvq evaluate with seed {evaluation.seed}, {controls}. '
-    'Real images are those of the dataset.'
+    'Real images come from the dataset.'
   ]
   if evaluation.space == 'classifier':
     text.append(
-      'Compare rows with each other, not with published FIDs: the features are '
-      'those of a small classifier that was trained on these images.'
+      'Compare rows with each other, not with published FIDs: the features '
+      'come from a small classifier that was trained on these images.'
     )
   return page.Section(
     **about,

@@ -186,13 +186,13 @@ def completions(
       'receptive field touches a hidden pixel is sampled again, so a margin '
       'around the hidden part changes too. The number beside each mask says '
       'how many codes are kept. Codes are sampled from top to bottom and from '
-      'left to right, and each depends only on those before it: what is known '
-      'below or to the right of a new code does not influence it.'
+      'left to right, and each depends only on the codes before it: known '
+      'codes below or to the right of a new code do not influence it.'
     ],
     figures=[
       page.Figure(
         'completions',
-        'The image, what is left of it, and completions.',
+        'The image, its visible part, and completions.',
         png=figures.labelled_sheet(
           images.sheet(rows),
           row_names,

@@ -36,7 +36,7 @@ class _TqdmHandler(logging.Handler):
 
 
 def setup_console():
-  """Sends plain log lines to stdout, without those of TensorFlow and orbax."""
+  """Sends plain log lines to stdout, but not those of TensorFlow and orbax."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   # TensorFlow announces oneDNN even at that level; only the event writer uses
   # TensorFlow.
@@ -89,7 +89,7 @@ class _Files:
   """A folder for files that grow, or that libraries write.
 
   For a bucket they are written locally and copied: a bucket takes complete
-  files only, and each library would need a client of its own.
+  files only, and each library would need its own client.
   """
 
   def __init__(self, folder: epath.PathLike):

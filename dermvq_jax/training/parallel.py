@@ -1,4 +1,4 @@
-"""Data parallelism: jit or pmap, chosen here and nowhere else.
+"""Data parallelism: jit or pmap; no other module knows which.
 
 Both run the same function on the same state, which has no device axis, so
 either can resume from the checkpoints of the other.

@@ -356,7 +356,7 @@ def test_a_run_that_was_trained_again_is_another(run_copy, tmp_path, capsys):
     (['--folds=1'], 'give 2 or more'),
     (['--run=nowhere'], 'nowhere/vqvae holds no run'),
     ([], '--manual_dir=FOLDER'),
-    (['--ways=real,unreal'], '--ways are some of real,oversampled'),
+    (['--ways=real,unreal'], '--ways: give some of real,oversampled'),
   ],
 )
 def test_mistakes(tmp_path, arguments, message, capsys):

@@ -127,7 +127,7 @@ def _listed(workdir):
 
 
 def kill(workdir, overrides, delay, save=0):
-  """Kills a run `delay` seconds after its `save`-th save, or after its start."""
+  """Kills a run `delay` seconds after its `save`-th save or after its start."""
   before, seen = _listed(workdir), set()
   process = start(workdir, overrides)
   while save and process.is_alive() and len(seen) < save:

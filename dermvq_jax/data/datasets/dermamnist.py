@@ -93,14 +93,14 @@ class Builder(builder.ImageBuilder):
     return records
 
   def read_image(self, record: builder.Record) -> np.ndarray:
-    """Returns the image as it is, uint8 `[size, size, 3]`.
+    """Returns the stored image, uint8 `[size, size, 3]`.
 
     Raises:
       UserError: the file is damaged.
     """
     path, split, i = record.source
     if self._split != split:
-      self._images = None  # Two splits need not be in memory at once.
+      self._images = None  # Two splits need not be in memory together.
       self._images = _read_array(path, f'{split}_images')
       self._split = split
     return self._images[i]

@@ -1,7 +1,7 @@
 """How a prior's cache stores earlier rows and columns.
 
 Inside a loop, XLA updates an array in place only if nothing else in the same
-iteration reads its old value; otherwise it copies the whole array. So values
+iteration reads its old value; otherwise it copies the entire array. So values
 that every step reads are a small window, which is replaced (`push`). Values
 that only a later row reads are written to their place (`write`) and not read
 before.

@@ -174,7 +174,7 @@ class GatedPixelCNN(base.Prior):
   def __call__(
     self, codes: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
-    """Runs both stacks over whole grids."""
+    """Runs both stacks over entire grids."""
     x = self.embedding(codes)
     positions = self._positions(codes.shape)
     vertical = self.vertical_stem(x) + positions

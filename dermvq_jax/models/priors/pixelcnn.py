@@ -166,7 +166,7 @@ class PixelCNN(base.Prior):
   def __call__(
     self, codes: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
-    """Runs the whole network over whole grids."""
+    """Runs the network over entire grids."""
     x = self.stem(self.embedding(codes))
     for block in self.blocks:
       x = block(x, conditions, train=train)

@@ -58,7 +58,7 @@ class RecurrentLayer(nn.Module):
   def __call__(
     self, x: Array, rows: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
-    """Runs the layer over a whole grid.
+    """Runs the layer over an entire grid.
 
     Args:
       x: [B, h, w, F]; position (i, j) depends only on the codes before it.
@@ -163,7 +163,7 @@ class RNN(base.Prior):
   def __call__(
     self, codes: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
-    """Runs one layer after the other, each over whole grids."""
+    """Runs one layer after the other, each over entire grids."""
     # From the row above, the first layer sees the codes; every other layer sees
     # the output of the layer below it.
     rows = self.embedding(codes)

@@ -1,6 +1,6 @@
 """The sampler of all priors (`base.Prior`).
 
-One jitted call samples whole grids. Each code is sampled from the prior's
+One jitted call samples entire grids. Each code is sampled from the prior's
 log-probabilities in these steps: guidance, temperature, top-k, top-p,
 Gumbel-max. The prior does not know about them. The noise of a code is the same
 whichever controls are on, and equally likely codes are ordered by their
@@ -71,7 +71,7 @@ class Controls:
       )
 
   def switched_on(self) -> dict[str, float | int]:
-    """Returns the temperature and the values of what is on."""
+    """Returns the temperature and the values of the controls that are on."""
     # An int or a NumPy number in place of a float would compile again.
     values = {'temperature': float(self.temperature)}
     if self.top_k:
@@ -105,8 +105,8 @@ def image_keys(
   Args:
     seed: the same for all images.
     labels: int [B].
-    ids: int [B], the number of each image among those of its label; by default
-      they are counted from 0.
+    ids: int [B], the number of each image within its label; by default they are
+      counted from 0.
 
   Returns:
     Keys [B]: fold_in(fold_in(key(seed), label), id).
