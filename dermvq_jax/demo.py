@@ -16,7 +16,7 @@ _COPIES = {'demo': 4, 'smoke': 1}
 
 
 def demo(workdir: epath.PathLike, size: str = 'demo'):
-  """Prepares, trains, evaluates, samples and reports; resumes what it finds.
+  """Prepares, trains, evaluates, samples and reports; skips finished steps.
 
   Args:
     workdir: the folder for everything.

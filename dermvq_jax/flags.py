@@ -199,7 +199,7 @@ def _add_sampling(sub: argparse.ArgumentParser):
 
 
 def _add_reconstructing(sub: argparse.ArgumentParser):
-  """Adds the flags of `dermvq reconstruct` beside the image files."""
+  """Adds the flags of `dermvq reconstruct` besides the image files."""
   sub.add_argument(
     '--split',
     choices=('train', 'val', 'test'),

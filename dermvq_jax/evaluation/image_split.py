@@ -1,4 +1,4 @@
-"""The images of one split, with all that an evaluation computes from them."""
+"""The images of one split, and the values that an evaluation derives."""
 
 import functools
 from collections.abc import Sequence

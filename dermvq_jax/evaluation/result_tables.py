@@ -256,7 +256,7 @@ def _memorisation(result: results.MemorisationResult) -> Table:
 
 
 def of_evaluation(evaluation: results.Evaluation) -> list[Table]:
-  """Tables of all that was measured."""
+  """Tables of everything that was measured."""
   tables = [
     _reconstruction(evaluation.reconstruction),
     _prior(evaluation.prior),

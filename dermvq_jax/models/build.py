@@ -191,7 +191,7 @@ def prior(config: Config, facts: Facts) -> base.Prior:
   )
   if (
     not component or component is base.Prior
-  ):  # Not a prior, but a module beside them.
+  ):  # Not a prior, but another module in their folder.
     raise errors.UserError(f'there is no prior named {name!r}')
   unknown = [c for c in config.conditions if c not in facts['conditions']]
   if unknown:

@@ -121,7 +121,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   Attributes:
     class_names: names of the labels; None: the labels of the records, in
       alphabetical order.
-    conditions: what models can be conditioned on beside the label: for each
+    conditions: what models can be conditioned on besides the label: for each
       condition the names of its values.
     extra_fields: TFDS features of further fields that are stored but that no
       model reads.

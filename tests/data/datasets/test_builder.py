@@ -24,7 +24,7 @@ def conditions_of(i):
 
 
 class Toy(builder.ImageBuilder, skip_registration=True):
-  """Flat images with two conditions beside the label."""
+  """Flat images with two conditions besides the label."""
 
   name = 'toy'
   VERSION = tfds.core.Version('1.0.0')
