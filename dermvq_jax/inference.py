@@ -255,18 +255,15 @@ class Model:
       hidden: bool `[H, W]`.
 
     Raises:
-      UserError: image and mask do not fit, nothing is hidden, or no code is
-        left.
+      UserError: the shapes do not fit, nothing is hidden, or no code is left.
     """
     known = self.codes_without(hidden)
     if not np.any(hidden):
-      raise errors.UserError(
-        'the mask hides nothing; make the part to hide white'
-      )
+      raise errors.UserError('the mask hides nothing; make a part of it white')
     if not known.any():
       raise errors.UserError(
-        'the mask leaves no code, because every code depends on a hidden '
-        'pixel; hide less'
+        'the mask leaves no code: every code depends on a hidden pixel; hide '
+        'less'
       )
     blanked = np.where(hidden[..., None], np.uint8(_BLANK), image)
     return Masked(blanked, self.encode(blanked[None])[0], known)
@@ -340,8 +337,7 @@ class Model:
       log p(class | codes of the image), float32 `[B, C]`.
 
     Raises:
-      UserError: wrong images (see `encode`), no trained prior, or a wrong class
-        prior.
+      UserError: wrong images, no trained prior, or a wrong class prior.
     """
     class_prior = self.check_class_prior(class_prior)
     codes = self.encode(images)
@@ -353,8 +349,7 @@ class Model:
     """Returns probabilities of the classes, float64 `[C]`; None: uniform.
 
     Raises:
-      UserError: the prior is not one finite number of at least 0 for each
-        class, or all are zero.
+      UserError: not one finite number of at least 0 per class, or all are 0.
     """
     number = len(self.class_names)
     weights = np.ones(number) if class_prior is None else class_prior
