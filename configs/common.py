@@ -1,4 +1,4 @@
-"""What the configs of all phases share. This file is not a config."""
+"""Fields that the configs of all phases share. This file is not a config."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import ml_collections
 
 
 def base(task: str) -> ml_collections.ConfigDict:
-  """Returns the fields that every phase has, with their usual values.
+  """Returns the fields that every phase has, with their default values.
 
   Args:
     task: 'vqvae', 'prior' or 'classifier'.
@@ -17,7 +17,7 @@ def base(task: str) -> ml_collections.ConfigDict:
 
   config.data_dir = ''  # '': the data_dir of the VQ-VAE, or WORKDIR/data
   config.batch_size = 16  # of all devices together
-  config.num_microbatches = 1  # more need less memory: gradients accumulate
+  config.num_microbatches = 1  # more take less memory: gradients accumulate
   config.num_workers = 0  # processes that read data; 0: threads only
   config.dtype = 'float32'  # of the computation; 'bfloat16' on TPU and GPU
 
@@ -32,7 +32,7 @@ def base(task: str) -> ml_collections.ConfigDict:
   }
   config.params_ema_decay = 0.0  # of averaged weights; 0: no averages
   config.num_epochs = 10.0
-  config.num_train_steps = 0  # 0: as many as num_epochs has
+  config.num_train_steps = 0  # 0: derived from num_epochs
   config.log_every_steps = 50
   config.eval_every_steps = 0  # 0: after every epoch
   config.checkpoint_every_steps = 500

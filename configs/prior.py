@@ -1,4 +1,4 @@
-r"""Phase 2: a class-conditional prior over the VQ-VAE's codes.
+r"""A class-conditional prior over the VQ-VAE's codes.
 
 ```
 dermvq encode --workdir=W
@@ -61,7 +61,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """
   common.check_argument('prior', arg, (*_PRIORS, 'demo', 'smoke'))
   config = common.base('prior')
-  config.dataset = 'codes'  # those of the VQ-VAE in the workdir
+  config.dataset = 'codes'  # the codes of the VQ-VAE in the workdir
   name = arg if arg in _PRIORS else 'gated_pixelcnn'
   config.prior = {'name': name, **_PRIORS[name]}
   # Condition -> the share of training images whose value is replaced by the

@@ -1,13 +1,13 @@
-r"""Phase 1: the VQ-VAE.
+r"""The VQ-VAE, which turns images into codes and back.
 
 ```
 dermvq prepare --dataset=ham10000/64 --manual_dir=DIR --data_dir=DATA
 dermvq train --config=vqvae --workdir=W --config.data_dir=DATA
 ```
 
-Without an argument it has images of 64 px and 16x16 codes; 'vq', 'l2_norm',
-'fsq' and 'residual' are the other quantizers, with 9 bits a code (18 bits with
-'residual'); '128' and '256' have larger images, for TPU and GPU; 'demo' trains
+Without an argument images have 64 px and 16x16 codes; 'vq', 'l2_norm', 'fsq'
+and 'residual' are the other quantizers, with 9 bits per code ('residual': 18
+bits); '128' and '256' have larger images, for TPU and GPU; 'demo' trains
 on the built-in dataset in minutes; 'smoke' takes seconds, for tests. Expected
 results are in experiments/RESULTS.md.
 """
@@ -21,7 +21,7 @@ _CODEBOOK = {
   'codebook_size': 512,
   'code_dim': 16,
   'commitment_weight': 2.0,
-  'codebook_init': 'latents',  # of the first batches; or 'random'
+  'codebook_init': 'latents',  # from the first batches; or 'random'
   'restart_after': 50,  # steps without use; 0: never
 }
 # The fields of each quantizer in dermvq_jax/models/quantizers.py.
@@ -53,7 +53,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'cutout_max_holes': 2,
     'cutout_min_side': 0.1,
     'cutout_max_side': 0.2,
-    'cutout_target': 'clean',  # or 'augmented': learn to draw the boxes
+    'cutout_target': 'clean',  # or 'augmented': reproduce the boxes
   }
 
   config.model = {
@@ -61,7 +61,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'num_residual_blocks': 2,
     'residual_features': 32,
     'downsampling': 4,
-    'activation': 'gelu',  # by tanh; or 'relu', 'silu'
+    'activation': 'gelu',  # approximated by tanh; or 'relu', 'silu'
     'norm_groups': 0,  # groups of the norms in residual blocks; 0: no norm
     'attention_heads': 0,  # at the lowest resolution; 0: no attention
   }

@@ -4,8 +4,8 @@ import os
 
 # For workdirs on gs://. Where TensorFlow is installed, etils uses TensorFlow's
 # client, whose files are not Python's and whose import takes seconds; gcsfs
-# does without it. Listings must not be cached, since other machines and
-# tensorstore write there too. The libraries read both when they are imported.
+# does not need it. Listings must not be cached, because other machines and
+# tensorstore write there too. The libraries read both variables on import.
 os.environ.setdefault('EPATH_USE_TF', 'false')
 os.environ.setdefault('FSSPEC_GCS', '{"use_listings_cache": false}')
 
@@ -20,7 +20,7 @@ def load(workdir):
 
 
 def load_part(workdir, part):
-  """Returns one part of a trained VQ-VAE; see `inference.load_part`."""
+  """Loads one part of a trained VQ-VAE; see `inference.load_part`."""
   from dermvq_jax import inference
 
   return inference.load_part(workdir, part)

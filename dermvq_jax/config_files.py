@@ -12,7 +12,7 @@ from dermvq_jax import configs, errors
 
 _PREFIX = '--config.'
 _FOLDER = os.path.dirname(configs.__file__)
-# What the configs share is not a config itself.
+# The file that the configs share is not a config itself.
 _NOT_CONFIGS = ('__init__', 'common')
 
 
@@ -45,8 +45,8 @@ def load(
   path = name if is_path else os.path.join(_FOLDER, f'{name}.py')
   if not (os.path.isfile(path) if is_path else name in shipped()):
     raise errors.UserError(
-      f'there is no config {name!r}; shipped are {", ".join(shipped())}, or '
-      'give the path of a .py file'
+      f'there is no config {name!r}; give one of {", ".join(shipped())}, or '
+      'the path of a .py file'
     )
   try:
     loaded = _get_config(path, argument)
@@ -56,7 +56,7 @@ def load(
     _check_field(loaded, override)
   values = flags.FlagValues()
   argv = ['dermvq', *overrides]
-  # Fields are flags of their own, found in argv.
+  # Each field is a separate flag, which is looked up in argv.
   config_flags.DEFINE_config_dict(
     'config', loaded, flag_values=values, sys_argv=argv
   )
@@ -79,7 +79,7 @@ def _get_config(path: str, argument: str) -> ml_collections.ConfigDict:
 
 
 def _check_field(config: ml_collections.ConfigDict, override: str):
-  """Raises UserError unless it is '--config.field=value' of a known field."""
+  """Raises UserError unless it is '--config.FIELD=VALUE' of a known field."""
   field, equals, _ = override.removeprefix(_PREFIX).partition('=')
   if not equals:
     raise errors.UserError(f'{override} lacks a value: {override}=VALUE')

@@ -1,4 +1,4 @@
-"""The whole way once, small: what `make demo` runs."""
+"""Runs every step once, on small generated data, as `make demo` does."""
 
 from absl import logging
 from etils import epath
@@ -16,7 +16,7 @@ _COPIES = {'demo': 4, 'smoke': 1}
 
 
 def demo(workdir: epath.PathLike, size: str = 'demo'):
-  """Prepares, trains, evaluates, samples and reports; resumes what it finds.
+  """Prepares, trains, evaluates, samples and reports; skips finished steps.
 
   Args:
     workdir: the folder for everything.
@@ -26,7 +26,9 @@ def demo(workdir: epath.PathLike, size: str = 'demo'):
     UserError: the folder is not local, or it holds another run.
   """
   if files.is_remote(workdir):
-    raise errors.UserError(f'the demo can not run in {workdir}; give a folder')
+    raise errors.UserError(
+      f'the demo cannot run in {workdir}; give a local folder'
+    )
   run = run_lib.Run(workdir)
   steps = 7
 
@@ -42,21 +44,19 @@ def demo(workdir: epath.PathLike, size: str = 'demo'):
   encode.encode(run, _COPIES[size])
   announce(4, 'Training the prior')
   loop.train(config_files.load(f'prior:{size}'), run)
-  announce(5, 'Training a classifier, the judge of new images')
+  announce(5, 'Training a classifier that judges new images')
   loop.train(config_files.load(f'classifier:{size}'), run)
-  announce(
-    6, 'Evaluating: are new images like those of the data, are they copies?'
-  )
+  announce(6, 'Evaluating: do new images look real, and are they copies?')
   result = evaluate.current_result(run)
   if result and result.memorisation:
-    logging.info('It is already evaluated.')
+    logging.info('The run is already evaluated.')
   else:
     evaluate.evaluate(run)
   announce(7, 'Making the report: new images, reconstructions, curves')
   report.report(run)
   logging.info(
-    '\nDone. Open %s in a browser: new images of each class, and how they were '
-    'made.\nMore new images: dermvq sample --workdir=%s --out=samples',
+    '\nDone. Open %s in a browser to see new images of each class and how they '
+    'were made.\nFor more images: dermvq sample --workdir=%s --out=samples',
     run.report_dir / 'index.html',
     run.workdir,
   )

@@ -1,4 +1,4 @@
-"""Exceptions that are not bugs, and their texts."""
+"""Exceptions that are not bugs, and their messages."""
 
 
 class UserError(Exception):
@@ -10,10 +10,10 @@ class UserError(Exception):
 
 
 class StoppedError(Exception):
-  """A training was asked to stop, and saved its state first.
+  """A training was asked to stop and has saved its state.
 
   Attributes:
-    signal: the number of the signal that asked for it.
+    signal: the number of the signal that asked it to stop.
   """
 
   def __init__(self, signal: int):

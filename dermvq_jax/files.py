@@ -1,4 +1,4 @@
-"""Files and folders that are complete or not there; locks."""
+"""Writes files and folders that are either complete or absent; locks."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,7 @@ def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
   After a kill or an error `path` is as it was before.
   """
   path = epath.Path(path)
-  if is_remote(path):  # An object appears when all of it is there.
+  if is_remote(path):  # An object appears only when it is complete.
     with path.open('wb') as file:
       yield file
     return
@@ -52,7 +52,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
   path = epath.Path(path).expanduser()
   partial = path.parent / f'{path.name}.incomplete'
   if is_remote(path) and path.exists() and partial.exists():
-    # A bucket renames file by file; that was interrupted.
+    # A bucket renames file by file, and an earlier rename was interrupted.
     path.rmtree()
   if path.exists():
     raise errors.UserError(f'{path} exists already; give another --out')

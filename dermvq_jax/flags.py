@@ -100,7 +100,7 @@ def _add_seed(sub: argparse.ArgumentParser):
 
 
 def _add_evaluation(sub: argparse.ArgumentParser):
-  """Adds what `dermvq evaluate` measures."""
+  """Adds the flags for what `dermvq evaluate` measures."""
   sub.add_argument(
     '--split',
     choices=('train', 'val', 'test'),
@@ -126,7 +126,7 @@ def _add_evaluation(sub: argparse.ArgumentParser):
 
 
 def _add_controls(sub: argparse.ArgumentParser):
-  """Adds how images are sampled."""
+  """Adds the flags for how images are sampled."""
   sub.add_argument(
     '--temperature',
     type=float,
@@ -159,7 +159,7 @@ def _add_controls(sub: argparse.ArgumentParser):
 
 
 def _add_sampling(sub: argparse.ArgumentParser):
-  """Adds what `dermvq sample` makes, and how."""
+  """Adds the flags for what `dermvq sample` makes, and how."""
   _add_seed(sub)
   number = sub.add_mutually_exclusive_group()
   number.add_argument(
@@ -167,7 +167,7 @@ def _add_sampling(sub: argparse.ArgumentParser):
     type=_counts,
     default=_counts('8'),
     metavar='N|CLASS=N,...',
-    help='images of every class, or of some (default: 8)',
+    help='number of images, of every class or of some (default: 8)',
   )
   number.add_argument(
     '--balance',
@@ -199,7 +199,7 @@ def _add_sampling(sub: argparse.ArgumentParser):
 
 
 def _add_reconstructing(sub: argparse.ArgumentParser):
-  """Adds what `dermvq reconstruct` takes beside image files."""
+  """Adds the flags of `dermvq reconstruct` besides the image files."""
   sub.add_argument(
     '--split',
     choices=('train', 'val', 'test'),
@@ -210,7 +210,7 @@ def _add_reconstructing(sub: argparse.ArgumentParser):
     type=int,
     default=16,
     metavar='N',
-    help='images of --split (default: 16)',
+    help='number of images of --split (default: 16)',
   )
   sub.add_argument(
     '--through_prior',
@@ -226,7 +226,7 @@ def _add_reconstructing(sub: argparse.ArgumentParser):
 
 
 def _add_hosts(sub: argparse.ArgumentParser):
-  """Adds how the processes of several hosts find each other."""
+  """Adds the flags by which the processes of several hosts find each other."""
   hosts = sub.add_argument_group(
     'several hosts',
     'Run the same command on each host, with a workdir that all can reach. '
@@ -242,7 +242,7 @@ def _add_hosts(sub: argparse.ArgumentParser):
     '--num_processes', type=int, metavar='N', help='number of processes'
   )
   hosts.add_argument(
-    '--process_id', type=int, metavar='I', help='this process, from 0'
+    '--process_id', type=int, metavar='I', help='number of this process, from 0'
   )
 
 
@@ -370,7 +370,7 @@ def _parser() -> argparse.ArgumentParser:
   sub = command(
     'evaluate',
     'Measures the prior (bits per code), reconstructions, and samples: how '
-    'close they come to real images, and whether they are copies of some.',
+    'close they come to real images, and whether they are copies of them.',
     '--workdir=RUN',
     '--workdir=RUN --split=test --num_samples=200',
     '--workdir=RUN --guidance_scale=2',
@@ -413,7 +413,7 @@ def _parser() -> argparse.ArgumentParser:
     '--size',
     choices=('demo', 'smoke'),
     default='demo',
-    help="'smoke' takes seconds and shows only that it works",
+    help="'smoke' takes seconds and only shows that everything runs",
   )
   return parser
 
@@ -436,7 +436,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     `command`, its flags, and `overrides`: the '--config.field=value' words.
     Exits with a message if the words are wrong.
   """
-  # Fields of a config are not known to argparse.
+  # argparse does not know the fields of a config.
   overrides = [a for a in argv if a.startswith('--config.')]
   rest = [_underscores(a) for a in argv if a not in overrides]
   parser = _parser()

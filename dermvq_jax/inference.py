@@ -25,8 +25,8 @@ def load(workdir: epath.PathLike) -> 'Model':
   """Loads the run in `workdir`; the prior may still be missing.
 
   Raises:
-    UserError: no trained VQ-VAE there, or the prior there was trained on the
-      codes of another VQ-VAE.
+    UserError: there is no trained VQ-VAE, or the prior was trained on the codes
+      of another VQ-VAE.
   """
   return Model(run_lib.Run(workdir))
 
@@ -47,7 +47,7 @@ def load_part(
     uint8 images.
 
   Raises:
-    UserError: no such part, or no trained VQ-VAE there.
+    UserError: there is no such part, or no trained VQ-VAE.
   """
   if part not in build.VQVAE_PARTS:
     raise errors.UserError(
@@ -123,11 +123,11 @@ class Model:
     image_size: pixels a side that the VQ-VAE was trained on.
     grid: height and width of the codes of such an image, (h, w*L).
     codebook_size: number of codes, of all levels together.
-    num_levels: codes a latent, L; adjacent, of level 0 to L - 1.
+    num_levels: codes per latent, L; they are adjacent, from level 0 to L - 1.
   """
 
   def __init__(self, run: run_lib.Run):
-    """See `load`."""
+    """Loads the weights; raises the errors of `load`."""
     self.run = run
     config, facts = run.vqvae.config, run.vqvae.facts
     self.config = ml_collections.ConfigDict({'vqvae': config})
@@ -162,7 +162,7 @@ class Model:
     _ = self._prior
 
   def _conditions(self, labels: np.ndarray) -> base.Conditions:
-    """Returns conditions of which the label alone is known, int32 `[B]`."""
+    """Returns conditions in which only the label is known, int32 `[B]`."""
     null = self._prior.model.null_conditions(len(labels))
     return {name: np.asarray(x) for name, x in null.items()} | {'label': labels}
 
@@ -186,10 +186,11 @@ class Model:
     return np.array(numbers, np.int32)
 
   def encode(self, images: np.ndarray) -> np.ndarray:
-    """Encodes uint8 images `[B, H, W, 3]`: codes int32 `[B, h, w]`.
+    """Encodes uint8 images `[B, H, W, 3]` as codes int32 `[B, h, w]`.
 
     Raises:
-      UserError: not such images, or H or W not divisible by the downsampling.
+      UserError: the shape or dtype is wrong, or H or W is not divisible by the
+        downsampling.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
@@ -206,7 +207,7 @@ class Model:
     return chunks.apply(self._codec.encode, images)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
-    """Decodes codes int32 `[B, h, w]`: uint8 images `[B, H, W, 3]`.
+    """Decodes codes int32 `[B, h, w]` to uint8 images `[B, H, W, 3]`.
 
     Raises:
       UserError: codes outside [0, K).
@@ -214,7 +215,7 @@ class Model:
     return chunks.apply(self._codec.decode, self._check_codes(codes))
 
   def embed(self, codes: np.ndarray) -> np.ndarray:
-    """Looks codes int32 `[B, h, w]` up: decoder inputs `[B, h, w, D]`.
+    """Looks up the decoder's input `[B, h, w, D]` of codes int32 `[B, h, w]`.
 
     Raises:
       UserError: codes outside [0, K).
@@ -232,7 +233,8 @@ class Model:
       with L levels.
 
     Raises:
-      UserError: not such a mask, or H or W not divisible by the downsampling.
+      UserError: the shape or dtype is wrong, or H or W is not divisible by the
+        downsampling.
     """
     hidden = np.asarray(hidden)
     factor = self.config.vqvae.model.downsampling
@@ -253,11 +255,11 @@ class Model:
       hidden: bool `[H, W]`.
 
     Raises:
-      UserError: they do not fit, nothing is hidden, or no code is left.
+      UserError: the shapes do not fit, nothing is hidden, or no code is left.
     """
     known = self.codes_without(hidden)
     if not np.any(hidden):
-      raise errors.UserError('the mask hides nothing; nothing in it is white')
+      raise errors.UserError('the mask hides nothing; make a part of it white')
     if not known.any():
       raise errors.UserError(
         'the mask leaves no code: every code depends on a hidden pixel; hide '
@@ -289,7 +291,7 @@ class Model:
 
     Raises:
       UserError: no trained prior, an unknown class, codes outside [0, K), or
-        another number of labels than of codes.
+        different numbers of labels and grids.
     """
     codes, labels = self._check_codes(codes), self.labels(labels)
     if len(labels) not in (1, len(codes)):
@@ -335,7 +337,7 @@ class Model:
       log p(class | codes of the image), float32 `[B, C]`.
 
     Raises:
-      UserError: not such images, no trained prior, or a bad class prior.
+      UserError: wrong images, no trained prior, or a wrong class prior.
     """
     class_prior = self.check_class_prior(class_prior)
     codes = self.encode(images)
@@ -347,7 +349,7 @@ class Model:
     """Returns probabilities of the classes, float64 `[C]`; None: uniform.
 
     Raises:
-      UserError: not one finite number from 0 up for each class, or only zeros.
+      UserError: not one finite number of at least 0 per class, or all are 0.
     """
     number = len(self.class_names)
     weights = np.ones(number) if class_prior is None else class_prior

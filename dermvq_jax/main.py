@@ -11,13 +11,13 @@ from absl import flags as absl_flags
 from dermvq_jax import errors, flags
 from dermvq_jax.training import compile_cache, host_memory
 
-_MISTAKE = 2  # exit code, as argparse's
+_MISTAKE = 2  # exit code, the same as argparse's
 _DAMAGED = 1  # exit code of dermvq check
-_INTERRUPTED = 130  # exit code, as the shell's
+_INTERRUPTED = 130  # exit code, the same as the shell's
 # Exit code after SIGTERM, EX_TEMPFAIL of sysexits.h: everything is saved, and
 # the same command resumes. 143 would mean that the process died.
 _STOPPED = 75
-# What a wrong path, missing permissions or a full disk give.
+# Errors of a wrong path, missing permissions or a full disk.
 _SYSTEM_ERRORS = {
   errno.EACCES,
   errno.EEXIST,
@@ -31,14 +31,14 @@ _SYSTEM_ERRORS = {
 
 
 def _run_of(args: argparse.Namespace):
-  """The run that a command is about."""
+  """The run that the arguments name."""
   from dermvq_jax.runs import run
 
   return run.Run(args.workdir, getattr(args, 'data_dir', ''))
 
 
 def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:
-  """How images are sampled, as `sampler.Controls` names it."""
+  """The controls of sampling, named as in `sampler.Controls`."""
   names = ('temperature', 'top_k', 'top_p', 'guidance_scale')
   return {name: getattr(args, name) for name in names}
 

@@ -14,7 +14,7 @@ def describe(*packages: str) -> dict[str, Any]:
   """Describes how this process was started.
 
   Args:
-    *packages: names of packages whose versions matter, beside this one.
+    *packages: names of packages whose versions matter, besides this one.
 
   Returns:
     `command`, `date` (UTC), `versions`.

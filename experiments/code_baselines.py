@@ -11,9 +11,8 @@ split:
 - neighbours: a mixture of three models: the unigram, the training counts of a
   code given its left neighbour, and those given its upper neighbour (Jelinek
   and Mercer 1980). EM fits the weights of the mixture on a tenth of the
-  training images; during the fit the counts are those of the other images.
-  Codes with no neighbour, with one of the two, and with both have their own
-  weights.
+  training images; during the fit only the other images are counted. Codes with
+  no neighbour, with one of the two, and with both have separate weights.
 
 The last line is the prior's own bits per code, from its best weights.
 """
@@ -98,7 +97,7 @@ def unigram_bits(train: np.ndarray, val: np.ndarray, k: int) -> float:
 
 
 def neighbour_bits(train: np.ndarray, val: np.ndarray, k: int) -> float:
-  """Bits per code of `val` under the mixture that `train` gives."""
+  """Bits per code of `val` under the mixture that is fitted to `train`."""
   held_out = np.arange(len(train)) % _HELD_OUT_EVERY == 0
   fit = component_probabilities(
     train[held_out], count_tables(train[~held_out], k)

@@ -1,4 +1,4 @@
-r"""What keeps a codebook in use and images sharp, one change at a time.
+r"""Studies what keeps a codebook in use and images sharp, change by change.
 
 ```
 dermvq prepare --dataset=ham10000/64 --manual_dir=DIR --data_dir=DATA
@@ -16,7 +16,7 @@ resumes the one that was running. The table is printed as Markdown; `psnr.png`
 and `perplexity.png` are written beside the runs.
 
 RESULTS.md also has rows for k-means initialisation, the rotation trick and the
-entropy loss. They helped nothing, and the package no longer has these options.
+entropy loss. They did not help, and the package no longer has these options.
 """
 
 import argparse
@@ -57,7 +57,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
   'b2_0.999': ('', ('optim.b2=0.999',)),
   'relu': ('', ('model.activation=relu',)),
   'code_dim_64': ('', ('quantizer.code_dim=64',)),
-  # Quantizers, with 9 bits a position unless the name says otherwise.
+  # Quantizers, with 9 bits per position unless the name says otherwise.
   'vq': ('vq', ()),
   'vq_plain': ('vq', _PLAIN),
   'l2_norm': ('l2_norm', ()),
@@ -98,7 +98,7 @@ def row_config(name: str, data_dir: str, steps: int, seed: int = 0):
 
 
 def bits_per_position(quantizer) -> float:
-  """Returns how many bits the codes of one position hold at most."""
+  """Returns the maximum number of bits in the codes of one position."""
   return quantizer.num_levels * math.log2(quantizer.codebook_size)
 
 
@@ -190,7 +190,7 @@ def table(results: list[dict[str, Any]]) -> str:
     by_row.setdefault(result['row'], []).append(result)
 
   def cells(name: str, runs: list[dict[str, Any]]) -> list[str]:
-    # For an even number of runs the lower median: whole numbers stay whole.
+    # For an even number of runs the lower median, which keeps integers.
     medians = [
       format(statistics.median_low(map(value, runs)), form)
       for _, value, form in _COLUMNS
@@ -204,7 +204,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def write_plots(results: list[dict[str, Any]], folder: epath.Path):
-  """Writes `psnr.png`, a bar a row, and `perplexity.png`, a curve a row."""
+  """Writes `psnr.png`, a bar per row, and `perplexity.png`, a curve per row."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -252,7 +252,7 @@ def _names(parser: argparse.ArgumentParser, text: str) -> list[str]:
 def jobs(
   args: argparse.Namespace, only: list[str], finalists: list[str]
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-  """Returns the trainings that are asked for, by the file of their result."""
+  """Returns the requested trainings, by the file of their result."""
 
   def job(folder: str, name: str, steps: int, seed: int):
     config = row_config(name, args.data_dir, steps, seed)

@@ -1,4 +1,4 @@
-"""What the studies share: flags, configs, queues that resume, tables.
+"""Parts that the studies share: flags, configs, queues that resume, tables.
 
 The benchmarks measure the memory of processes that import this module, so it
 imports JAX and the like only when they are needed.
@@ -77,7 +77,7 @@ def add_data_flags(made: argparse.ArgumentParser):
 
 
 def prepare_data(args: argparse.Namespace) -> Any:
-  """Prepares the dataset of a study, unless that was done before.
+  """Prepares the dataset of a study, unless it is already prepared.
 
   Args:
     args: parsed with the flags of `study_parser` and `add_data_flags`.
@@ -141,7 +141,7 @@ def read_json(path: epath.Path) -> Any:
 
 
 def announced(names: Sequence[str]) -> Iterator[str]:
-  """Yields names of jobs in their order and logs how far the study is."""
+  """Yields the names of jobs in order, and logs the study's progress."""
   for number, name in enumerate(names, 1):
     logging.info('\n== %d/%d %s', number, len(names), name)
     yield name

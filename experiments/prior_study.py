@@ -6,12 +6,12 @@ python -m experiments.prior_study --workdir=STUDY --table
 ```
 
 RUN is a run whose images are encoded. Each prior has about a million parameters
-(configs/prior.py). It trains once, at a constant learning rate, and that one
-training answers both questions: the validation bits per code after 2,000 steps
-(equal size and steps), and the best ones within 20 minutes (equal time).
+(configs/prior.py). It trains once, at a constant learning rate. This training
+answers both questions: the validation bits per code after 2,000 steps (equal
+size and steps), and the best bits per code within 20 minutes (equal time).
 
 The first command starts by measuring the time of a training step and of
-sampling for each prior, in turns; run it on an idle machine. Each prior then
+sampling for all priors, in turn; run it on an idle machine. Each prior then
 trains for as many steps as fit into 20 minutes at that speed, so other work on
 the machine no longer matters. If the study was interrupted, run the command
 again: it resumes.
@@ -110,7 +110,7 @@ def _measure(codes: prepared.Dataset) -> dict[str, dict[str, float]]:
 
 
 def num_train_steps(speed: dict[str, float]) -> int:
-  """Steps that fit into 20 minutes, in whole validations; at least 2,000."""
+  """Steps in 20 minutes, up to the last validation; at least 2,000."""
   validations = int(MINUTES * 60 / speed['step_seconds'] / EVAL_EVERY)
   return max(EQUAL_STEPS, validations * EVAL_EVERY)
 
@@ -118,7 +118,7 @@ def num_train_steps(speed: dict[str, float]) -> int:
 def _train(
   vqvae: run_lib.Run, codes: prepared.Dataset, folder: epath.Path, steps: int
 ):
-  """Trains one prior, or resumes; its workdir borrows the VQ-VAE."""
+  """Trains one prior, or resumes; its workdir links to the VQ-VAE."""
   folder.mkdir(parents=True, exist_ok=True)
   if not (folder / 'vqvae').exists():
     os.symlink(vqvae.vqvae.folder.resolve(), folder / 'vqvae')

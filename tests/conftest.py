@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, set before JAX starts; a run to share."""
+"""Eight virtual CPU devices, set before JAX starts; runs that tests share."""
 
 import os
 
@@ -35,7 +35,7 @@ flags.FLAGS.mark_as_parsed()
 
 @contextlib.contextmanager
 def _logging_restored():
-  """`main` sets up the console; other tests shall not notice."""
+  """Undoes the console setup of `main`, which would affect other tests."""
   logger = logging.get_absl_logger()
   before = logger.handlers[:], logger.filters[:], logger.propagate
   verbosity = logging.get_verbosity()
@@ -64,7 +64,7 @@ def smoke_run(tmp_path_factory) -> pathlib.Path:
 
   folder = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
-    folder = folder.parent  # that of all processes
+    folder = folder.parent  # the folder of all processes
   workdir, complete = folder / 'smoke', folder / 'smoke.complete'
   with (folder / 'smoke.lock').open('w') as lock, _logging_restored():
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -82,10 +82,10 @@ def run_copy(smoke_run, tmp_path) -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
-  """A run, to be read only, whose codes see little of the image each.
+  """A run, to be read only, in which each code sees little of the image.
 
-  It has 8x8 codes of images of 16 px, random weights, and a prior of binary
-  cross-entropy.
+  It has 8x8 codes of images of 16 px, random weights, and a prior that is
+  trained by binary cross-entropy.
   """
   import jax
   import numpy as np

@@ -1,4 +1,4 @@
-"""Reads and writes the files of pictures that tests are about."""
+"""Reads and writes image files for tests."""
 
 import csv
 

@@ -32,7 +32,7 @@ def test_overrides():
   assert config.augment.flips is False
   assert config.parallel == 'pmap'
   assert config.data_dir == '/the/last=one counts'
-  assert config_files.load('vqvae:smoke').seed == 0  # the next is not touched
+  assert config_files.load('vqvae:smoke').seed == 0  # not changed
 
 
 def test_own_file(tmp_path, monkeypatch):
@@ -53,7 +53,7 @@ def test_own_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('config', 'message'),
   [
-    ('vqvea', "no config 'vqvea'; shipped are classifier, prior, vqvae"),
+    ('vqvea', "no config 'vqvea'; give one of classifier, prior, vqvae"),
     ('', "no config ''"),
     ('/nowhere/config.py', 'no config .*path of a .py file'),
     ('../vqvae', 'no config'),

@@ -1,4 +1,4 @@
-"""What the shipped configs build, so that no change is unnoticed."""
+"""What the shipped configs build, so that every change is noticed."""
 
 import functools
 import importlib
@@ -14,8 +14,8 @@ from dermvq_jax import config_files, errors
 from dermvq_jax.models import build
 from dermvq_jax.training import optim
 
-# Number of parameters, and of values in other collections. That of a prior
-# depends on the codebook: here, the one of the VQ-VAE of the same argument.
+# Number of parameters, and of values in other collections. A prior's number
+# depends on the codebook: here the VQ-VAE's with the same argument.
 GOLDEN = {
   ('vqvae', ''): (936_796, 17_408),
   ('vqvae', 'vq'): (944_988, 8_704),
@@ -112,7 +112,7 @@ def test_every_argument_has_a_row(name):
   text = re.search(r'is one of ([^.]+)\.', module.get_config.__doc__).group(1)
   arguments = re.findall("'([^']*)'", text)
   assert sorted(arguments) == sorted(a for n, a in GOLDEN if n == name)
-  # The module's docstring and the error name them all.
+  # The module's docstring and the error name all arguments.
   for argument in filter(None, arguments):
     assert f"'{argument}'" in module.__doc__
   with pytest.raises(ValueError) as e:
@@ -156,7 +156,7 @@ def test_the_command_line_finds_every_config(name, argument):
     (
       'nonsense',
       [],
-      "no config 'nonsense'; shipped are classifier, prior, vqvae",
+      "no config 'nonsense'; give one of classifier, prior, vqvae",
     ),
     ('common', [], "no config 'common'"),
     ('vqvae:nonsense', [], 'nonsense'),

@@ -22,7 +22,7 @@ def run(*command, **kwargs):
 
 @pytest.mark.slow
 def test_demo_from_a_wheel(tmp_path):
-  # Built from a copy: setuptools leaves its work in the source folder.
+  # Built from a copy, because setuptools leaves files in the source folder.
   source = tmp_path / 'source'
   ignored = shutil.ignore_patterns('__pycache__')
   for name in ('dermvq_jax', 'configs'):
@@ -37,8 +37,8 @@ def test_demo_from_a_wheel(tmp_path):
   run(sys.executable, '-m', 'venv', '--without-pip', venv)
   python = venv / 'bin' / 'python'
   run(*pip, '--python', python, 'install', '--no-deps', wheel)
-  # The dependencies of this environment; on PYTHONPATH its .pth files do not
-  # count, among them the one that makes the clone importable.
+  # The dependencies of this environment. On PYTHONPATH its .pth files have no
+  # effect; one of them would make the clone importable.
   env = {
     **os.environ,
     'PYTHONPATH': sysconfig.get_path('purelib'),

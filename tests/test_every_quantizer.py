@@ -1,4 +1,4 @@
-"""The whole path with each quantizer; `smoke_run` has it with the default."""
+"""All steps with each quantizer; `smoke_run` has them with the default."""
 
 import shutil
 
@@ -35,7 +35,7 @@ _SMALL = {
 }
 
 
-# It differs most from the default. Each quantizer takes half a minute.
+# This one differs most from the default. Each quantizer takes half a minute.
 _FAST = ('residual',)
 
 

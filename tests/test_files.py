@@ -1,4 +1,4 @@
-"""Files and folders that are complete or not there; locks."""
+"""Files and folders that are either complete or absent; locks."""
 
 import subprocess
 import sys
@@ -64,7 +64,7 @@ def test_a_lock_is_held_by_one_process(tmp_path):
   refused = pytest.raises(errors.UserError, match='busy')
   with refused, files.locked(tmp_path, busy):
     pass
-  # One that waits gets it when the holder ends.
+  # A waiting process gets the lock when the holder ends.
   with files.locked(tmp_path, lambda: holder.communicate('')):
     assert holder.returncode == 0
 

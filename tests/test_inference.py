@@ -164,7 +164,7 @@ def test_labels(model):
     assert numbers.dtype == np.int32
     np.testing.assert_array_equal(numbers, [4, 5, 0])
   np.testing.assert_array_equal(model.labels('mel'), [4])
-  np.testing.assert_array_equal(model.labels(7), [7])  # of any class
+  np.testing.assert_array_equal(model.labels(7), [7])  # the null label
   assert model.labels([]).shape == (0,)
 
 
@@ -228,7 +228,7 @@ def test_seeds_ids_and_labels_matter(model):
 
 
 def test_temperature(model):
-  """0 is the most likely code everywhere, whatever the seed."""
+  """Temperature 0 gives the most likely code everywhere, with any seed."""
   cold = model.sample_codes(['mel', 'mel'], temperature=0)
   np.testing.assert_array_equal(cold[0], cold[1])
   np.testing.assert_array_equal(
@@ -294,7 +294,7 @@ def test_likelihood_is_the_nll_that_training_reports(smoke_run, model):
 
 
 def test_probabilities_sum_to_one(model):
-  """Over all grids of one code: exp of the log-likelihoods."""
+  """The probabilities of all grids of a single code sum to 1."""
   codes = np.arange(32).reshape(32, 1, 1)
   total = np.exp(model.log_likelihood(codes, ['mel'])).sum()
   assert total == pytest.approx(1, rel=1e-5)
@@ -368,7 +368,7 @@ def test_posterior_does_not_underflow():
 
 
 def test_prior_of_binary_cross_entropy(narrow_run):
-  """Likelihood and most likely codes are of the loss it was trained with."""
+  """Likelihood and most likely codes follow the prior's training loss."""
   model = dermvq_jax.load(narrow_run)
   codes = np.random.default_rng(0).integers(0, 32, (3, 8, 8), np.int32)
   expected = _all_likelihoods(narrow_run, codes, 'bce')
@@ -427,7 +427,7 @@ def test_guidance_needs_a_null_label(run_copy):
 
 
 def test_codes_without_hidden_pixels(narrow_run):
-  """Whatever is hidden, those codes stay the same; others do not."""
+  """Known codes do not depend on the hidden pixels; the others do."""
   model = dermvq_jax.load(narrow_run)
   rng = np.random.default_rng(0)
   for rows, columns in (
@@ -457,7 +457,7 @@ def test_refuses_masks_of_pixels(model, hidden):
     model.codes_without(hidden)
 
 
-# Runs that are not complete.
+# Incomplete runs.
 
 
 def test_without_a_prior(smoke_run, tmp_path, codes):
@@ -475,7 +475,7 @@ def test_without_a_prior(smoke_run, tmp_path, codes):
 
 
 def test_prior_without_weights(run_copy, codes):
-  """Its training began, but there was no validation yet."""
+  """The training began, but there was no validation yet."""
   shutil.rmtree(run_copy / 'prior' / 'best')
   model = dermvq_jax.load(run_copy)
   assert model.decode(codes[:1]).shape == (1, 16, 16, 3)

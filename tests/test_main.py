@@ -132,7 +132,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
       ],
       'config.json is damaged',
     ),
-    ([*AGAIN, '--config.seed=1'], 'config.seed was 0, is 1'),
+    ([*AGAIN, '--config.seed=1'], 'config.seed was 0, now it is 1'),
     ([*PRIOR, '--workdir={new}'], 'dermvq train --config=vqvae'),
     ([*PRIOR, '--workdir={no_prior}'], 'dermvq encode'),
     (
@@ -227,7 +227,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
         '--config.classifier.num_stages=5',
         '--config.classifier.features=128',
       ],
-      'can not be halved 5 times',
+      'cannot be halved 5 times',
     ),
     ([*SAMPLE, '--reject_memorised=2'], '--reject_memorised is 2.0'),
     ([*SAMPLE, '--reject_memorised=nan'], '--reject_memorised is nan'),
@@ -257,7 +257,7 @@ def test_mistakes(places, capsys, argv, message):
 
 @pytest.mark.slow
 def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
-  """The VQ-VAE was trained anew, with another seed."""
+  """The VQ-VAE was trained again, with another seed."""
   shutil.rmtree(run_copy / 'vqvae')
   argv = ['train', '--config=vqvae:smoke', f'--workdir={run_copy}']
   assert main.main([*argv, '--config.seed=1']) == 0
@@ -274,7 +274,7 @@ def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
   assert main.main(['encode', f'--workdir={run_copy}']) == 0
   capsys.readouterr()
   assert 'vqvae_digest' in mistake(capsys, argv)
-  # Once it is out of the way, the new one can be trained.
+  # After the old prior is moved away, a new one can be trained.
   (run_copy / 'prior').rename(tmp_path / 'old')
   short = ['--config.num_train_steps=1', '--config.optim.warmup_steps=0']
   assert main.main([*argv, *short]) == 0
@@ -306,7 +306,7 @@ def test_system_failures(monkeypatch, capsys):
 
 
 def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
-  """What is left to do of the commands that `demo` stands for."""
+  """The commands that `demo` combines; the first three have nothing to do."""
   for argv, said in (
     (['train', '--config=vqvae:smoke'], 'already trained'),
     (['encode'], 'already prepared'),
@@ -350,7 +350,7 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
 def test_demo_again_in_the_default_folder(
   run_copy, tmp_path, monkeypatch, capsys
 ):
-  """It goes on where it was; here all but the pictures is done."""
+  """The demo resumes; here only the evaluation and the report are missing."""
   (tmp_path / 'runs').mkdir()
   run_copy.rename(tmp_path / 'runs' / 'demo')
   shutil.rmtree(tmp_path / 'runs' / 'demo' / 'report')
@@ -374,7 +374,7 @@ def test_prepare(tmp_path, capsys):
 
 
 def test_profile_writes_a_trace(run_copy):
-  """Of the last steps here: the run goes on from step 8 of 10."""
+  """Here the trace is of the last steps: the run resumes at step 8 of 10."""
   shutil.rmtree(run_copy / 'prior' / 'checkpoints' / '10')
   argv = ['train', '--config=prior:smoke', f'--workdir={run_copy}', '--profile']
   assert main.main(argv) == 0

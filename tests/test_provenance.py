@@ -1,4 +1,4 @@
-"""Tests that a run can be made again by what it says of itself."""
+"""Tests that a run can be made again from what it stores about itself."""
 
 import importlib.machinery
 import shlex
@@ -45,7 +45,7 @@ def test_of_a_dataset(tmp_path, monkeypatch):
   first = prepared.Dataset(name, tmp_path).made_by
   assert first['command'].endswith('prepare --dataset=first')
   monkeypatch.setattr(sys, 'argv', ['dermvq', 'prepare', '--dataset=again'])
-  prepare.run(name, tmp_path)  # it is there, and was not made by this
+  prepare.run(name, tmp_path)  # prepared before, not by this command
   assert prepared.Dataset(name, tmp_path).made_by == first
   for damaged in ('{', '3', '{"command": "dermvq"}'):
     (path / prepared.MADE_BY).write_text(damaged)

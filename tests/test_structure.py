@@ -1,4 +1,4 @@
-"""Imports run one way, and heavy ones stay where they belong."""
+"""Imports go in one direction, and heavy ones stay where they belong."""
 
 import ast
 import functools
@@ -15,7 +15,7 @@ import dermvq_jax
 _ROOT = pathlib.Path(dermvq_jax.__file__).parent
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 # Rooms (folders, and modules at the top level) from the lowest up: a room
-# imports only rooms in a line before its own.
+# imports only rooms from earlier lines.
 _ORDER = [
   {'errors', 'progress'},
   {'files', 'provenance'},
@@ -62,7 +62,7 @@ def _tree(path):
 
 @functools.cache
 def _import_nodes(path, lazy=True):
-  """All statements that import; `lazy`: those in functions too."""
+  """All import statements; with `lazy` also those inside functions."""
 
   def visit(node):
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -75,7 +75,7 @@ def _import_nodes(path, lazy=True):
 
 
 def _imports(module, lazy=True):
-  """Full names of all that a module imports."""
+  """Full names of everything that a module imports."""
   names = set()
   for node in _import_nodes(_FILES[module], lazy):
     if isinstance(node, ast.Import):
@@ -105,7 +105,7 @@ def _room(module):
 
 
 def test_the_imports_are_found():
-  """Otherwise the tests below would pass whatever the code does."""
+  """Checks the helpers; without them the tests below would always pass."""
   assert {'errors', 'models.layers', 'data.pipeline'} <= _FILES.keys()
   assert 'models.layers' in _own_imports('models.vqvae')
   assert 'training.loop' in _own_imports('main')  # in a function
@@ -124,7 +124,7 @@ def test_imports_run_one_way(module):
   for other in _own_imports(module) - {''}:
     if other == 'configs':
       assert module == 'config_files'
-    elif _room(other) != _room(module):  # models and data are of one rank.
+    elif _room(other) != _room(module):  # models and data have the same rank.
       assert _RANK[_room(other)] < _RANK[_room(module)], (
         f'{module} may not import {other}'
       )
@@ -166,7 +166,7 @@ _SOURCES = {
 
 
 def _private_uses(path):
-  """What a file takes from our modules although its name begins with _."""
+  """The private names (_...) that a file takes from our modules."""
   modules, found = set(), []
   for node in _import_nodes(path):
     names = [(a.asname or a.name, a.name) for a in node.names]
@@ -209,7 +209,7 @@ def test_private_uses_are_found(tmp_path):
   assert _private_uses(file) == ['_FILE', 'r._flatten, line 3']
 
 
-# One job each: the flags of all commands; the generator of the drawn images.
+# It has one job: to draw the synthetic images.
 _LONG = {
   'dermvq_jax/data/datasets/synthetic_dermoscopy.py',
 }
@@ -221,7 +221,7 @@ def test_modules_are_short(source):
   assert lines <= _MAX_LINES or source in _LONG, lines
 
 
-# What runs code that is in a file, or makes objects of any class from it.
+# Functions that run code in a file, or make objects of any class from it.
 _UNSAFE_MODULES = {'pickle', 'cloudpickle', 'dill', 'joblib', 'marshal'}
 _UNSAFE_MODULES |= {'shelve', 'yaml', 'runpy'}
 _UNSAFE_CALLS = {'eval', 'exec', 'compile', '__import__'}

@@ -1,6 +1,6 @@
 """Augmentations of uint8 images, in NumPy, for grain's `random_map`.
 
-Coarse cut-out and RGB shift do the same as `CoarseDropout` and `RGBShift` of
+Coarse cut-out and RGB shift are the same as `CoarseDropout` and `RGBShift` in
 Albumentations 2.0.8 (Buslaev et al. 2020).
 """
 

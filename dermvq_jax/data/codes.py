@@ -30,8 +30,8 @@ class CodesConfig(tfds.core.BuilderConfig):
     conditions: names of the values of each further condition, by its name; as
       in `builder.ImageBuilder`.
     images: the dataset that was encoded.
-    copies: how often each training image is encoded, augmented differently each
-      time.
+    copies: how often each training image is encoded, each time with other
+      augmentations.
     examples: returns the examples of a split; a condition's value is its
       number, or the number of values if it is not known.
   """

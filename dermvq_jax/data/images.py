@@ -17,8 +17,8 @@ from dermvq_jax import errors
 MAX_PIXELS = 50_000_000
 _IMAGE_FORMATS = ('JPEG', 'PNG')
 # A JPEG can be decoded quickly at 1/2, 1/4 or 1/8 of its size. This is done if
-# the sides are then still this many times as long as needed, so that the proper
-# filter has enough pixels.
+# the sides are then still this many times as long as needed, so that the filter
+# that resizes the image has enough pixels.
 _DRAFT_MARGIN = 2
 
 MASKS = ('left', 'right', 'top', 'bottom', 'center', 'border')
@@ -136,7 +136,7 @@ def _read(
   source: pathlib.Path | zipfile.Path,
   convert: Callable[[Image.Image], np.ndarray],
 ) -> np.ndarray:
-  """Opens an image file and returns `convert` of it."""
+  """Opens an image file and returns what `convert` makes of it."""
   try:
     with warnings.catch_warnings(), source.open('rb') as file:
       warnings.simplefilter('error', Image.DecompressionBombWarning)

@@ -13,8 +13,8 @@ import numpy as np
 from dermvq_jax.data import augment as augment_lib
 
 Batch = dict[str, np.ndarray]
-# Batches that are made ahead: enough that a step never waits, few enough for
-# little memory.
+# Batches that are made ahead: enough that a step never waits, and few enough to
+# take little memory.
 _PREFETCH = 4
 _THREADS = 4
 # Decoded records that each process keeps: 20,000 images of 64 px.
@@ -100,7 +100,7 @@ def train_batches(
   process_count: int = 1,
   num_workers: int = 0,
 ) -> Iterator[Batch]:
-  """Endless shuffled, augmented batches, beginning with that of `start_step`.
+  """Endless shuffled, augmented batches, starting with step `start_step`.
 
   Each process keeps up to 256 MiB of decoded records in memory. Reading them
   again in each epoch would take twice as long as everything else.
@@ -111,7 +111,7 @@ def train_batches(
     seed: seed of the order and of the augmentation.
     keys: fields to read from each record.
     start_step: step of the first batch.
-    augment: is applied to each record.
+    augment: the augmentation that is applied to each record.
     process_index: number of this host, which gets every `process_count`-th
       example.
     process_count: number of hosts; must divide `batch_size`.
@@ -143,7 +143,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Batches of every example once, in order; the last batch is padded.
 
-  The arguments are those of `train_batches`.
+  The arguments are the same as in `train_batches`.
 
   Yields:
     Batches that also have `mask`, float32 `[B]`: 1 for examples, 0 for padding.

@@ -1,4 +1,4 @@
-"""Prepares datasets: either all of their files appear or none."""
+"""Prepares datasets: either all files of a dataset appear, or none."""
 
 import contextlib
 import json
@@ -17,7 +17,8 @@ from dermvq_jax import errors, files, provenance
 from dermvq_jax.data import prepared
 from dermvq_jax.data.datasets import builder as builder_lib
 
-# TFDS' names for a folder that it is still writing and for a note of its own.
+# TFDS' names for a folder that it is still writing, and for a note that it
+# writes.
 _INCOMPLETE = 'incomplete.'
 _CONFIG_NOTE = '.config'
 
@@ -38,8 +39,8 @@ def run(
     dataset: 'name/config', see `builder.make`.
     data_dir: a local folder for prepared datasets.
     manual_dir: folder with the user's files, for datasets that need them.
-    overwrite: whether to prepare again what is already prepared; the old files
-      are restored if that fails.
+    overwrite: whether to prepare a prepared dataset again; if that fails, the
+      old files are restored.
 
   Returns:
     The prepared builder.
@@ -63,7 +64,7 @@ def write(
   manual_dir: epath.PathLike | None = None,
   overwrite: bool = False,
 ) -> tfds.core.DatasetBuilder:
-  """Does the same as `run` for a builder that has no name to make it by.
+  """Does the same as `run` for a builder that `builder.make` cannot make.
 
   Args:
     make_builder: returns a new builder each time, always for the same data.

@@ -1,4 +1,4 @@
-"""Reads prepared datasets: from their files alone, without their code."""
+"""Reads prepared datasets, from their files only, without their builders."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from dermvq_jax import errors
 
 # A features.json may name these; TFDS would import the module of others.
 _FEATURES = 'tensorflow_datasets.core.features.'
-# A file beside those of TFDS: what `provenance.describe` said.
+# A file beside the files of TFDS: the result of `provenance.describe`.
 MADE_BY = 'made_by.json'
 
 
@@ -34,7 +34,7 @@ class Records:
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
       return self._source[index]
-    except RuntimeError as e:  # ArrayRecord's for all that is wrong.
+    except RuntimeError as e:  # ArrayRecord raises it for every problem.
       raise errors.UserError(
         f'record {index} of {len(self)} in {self._where} is unreadable '
         f'({errors.one_line(e)}); move that folder away, then prepare or '
@@ -43,7 +43,7 @@ class Records:
 
 
 def _class_names(content: Any) -> list[str]:
-  """All that a features.json names in JSON's or protocol buffers' spelling."""
+  """The classes in a features.json, in JSON's or protocol buffers' spelling."""
   if isinstance(content, list):
     return [name for part in content for name in _class_names(part)]
   if not isinstance(content, dict):
@@ -78,7 +78,7 @@ def _versions(folder: epath.Path) -> list[epath.Path]:
   return [
     path
     for path in (folder.iterdir() if folder.is_dir() else ())
-    # Others are incomplete, or put aside while they are prepared again.
+    # Other folders are incomplete, or put aside during another preparation.
     if re.fullmatch(r'\d+\.\d+\.\d+', path.name)
     and (path / 'dataset_info.json').exists()
   ]
@@ -104,9 +104,9 @@ def _builder(dataset: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
   _check_features(newest)
   try:
     builder = tfds.builder_from_directory(newest)
-    _ = builder.info.metadata == {}  # Its file is read only when it is asked.
+    _ = builder.info.metadata == {}  # TFDS reads its file only on access.
     return builder
-  except Exception as e:  # JSON and protocol buffers have many.
+  except Exception as e:  # JSON and protocol buffers raise many kinds.
     raise errors.UserError(
       f'the description of {dataset} in {newest} is damaged '
       f'({errors.one_line(e)}); move that folder away, then prepare or encode '
@@ -136,7 +136,7 @@ class Dataset:
 
   @functools.cached_property
   def facts(self) -> dict[str, Any]:
-    """What models must know of the dataset, as JSON values.
+    """What models must know about the dataset, as JSON values.
 
     Returns:
       `dataset` (its name), `class_names`, `conditions` (name to the names of

@@ -1,4 +1,4 @@
-"""Splits without leaks: groups stay whole, each class has its share.
+"""Splits without leaks: groups stay together, each class has its share.
 
 A hash of the group's name decides, so the same groups with the same labels
 always get the same splits, on every machine and in every order.
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 SPLITS = ('train', 'val', 'test')
 _VAL_SHARE = 0.1
 _TEST_SHARE = 0.1
-# In a fold, every n-th of the groups that are not held out is for validation.
+# In a fold, every n-th group that is not held out is for validation.
 _VAL_EVERY = 10
 
 
@@ -49,8 +49,8 @@ def assign(groups: Sequence[str], labels: Sequence[str]) -> list[str]:
   A group (a lesion or a patient) is never divided. Within each class the groups
   are sorted by a hash of their name and cut at the shares. So every class has
   its share in every split. A group's class is its most frequent label. Adding
-  groups can move others: a part of a dataset does not have the splits of the
-  whole.
+  groups can move other groups, so a part of a dataset has other splits than the
+  entire dataset.
 
   Args:
     groups: group of each example.
@@ -76,8 +76,9 @@ def assign_fold(
 
   As in `assign`, groups are never divided. The groups of each class are dealt
   out to the folds in turn, so every class is spread as evenly as possible.
-  Groups of this fold are 'test'; of the others, every tenth of a class is 'val'
-  and the rest 'train'. Over all folds, each example is in 'test' once.
+  Groups of this fold are 'test'. Among the other groups of each class, every
+  tenth is 'val' and the rest 'train'. Over all folds, each example is in 'test'
+  once.
 
   Args:
     groups: group of each example.
@@ -93,7 +94,7 @@ def assign_fold(
     others = [g for i, g in enumerate(members) if i % num_folds != fold]
     split_of |= dict.fromkeys(members, 'test')
     split_of |= dict.fromkeys(others, 'train')
-    # Not the first: a class with few groups needs them all for training.
+    # Not the first, because a class with few groups needs all for training.
     split_of |= dict.fromkeys(others[_VAL_EVERY - 1 :: _VAL_EVERY], 'val')
   return [split_of[group] for group in groups]
 

@@ -40,11 +40,11 @@ def _measure_prior(
 def _check_num_samples(
   subject: sample_measures.Subject, num_samples: int | None
 ) -> int:
-  """Returns the number of samples, which by default is that of the floor.
+  """Returns the number of samples, by default the number of floor images.
 
   Raises:
-    UserError: there are too few images to compare with, or the number is out
-      of its range.
+    UserError: there are too few images to compare with, or the number of
+      samples is out of its range.
   """
   real, floor = subject.real, subject.floor
   fewest, most = min(len(real), len(floor)), len(floor)
@@ -83,8 +83,8 @@ def current_result(
   """Reads what `evaluate` wrote.
 
   Returns:
-    None if there is no result, or if a phase that it evaluated has other
-    weights now.
+    The result; None if there is none, or if the weights of a phase have changed
+    since then.
 
   Raises:
     UserError: the file is damaged.
@@ -130,8 +130,8 @@ def evaluate(
 
   Raises:
     UserError: the run is not trained, its data are not prepared, a control or
-      the number of samples is out of its range, or `space` returns something
-      else than features.
+      the number of samples is out of its range, or `space` does not return
+      features.
   """
   chosen = sampler.Controls(**controls)
   subject = _subject(run, split, space)
@@ -176,10 +176,10 @@ def evaluate(
 def _subject(
   run: run_lib.Run, split: str, space: feature_spaces.Features | None
 ) -> sample_measures.Subject:
-  """Opens all that is evaluated; see `evaluate`."""
+  """Opens everything that `evaluate` measures."""
   model = inference.Model(run)
   model.check_prior()
-  run.codes.split(split)  # A clear error before the work begins.
+  run.codes.split(split)  # Raises a clear error before the work begins.
   classifier = None
   if run.classifier.has_weights:
     classifier = feature_spaces.Classifier(run)
@@ -191,7 +191,7 @@ def _subject(
         name,
         run.images.split(name),
         model,
-        # The training images may be too many.
+        # The training images may not fit into memory.
         in_memory=name == split or name in held_out,
       )
       for name in ('train', *held_out)

@@ -18,7 +18,7 @@ from dermvq_jax.models import build, chunks
 from dermvq_jax.runs import run as run_lib
 
 Features = Callable[[np.ndarray], np.ndarray]
-_CHUNK = 128  # images at a time
+_CHUNK = 128  # images that are processed together
 
 
 class Classifier:
@@ -28,7 +28,7 @@ class Classifier:
     class_names: names of the labels 0, 1, ...
   """
 
-  __name__ = 'classifier'  # Functions have one, too.
+  __name__ = 'classifier'  # Functions have this attribute, too.
 
   def __init__(self, run: run_lib.Run):
     """Loads the classifier.
@@ -123,7 +123,7 @@ def extract(
     float32 `[N, F]`; with `symmetries` `[8, N, F]`.
 
   Raises:
-    UserError: the function returns another shape, or values that are not
+    UserError: the function returns a wrong shape, or values that are not
       finite.
   """
   parts = []

@@ -1,7 +1,7 @@
 """How close a set of images comes to real ones, in a space of features.
 
-`real` are the features of the real images, float `[N, F]`; `made` are those of
-the set, float `[M, F]`.
+`real` are the features of the real images, float `[N, F]`; `made` are the
+features of the set, float `[M, F]`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ _CHUNK = 1024  # rows at a time, to bound memory
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 
-# Classes with fewer images get no metrics of their own.
+# Classes with fewer images are not compared alone.
 MIN_CLASS_IMAGES = 100
 
 
@@ -67,8 +67,8 @@ def kid(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
   """
   real, made = np.float64(real), np.float64(made)
   n, m = len(real), len(made)
-  # For each image: the sum of its kernels with the other images of its own set,
-  # and with those of the other set.
+  # For each image: the sum of its kernels with the other images of its set, and
+  # with the images of the other set.
   own = [
     _kernel_sums(x, x) - ((x * x).sum(1) / x.shape[1] + 1) ** 3
     for x in (real, made)
@@ -107,7 +107,7 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
 def _share_covered(
   points: np.ndarray, centres: np.ndarray, radii: np.ndarray
 ) -> float:
-  """Share of the points that lie in any of the balls."""
+  """Share of the points that lie in at least one of the balls."""
   inside = [(d <= radii).any(1) for d in _distances(points, centres)]
   return float(np.concatenate(inside).mean())
 
@@ -159,7 +159,7 @@ def balanced_accuracy(
 ) -> tuple[float, float]:
   """Mean recall of the classes that occur, and its standard error.
 
-  The error takes images as independent. It adds one right and one wrong image
+  The error assumes independent images. It adds one right and one wrong image
   to each class (Agresti and Coull 1998), because a recall of 0 or 1 on a few
   images is not certain.
 
@@ -214,8 +214,8 @@ def compare_classes(
     class_names: the names of the classes.
 
   Returns:
-    Class name to name of the set to its comparison, for classes of which every
-    set has 100 images or more.
+    The comparisons by class name and by name of the set, for classes that have
+    at least 100 images in every set.
   """
   classes = {}
   for label, name in enumerate(class_names):

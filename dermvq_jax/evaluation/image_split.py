@@ -1,4 +1,4 @@
-"""The images of one split, as an evaluation needs them."""
+"""The images of one split, and the values that an evaluation derives."""
 
 import functools
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dermvq_jax.evaluation import feature_spaces, nearest_images
 
 
 class ImageSplit:
-  """A split of a run's images; each thing is computed once, when asked for.
+  """A split of a run's images; each value is computed once, when needed.
 
   Attributes:
     name: 'train', 'val' or 'test'.
@@ -33,8 +33,8 @@ class ImageSplit:
       name: the name of the split.
       records: its records, from `prepared.Dataset.split`.
       model: the run's model, for reconstructions.
-      in_memory: whether all images may be kept in memory. Otherwise ask only
-        for single images, and `make_bank`.
+      in_memory: whether all images may be kept in memory. Otherwise use only
+        `image` and `make_bank`.
     """
     self.name = name
     self.records = records
@@ -105,7 +105,7 @@ def make_bank(
   """Describes all images of some splits, one split after the other.
 
   Args:
-    splits: they are all in memory, or there is only one.
+    splits: splits in memory, or a single split of any kind.
     space: the space of features; None: compare by pixels only.
   """
   if not splits[0].in_memory:

@@ -1,4 +1,4 @@
-"""Inception-v3 as the standard FID uses it, with weights that the user brings.
+"""Inception-v3 as the standard FID uses it, with weights from the user.
 
 This is the network of Szegedy et al. 2016 with the weights that TensorFlow
 released on 2015-12-05, in the form that all PyTorch ports of the FID use
@@ -34,7 +34,7 @@ def load(path: epath.PathLike) -> Weights:
   """Reads weights from an .npz file; the command `CONVERT` makes one.
 
   Returns:
-    The name of each convolution to its kernel `[kh, kw, in, out]` and bias
+    For each convolution, by name, its kernel `[kh, kw, in, out]` and bias
     `[out]`, with its batch normalisation folded in.
 
   Raises:

@@ -47,8 +47,8 @@ def measure_prior(
     labels: int `[N]`, the true classes.
     class_names: the names of the C classes.
     dataset: the name of the dataset of codes.
-    num_codes: codes of an image, h * w.
-    num_values: values of an image, H * W * 3.
+    num_codes: number of codes of an image, h * w.
+    num_values: number of values of an image, H * W * 3.
   """
   number = len(class_names)
   nll = -likelihoods[np.arange(len(labels)), labels]
@@ -87,8 +87,8 @@ def independent_codes(
   """Samples each code from the training frequencies of its position alone.
 
   Args:
-    codes: int `[N, h, w]`, those of the training images.
-    number: how many grids to sample, B.
+    codes: int `[N, h, w]`, the codes of the training images.
+    number: number of grids to sample, B.
     rng: the source of randomness.
 
   Returns:
@@ -165,7 +165,7 @@ def measure_labels(
   """
   of_real = _measure_set(classifier, *real)
   of_samples = _measure_set(classifier, *samples)
-  # Classes that only one of them has would count on one side only.
+  # Only classes that both have, so that both means are over the same classes.
   pairs = [
     (recall, of_samples.recalls[name])
     for name, recall in of_real.recalls.items()

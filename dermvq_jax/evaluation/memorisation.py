@@ -1,25 +1,25 @@
 """Whether new images are copies of training images.
 
-Two questions, each with its own answer.
+This module answers two questions.
 
-*Is this image a copy?* See its **memorisation ratio**: the distance to the
-nearest training image, divided by the mean distance to the five nearest
+*Is this image a copy?* The answer is its **memorisation ratio**: the distance
+to the nearest training image, divided by the mean distance to the five nearest
 lesions. Only the nearest photograph of a lesion counts, because all photographs
 of one lesion are close to its copy. The ratio is 0 for a copy. It is near 1 for
 an image whose nearest lesions are about equally far, whether that part of the
 space is crowded or empty. (After Carlini et al. 2023, section 4.2, who use
-fifty neighbours; five separate held-out images and shifted copies better.) An
-image is flagged as a copy if its ratio is below a threshold, which is learned
-from held-out images: they can not be copies.
+fifty neighbours; with five, held-out images and shifted copies are easier to
+tell apart.) An image is flagged as a copy if its ratio is below a threshold,
+which is learned from held-out images, because they cannot be copies.
 
-*Does the model know the training images better than others?* See the share of
-new images that are closer to a training image than to a held-out image. If the
-model had not seen the training images, the two kinds would be interchangeable,
-and the share would be that of training images among both. How far chance alone
-moves the share is computed exactly, by permuting which lesions are training
-lesions. (The data-copying test of Meehan et al. 2020 compares distances of
-samples with those of held-out images, so that samples that are only blurred
-pass for copies.)
+*Does the model know the training images better than others?* The answer is the
+share of new images that are closer to a training image than to a held-out
+image. If the model had not seen the training images, training and held-out
+images would be interchangeable, and this share would be the share of training
+images among all of them. A permutation test, which exchanges training and
+held-out lesions, shows how far the share moves by chance alone. (The
+data-copying test of Meehan et al. 2020 compares the distances of samples with
+the distances of held-out images, so it takes blurred samples for copies.)
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ from dermvq_jax.evaluation import feature_spaces, nearest_images, results
 # It flags one of 999 real images, and every copy in the tests.
 _QUANTILE, _MARGIN = 0.01, 0.75
 _NUM_PERMUTATIONS = 10_000
-_QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1)  # that are reported
+_QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1)  # reported
 
 
 def threshold(held_out_ratios: np.ndarray) -> float:
@@ -68,7 +68,7 @@ def share_test(
 ) -> dict[str, float]:
   """Tests whether images are closer to training images than by chance.
 
-  The permutation test moves whole groups between training and held-out images;
+  The permutation test moves entire groups between training and held-out images;
   it is one-sided.
 
   Args:
@@ -159,8 +159,8 @@ def measure(
 
   Returns:
     The result, and arrays `[B]` for each space, `pixels` or `features`:
-    `<space>_ratio`, `<space>_copied` (whether it is flagged), and about the
-    nearest image in each bank `<space>_<bank>_index`, `_id`, `_distance`.
+    `<space>_ratio`, `<space>_copied` (whether the sample is flagged), and for
+    the nearest image in each bank `<space>_<bank>_index`, `_id`, `_distance`.
   """
   spaces, arrays = {}, {}
   near_held_out = dict(

@@ -97,7 +97,7 @@ def _window(reduced: jax.Array, top: int, left: int) -> jax.Array:
 
 
 def describe(images: np.ndarray) -> np.ndarray:
-  """Turns uint8 `[B, H, W, 3]` to the vectors `[B, F]` that are compared."""
+  """Turns uint8 `[B, H, W, 3]` into the vectors `[B, F]` that are compared."""
   return np.concatenate(
     [
       np.asarray(
@@ -136,7 +136,7 @@ class Nearest:
 
 
 def _first_of_each(squares: jax.Array, groups: jax.Array) -> jax.Array:
-  """Replaces all distances but the least of each group by infinity, `[B, M]`.
+  """Keeps the least distance of each group, the others become infinite.
 
   An image that occurs twice counts once.
   """
@@ -175,8 +175,8 @@ def _candidates(
 ) -> tuple[jax.Array, jax.Array]:
   """Squared distances and indices `[B, M]` of the images near any variant.
 
-  These are the nearest images, and also the nearest one of each of the nearest
-  groups, because images of a single group may fill the former.
+  These are the nearest images, and also the nearest image of each of the
+  nearest groups, because the nearest images may all be of one group.
   """
   squares = _square_distances(variants, bank).min(0)  # [B, N]
   _, found = jax.lax.top_k(-squares, min(_CANDIDATES, len(bank)))

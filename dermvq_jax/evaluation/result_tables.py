@@ -34,7 +34,7 @@ _NUMBERS = {
   ),
   'prior': ('bits_per_code', 'nll', 'accuracy'),
 }
-# See the docstring of `results`.
+# name of a set of images (see the docstring of `results`) -> its title
 _SETS = {
   'real': 'other real images (floor)',
   'reconstructions': 'reconstructions (rFID)',
@@ -158,10 +158,10 @@ def _generation(result: results.GenerationResult, space: str) -> list[Table]:
       f'Each set is compared with {result.num_real:,} real images in the '
       f'features of {_SPACES.get(space, space)}. Frechet distance and KID: '
       'lower is closer. Precision and density: how many images look real. '
-      'Recall and coverage: how much of the variety of real images is there. '
+      'Recall and coverage: how much of the variety of real images is covered. '
       'Other real images: the '
-      'floor, which samples can not be expected to beat. Decoded from their '
-      'codes, these show what a perfect prior would reach. Independent codes: '
+      'floor, which samples cannot be expected to beat. Other real images, '
+      'decoded: what a perfect prior would reach. Independent codes: '
       'each code is sampled from the frequencies of its position alone, which '
       'a prior must beat'
       + ('' if share is None else f'; its KID is {share:.3f} of theirs')
@@ -245,8 +245,8 @@ def _memorisation(result: results.MemorisationResult) -> Table:
     f'{result.num_train:,} training images, divided by the mean distance to '
     'the five nearest lesions. A sample is flagged as a copy if its ratio is '
     'below the threshold, which is three quarters of the first percentile of '
-    'held-out images. Held-out images can not be copies; how many of them are '
-    'flagged is counted with thresholds learned from the others. Closer to '
+    'held-out images. Held-out images cannot be copies; for each half of them '
+    'the threshold is learned from the other half. Closer to '
     'training: the share of samples whose nearest image is a training image, '
     'not a held-out one. By chance: what that share would be if the model knew '
     'the training images no better than others; a small p by pixels says that '
@@ -256,7 +256,7 @@ def _memorisation(result: results.MemorisationResult) -> Table:
 
 
 def of_evaluation(evaluation: results.Evaluation) -> list[Table]:
-  """Tables of all that was measured."""
+  """Tables of everything that was measured."""
   tables = [
     _reconstruction(evaluation.reconstruction),
     _prior(evaluation.prior),

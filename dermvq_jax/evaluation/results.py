@@ -3,12 +3,12 @@
 Sets of images that are compared with the real ones of the evaluated split have
 these names:
 
-- `real`: other real images, those of `GenerationResult.floor_split`. Samples
-  can not be expected to come closer than these.
+- `real`: other real images, from `GenerationResult.floor_split`. Samples cannot
+  be expected to come closer than these.
 - `reconstructions`: the split's own images, encoded and decoded.
 - `real_codes`: the other real images, encoded and decoded: what a perfect prior
   would reach.
-- `samples`: new images, one for each of the other real images, of its class.
+- `samples`: new images, one for each of the other real images, with its class.
 - `independent_codes`: decoded from codes that are sampled independently, each
   from the training frequencies of its position: what a prior must beat.
 """
@@ -28,7 +28,7 @@ Confusion = list[list[int]]
 
 @dataclasses.dataclass(frozen=True)
 class MadeBy:
-  """How something was made, see `provenance.describe`.
+  """How something was made; from `provenance.describe`.
 
   Attributes:
     command: the command line.
@@ -152,9 +152,9 @@ class GenerationResult:
     floor_split: the split of the other real images.
     sets: name of a set, see the module's docstring, to its comparison.
     classes: class name to the comparisons of its images alone, by name of the
-      set; only classes of which every set has 100 images or more.
-    kid_over_independent: the KID of `samples` divided by that of
-      `independent_codes`; None if that is not above 0.
+      set; only classes that have at least 100 images in every set.
+    kid_over_independent: the KID of `samples` divided by the KID of
+      `independent_codes`; None if the divisor is not above 0.
   """
 
   num_features: int
@@ -172,11 +172,11 @@ class SetLabels:
   Attributes:
     num_images: number of images in the set.
     balanced_accuracy: mean recall of the classes that occur.
-    standard_error: of `balanced_accuracy`.
+    standard_error: standard error of `balanced_accuracy`.
     recalls: class name to the share of its images that are recognised; None if
       the set has no image of the class.
-    confusion: images by their class (of a sample: the one that was asked for)
-      and predicted class.
+    confusion: images by their class (for samples, the requested class) and
+      predicted class.
   """
 
   num_images: int
@@ -194,8 +194,9 @@ class LabelsResult:
     real: the images of the split.
     reconstructions: the same, encoded and decoded.
     samples: new images; at least 25 of each class.
-    samples_over_real: mean recall of `samples` divided by that of `real`, over
-      the classes that both have; None if no real image is recognised.
+    samples_over_real: mean recall of `samples` divided by the mean recall of
+      `real`, over the classes that both have; None if no real image is
+      recognised.
   """
 
   real: SetLabels
@@ -214,9 +215,9 @@ class SpaceMemorisation:
     threshold: the memorisation ratio below which an image is flagged as a copy.
     num_copied: number of samples that are flagged.
     num_held_out_copied: number of held-out images that are flagged, though they
-      can not be copies.
+      cannot be copies.
     ratio_quantiles: quantile ('0' to '1') of the samples' ratios.
-    held_out_ratio_quantiles: the same of held-out images.
+    held_out_ratio_quantiles: the same quantiles for held-out images.
     ratio_p_value: probability of ratios as low as this if samples were like
       held-out images.
     share_closer_to_train: share of the samples whose nearest image is a
@@ -245,7 +246,7 @@ class MemorisationResult:
     num_train: number of training images.
     num_held_out: number of held-out images: all of val and test.
     spaces: the results by `pixels` and, if there is a space of features, by
-      `features`: those of the classifier if the run has one.
+      `features`: the classifier's features if the run has a classifier.
   """
 
   num_samples: int
@@ -264,11 +265,10 @@ class Evaluation:
     seed: seed of the samples.
     controls: `sampler.Controls` of the samples, by name.
     space: name of the space of features; None if there was none.
-    weights: name of a phase to what identifies its weights,
-      `Phase.weights_id`.
+    weights: name of a phase to the id of its weights, `Phase.weights_id`.
     made_by: how this evaluation was made.
-    prior: of the codes of the split.
-    reconstruction: of the images of the split.
+    prior: the prior, on the codes of the split.
+    reconstruction: the reconstructions of the images of the split.
     generation: None without samples or a space of features.
     labels: None without samples or a classifier.
     memorisation: None without samples.
@@ -292,7 +292,7 @@ def from_json(tree: Any) -> Evaluation:
   """Turns JSON values into an evaluation.
 
   Raises:
-    ValueError: a field is missing, unknown or of another type.
+    ValueError: a field is missing, unknown or of the wrong type.
   """
   if not isinstance(tree, dict):
     raise ValueError(f'{tree!r} is not an object')
@@ -314,7 +314,7 @@ def read(path: epath.PathLike) -> Evaluation:
   except ValueError as e:
     split = path.stem.removeprefix('evaluate_')
     raise errors.UserError(
-      f'{path} is damaged or of an earlier version ({_short(e)}); remove it, '
+      f'{path} is damaged or from an earlier version ({_short(e)}); remove it, '
       f'or run dermvq evaluate --split={split} again'
     ) from e
 

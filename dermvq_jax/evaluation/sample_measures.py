@@ -62,13 +62,13 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class _Samples:
-  """New images, and the real images that they are like.
+  """New images, and the real images whose classes they have.
 
   Attributes:
     floor_indices: positions in the floor's split, int `[N]`.
-    images: a sample for each of these, of its class, uint8 `[N, H, W, 3]`.
+    images: a sample of the class of each of these, uint8 `[N, H, W, 3]`.
     labels: the classes, int32 `[N]`.
-    more_images: `images`, followed by more of the classes that have few.
+    more_images: `images`, followed by more images of the classes that have few.
     more_labels: the classes of `more_images`.
   """
 
@@ -131,7 +131,7 @@ def _measure_generation(
   def extract(images: np.ndarray, name: str) -> np.ndarray:
     return feature_spaces.extract(space, images, f'{name}: features')
 
-  # With the classes of the images, where they have any.
+  # Features and classes; independent codes have no class.
   sets = {
     'real': (floor.features(space)[chosen], samples.labels),
     'reconstructions': (
@@ -174,8 +174,8 @@ def _measure_memorisation(
   subject: Subject, samples: _Samples
 ) -> tuple[results.MemorisationResult, dict[str, np.ndarray]]:
   """Returns the result, and the arrays of `nearest_<split>.npz`."""
-  # All symmetries of all images are compared, which may take hours in another
-  # space than the classifier's.
+  # All symmetries of all images are compared, which may take hours in a space
+  # other than the classifier's.
   space = subject.space if subject.classifier is None else subject.classifier
   held_out = subject.held_out
   banks = {
@@ -243,8 +243,8 @@ def measure_samples(
     controls: how to sample.
 
   Returns:
-    The fields `generation`, `labels` and `memorisation` of
-    `results.Evaluation`, as far as they can be measured, and the arrays of
+    Those of the fields `generation`, `labels` and `memorisation` of
+    `results.Evaluation` that can be measured, and the arrays of
     `nearest_<split>.npz`.
   """
   rng = np.random.default_rng(seed)

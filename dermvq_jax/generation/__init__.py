@@ -1,1 +1,1 @@
-"""What a trained run makes: codes, and folders of images."""
+"""Makes codes and folders of images with a trained run."""

@@ -1,7 +1,7 @@
-"""Between the phases: every image's codes, as a dataset.
+"""Encodes all images: the dataset of codes that the prior is trained on.
 
-The dataset's name is a digest of what made it, so a retrained VQ-VAE never
-meets old codes.
+The dataset's name contains a digest of the VQ-VAE, so old codes are never used
+with a retrained VQ-VAE.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from dermvq_jax.models import build
 from dermvq_jax.runs import run as run_lib
 
 _BATCH_SIZE = 64
-# Copies of an image differ by this; colours would change what is modelled.
+# How copies of an image differ. Colour changes would alter what is modelled.
 _COPIES_AUGMENT = augment.Augment(flips=True)
 
 
@@ -33,10 +33,10 @@ def _encode_split(
   Args:
     encode: uint8 images to codes.
     source: the split's images.
-    fields: what else a record of codes takes from its image's record.
+    fields: further fields that are copied from the record of the image.
     augmentation: applied to the images first.
-    seed: of the augmentation.
-    description: of the progress bar.
+    seed: seed of the augmentation.
+    description: text of the progress bar.
   """
   batches = pipeline.eval_batches(
     source,
@@ -58,14 +58,14 @@ def encode(run: run_lib.Run, copies: int = 1) -> str:
 
   Args:
     run: a run with a trained VQ-VAE.
-    copies: how often each training image is encoded: once as it is, then with
+    copies: how often each training image is encoded: once unchanged, then with
       random flips and quarter turns.
 
   Returns:
     The name of the dataset of codes.
 
   Raises:
-    UserError: no trained VQ-VAE, or its images are not prepared.
+    UserError: there is no trained VQ-VAE, or its images are not prepared.
   """
   if copies < 1:
     raise errors.UserError(f'--copies is {copies}; it must be 1 or more')

@@ -16,7 +16,7 @@ _SHEET_COLUMNS = 16
 
 
 def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
-  """The image files that are named, and those in the folders."""
+  """The given image files, and the image files in the given folders."""
   files = []
   for path in map(epath.Path, paths):
     if path.is_dir():
@@ -50,7 +50,7 @@ def _read_inputs(
   split: str | None,
   num_images: int,
 ) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-  """Returns names, images uint8 `[B, H, W, 3]` and labels `[B]` or None."""
+  """Returns names, images uint8 `[B, H, W, 3]`, and labels `[B]` or None."""
   if bool(paths) == bool(split):
     raise errors.UserError('give either image files or --split')
   if paths:
@@ -88,15 +88,17 @@ def reconstruct(
     out: the new folder.
     paths: files or folders of images; cropped and resized as in training.
     split: instead of paths, 'train', 'val' or 'test' of the run's dataset.
-    num_images: how many images of the split.
-    through_prior: whether to go through the prior too.
+    num_images: number of images of the split.
+    through_prior: whether to use the prior, too.
     label: class of the images in `paths`; by default the null label.
 
   Raises:
-    UserError: not trained, unreadable images, `out` exists.
+    UserError: the run is not trained, an image is unreadable, or `out` exists.
   """
   if split and label is not None:
-    raise errors.UserError('--split has labels of its own; leave out --label')
+    raise errors.UserError(
+      'the images of --split have labels; leave out --label'
+    )
   model = inference.Model(run)
   train_variance = run.vqvae.facts['train_variance']
   names, originals, labels = _read_inputs(model, paths, split, num_images)
@@ -133,8 +135,8 @@ def reconstruct(
         row['nll_nats'] = f'{-value:.6g}'
         row['bits_per_code'] = f'{-value / np.log(2) / codes[0].size:.5g}'
       logging.info(
-        'prior: nll %.1f nats an image, %.3f bits per code; perplexity of the '
-        'true codes %.1f, of the predicted %.1f',
+        'prior: nll %.1f nats per image, %.3f bits per code; perplexity of the '
+        'true codes %.1f, of the predicted codes %.1f',
         -log_likelihood.mean(),
         -log_likelihood.mean() / np.log(2) / codes[0].size,
         _perplexity(codes),

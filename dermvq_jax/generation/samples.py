@@ -1,4 +1,4 @@
-"""New images, and completions of given ones, as a folder of files."""
+"""Writes new images, and completions of given images, to a folder."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def balancing_counts(
   """How many images each class lacks to be as large as the largest one.
 
   Args:
-    labels: int `[N]`, those of the training images.
+    labels: int `[N]`, the labels of the training images.
     class_names: names of the labels.
     copies: how often each training image occurs in `labels`.
   """
@@ -84,14 +84,14 @@ def sample(
 ):
   """Writes new images: a folder of PNG files for each class, `metadata.csv`.
 
-  The dataset `image_folder` reads that, and so does torchvision's ImageFolder.
-  Every image is marked as synthetic: in its name, its PNG text chunks and the
-  CSV file. `sheet.png` shows some of them.
+  The dataset `image_folder` can read this folder; so can torchvision's
+  ImageFolder. Every image is marked as synthetic: in its name, its PNG text
+  chunks and the CSV file. `sheet.png` shows some of them.
 
-  With `complete` they are completions of an image of which a part is hidden:
-  hidden pixels are blanked before encoding, and every code whose receptive
-  field touches one of them is resampled. `original.png` and `masked.png` are
-  written too and are the first row of the sheet.
+  With `complete` they are completions of a partly hidden image: hidden pixels
+  are blanked before encoding, and every code whose receptive field touches one
+  of them is resampled. `original.png` and `masked.png` are written too and are
+  the first row of the sheet.
 
   Args:
     run: a run with trained VQ-VAE and prior.
@@ -99,25 +99,28 @@ def sample(
     counts: images of each class; the class '' stands for every class.
     balance: instead of counts, tops up every class until it is as large as the
       largest class of the training split.
-    seed: an image depends on seed, class and its number in the class alone.
+    seed: an image depends only on seed, class and its number in the class.
     complete: an image file, cropped and resized as in training.
-    mask: what of it to hide: one of `images.MASKS`, or an image file that is
+    mask: the part to hide: one of `images.MASKS`, or an image file that is
       white there.
-    reject_memorised: drops images that look copied from a training image,
-      those with a memorisation ratio below this (see `memorisation`); 0: none.
-    **controls: of the prior; see `sampler.Controls`.
+    reject_memorised: drops images that look copied from a training image:
+      their memorisation ratio (see `memorisation`) is below this; 0: drops no
+      image.
+    **controls: how to sample; see `sampler.Controls`.
 
   Raises:
-    UserError: not trained, an unknown class, a control out of its range, no
-      such image or mask, a mask that leaves no code or hides nothing, `out`
-      exists, nothing to balance, the training images are needed and not found,
-      or all images are dropped.
+    UserError: the run is not trained, a class is unknown, a control is out of
+      its range, there is no such image or mask, the mask leaves no code or
+      hides nothing, `out` exists, there is nothing to balance, the training
+      images are needed and not found, or all images are dropped.
   """
   settings = dataclasses.asdict(sampler.Controls(**controls))
   if (complete is None) != (mask is None):
     raise errors.UserError('give --complete and --mask, or neither')
   if balance and (counts or complete is not None):
-    raise errors.UserError('--balance goes without --counts and --complete')
+    raise errors.UserError(
+      '--balance cannot go with --counts or --complete; leave out one of them'
+    )
   model = inference.Model(run)
   if balance:
     model.check_prior()
@@ -176,7 +179,7 @@ def _write_samples(
     new: the images, uint8 `[B, H, W, 3]`.
     names: the class of each.
     ids: the number of each in its class.
-    settings: further columns, the same for all.
+    settings: further columns, with the same values in all rows.
 
   Returns:
     The first images of each class, uint8 `[N, H, W, 3]`.
@@ -200,7 +203,7 @@ def _rejection(
   """Makes the function that finds images that look copied.
 
   Args:
-    run: whose training images they may be copied from.
+    run: the run whose training images may have been copied.
     limit: the memorisation ratio below which an image looks copied; 0: none
       does.
 

@@ -22,7 +22,7 @@ def _no_formula(value: Any) -> Any:
 
 
 def write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
-  """Writes rows of the same keys, which become the header."""
+  """Writes rows with the same keys, which become the header."""
   with path.open('w') as f:
     writer = csv.DictWriter(f, rows[0], lineterminator='\n')
     writer.writeheader()
@@ -31,5 +31,5 @@ def write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
 
 
 def file_stem(name: str) -> str:
-  """A name from metadata as a file name that stays in its folder."""
+  """Turns a name from metadata into a file name that stays in its folder."""
   return re.sub(r'[^\w .()-]', '_', name).lstrip('.') or '_'

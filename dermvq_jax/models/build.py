@@ -1,6 +1,6 @@
 """Builds models from configs, and functions from models and weights.
 
-A component is chosen by its name in a config, which can not point outside of
+A component is chosen by its name in a config, which cannot point outside of
 `dermvq_jax.models`. Modules take explicit fields, never a config.
 """
 
@@ -48,7 +48,7 @@ def init(
   model: nn.Module, rng: jax.Array, *inputs: Any, **options: Any
 ) -> tuple[PyTree, PyTree]:
   """Returns the parameters and the other collections of a new model."""
-  # As one program: op by op, a start compiles a hundred.
+  # As one program; op by op, JAX would compile a hundred small ones.
   apply = jax.jit(functools.partial(model.init, **options))
   state, params = flax.core.pop(apply(rng, *inputs), 'params')
   return params, state
@@ -75,12 +75,12 @@ def _make(
   Args:
     component: the module's class.
     config: `name` and fields of the component.
-    kind: what it is, for messages.
+    kind: a word for the component, for messages.
     configs: the file in configs/ whose argument is the component's name.
-    **fields: those that are not in the config.
+    **fields: the fields that are not in the config.
 
   Raises:
-    UserError: a field that it does not have, or one that it lacks.
+    UserError: a field is unknown or missing.
   """
   given = {k: v for k, v in config.items() if k != 'name'} | fields
   known = {
@@ -105,7 +105,7 @@ def vqvae(config: Config) -> vqvae_lib.VQVAE:
   """Builds the VQ-VAE from `config.model` and `config.quantizer`.
 
   Raises:
-    UserError: an unknown quantizer, or fields that it does not have.
+    UserError: an unknown quantizer, or a field is unknown or missing.
   """
   name = str(config.quantizer.name)
   if name not in quantizers.QUANTIZERS:
@@ -128,7 +128,7 @@ def check_vqvae(config: Config, image_size: int):
   """Checks a VQ-VAE's config against the size of its images.
 
   Raises:
-    UserError: a value out of its range, or one that the images do not fit.
+    UserError: a value is out of its range, or does not suit the images.
   """
   model = config.model
   factor = model.downsampling
@@ -174,12 +174,12 @@ def prior(config: Config, facts: Facts) -> base.Prior:
   """Builds the prior `config.prior.name`, the `Prior` of that module.
 
   Args:
-    config: of the prior's phase.
-    facts: those of the dataset of codes.
+    config: the config of the prior's phase.
+    facts: the facts of the dataset of codes.
 
   Raises:
-    UserError: an unknown prior, fields that it does not have, or a condition
-      that the codes do not have.
+    UserError: an unknown prior, a field is unknown or missing, or the codes
+      lack a condition.
   """
   name = str(config.prior.name)
   path = f'{_PRIORS}.{name}'
@@ -191,7 +191,7 @@ def prior(config: Config, facts: Facts) -> base.Prior:
   )
   if (
     not component or component is base.Prior
-  ):  # Not a prior, but a module beside them.
+  ):  # Not a prior, but another module in their folder.
     raise errors.UserError(f'there is no prior named {name!r}')
   unknown = [c for c in config.conditions if c not in facts['conditions']]
   if unknown:
@@ -218,8 +218,8 @@ def classifier(config: Config, facts: Facts) -> classifier_lib.Classifier:
   """Builds the classifier from `config.classifier`.
 
   Raises:
-    UserError: a width that does not fit, or images that can not be halved so
-      often.
+    UserError: the width does not suit the stages, or the images cannot be
+      halved so often.
   """
   features, stages = config.classifier.features, config.classifier.num_stages
   if stages < 1 or features < 1 or features % (8 << (stages - 1)):
@@ -230,7 +230,7 @@ def classifier(config: Config, facts: Facts) -> classifier_lib.Classifier:
     )
   if facts['image_size'] % (1 << stages):
     raise errors.UserError(
-      f'images of {facts["image_size"]} px can not be halved {stages} times; '
+      f'images of {facts["image_size"]} px cannot be halved {stages} times; '
       'lower config.classifier.num_stages'
     )
   return classifier_lib.Classifier(
@@ -247,7 +247,7 @@ class Codec:
   Attributes:
     model: the VQ-VAE.
     encode: uint8 images `[B, H, W, 3]` to codes int32 `[B, h, w*L]`.
-    embed: codes to what the decoder reads, `[B, h, w, D]`.
+    embed: codes to the decoder's input, `[B, h, w, D]`.
     decode: codes to uint8 images.
   """
 
@@ -261,7 +261,7 @@ def codec(config: Config, weights: PyTree) -> Codec:
   """Builds the functions of a trained VQ-VAE.
 
   Args:
-    config: the VQ-VAE's.
+    config: the config of the VQ-VAE.
     weights: `{'params': ..., 'model_state': ...}`.
   """
   model = vqvae(config)
@@ -286,18 +286,18 @@ def codec(config: Config, weights: PyTree) -> Codec:
 def vqvae_part(
   config: Config, weights: PyTree, part: str
 ) -> tuple[Callable[..., jax.Array], PyTree]:
-  """One of `VQVAE_PARTS` as a pure function of its own variables.
+  """One of `VQVAE_PARTS` as a pure function of its variables.
 
   Args:
-    config: the VQ-VAE's.
+    config: the config of the VQ-VAE.
     weights: `{'params': ..., 'model_state': ...}`.
     part: 'encoder', 'codebook' or 'decoder'.
 
   Returns:
-    The function and its variables. The encoder's takes variables and uint8
-    images `[B, H, W, 3]`, and returns latents `[B, h, w, D]`; the decoder's
-    takes latents and returns images; the codebook's takes variables alone and
-    returns float32 `[L*K, D]`.
+    The function and its variables. The encoder's function takes variables and
+    uint8 images `[B, H, W, 3]`, and returns latents `[B, h, w, D]`; the
+    decoder's takes variables and latents, and returns images; the codebook's
+    takes only variables, and returns float32 `[L*K, D]`.
   """
   model = vqvae(config)
   name = 'quantizer' if part == 'codebook' else part
@@ -318,7 +318,7 @@ def likelihood(
 
   Args:
     model: the prior.
-    loss: what the prior was trained with, see `losses.log_probs`.
+    loss: the loss that the prior was trained with; see `losses.log_probs`.
 
   Returns:
     A compiled function of the prior's variables, codes int32 `[B, h, w]` and
@@ -343,7 +343,8 @@ def encoding_weights(weights: PyTree) -> dict[str, PyTree]:
     weights: `{'params': ..., 'model_state': ...}`.
 
   Returns:
-    Encoder and quantizer without its running statistics: nested dictionaries.
+    The weights of the encoder and of the quantizer, without the quantizer's
+    running statistics: nested dictionaries.
   """
   params = weights['params']
   parts = {'encoder': params['encoder']}

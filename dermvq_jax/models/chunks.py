@@ -1,4 +1,4 @@
-"""Compiled functions of any number of rows, in bounded memory."""
+"""Applies compiled functions to any number of rows, in bounded memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,11 +21,11 @@ def apply(f: Callable[..., PyTree], *trees: PyTree) -> PyTree:
     *trees: its arguments, of any number of rows N.
 
   Returns:
-    What `f` returns, of N rows.
+    The results of `f`, with N rows.
   """
   n = len(jax.tree.leaves(trees)[0])
   results = []
-  for start in range(0, max(n, 1), SIZE):  # No row still tells the shapes.
+  for start in range(0, max(n, 1), SIZE):  # At least once, for the shapes.
     size = min(SIZE, n - start)
 
     def chunk(rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A small residual classifier; its features are the space of `evaluate`.
+"""A small residual classifier; `evaluate` compares images in its features.
 
 It follows He et al. 2016 (ResNet), but with group instead of batch
 normalisation (Wu and He 2018), so the features of an image do not depend on its

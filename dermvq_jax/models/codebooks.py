@@ -19,7 +19,7 @@ from dermvq_jax.models import nearest
 
 Array = jax.Array
 
-_INITS = ('latents', 'random')  # what codebook_init may be
+_INITS = ('latents', 'random')  # valid values of codebook_init
 _MIN_NORM = 1e-6  # shorter vectors have no direction
 
 
@@ -82,7 +82,7 @@ class Quantizer(nn.Module):
   def lookup(self, codes: Array) -> Array:
     """Returns the quantized latents `[B, h, w, D]` of codes `[B, h, w*L]`.
 
-    A quantized latent is the sum of the vectors of its codes, one a level.
+    A quantized latent is the sum of the vectors of its codes, one per level.
     """
     parts = self.vectors()[codes]
     if self.num_levels == 1:
@@ -100,7 +100,7 @@ class Quantizer(nn.Module):
     raise NotImplementedError
 
   def update(self, observed: Any, *, axis_name: str | None = None):
-    """Updates what no gradient trains, once in a training step.
+    """Updates the variables that no gradient trains, once per training step.
 
     Does nothing unless a subclass overrides it.
 
@@ -161,7 +161,7 @@ def check_field(name: str, value: Any, valid: bool, advice: str):
 
 
 def mean_per_image(values: Array) -> Array:
-  """[B, ...] -> [B]."""
+  """Averages each image's values: [B, ...] -> [B]."""
   return values.mean(axis=tuple(range(1, values.ndim)))
 
 
@@ -245,7 +245,7 @@ class NearestCodeQuantizer(TrainedQuantizer):
     raise NotImplementedError
 
   def _follow(self, counts: Array, sums: Array):
-    """Moves codes towards their latents, if no gradient does.
+    """Moves codes towards their latents, unless a gradient does that.
 
     Args:
       counts: number of latents of each code, `[K]`.
@@ -257,7 +257,7 @@ class NearestCodeQuantizer(TrainedQuantizer):
     return latents.astype(jnp.float32)
 
   def _codebook_loss(self, latents: Array, codes: Array) -> Array | None:
-    """Returns the loss that trains the codebook, `[B]`; None if none does."""
+    """Returns the loss that trains the codebook, `[B]`, or None."""
     del latents, codes
 
   def __call__(
@@ -267,7 +267,7 @@ class NearestCodeQuantizer(TrainedQuantizer):
     del axis_name
     dtype, latents = latents.dtype, self._to_code_space(latents)
     codes = self._nearest(latents)
-    # Only its own loss trains the codebook.
+    # Only the codebook loss trains the codebook.
     quantized = lax.stop_gradient(self.lookup(codes))
     commitment_loss = mean_per_image((latents - quantized) ** 2)  # [B]
     loss = self.commitment_weight * jnp.mean(commitment_loss)

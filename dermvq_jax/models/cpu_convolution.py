@@ -1,9 +1,9 @@
 """Convolution with stride 1, in the form that each backend runs fast.
 
-XLA's CPU backend is slow at the gradients of convolutions for the kernel, and
-at some convolutions themselves. There this module uses matmuls and Winograd's
-algorithm instead. All forms give the same values up to rounding; those for the
-CPU have reverse-mode gradients only.
+XLA's CPU backend is slow at the gradient of a convolution with respect to its
+kernel, and at some convolutions themselves. On a CPU this module uses matmuls
+and Winograd's algorithm instead. All forms give the same values up to rounding;
+the forms for the CPU have reverse-mode gradients only.
 """
 
 import functools
@@ -57,7 +57,7 @@ def _shifts(x: Array, size: tuple[int, int], padding: Padding) -> Array:
 def _kernel_gradient(
   x: Array, kernel: Array, grad: Array, padding: Padding
 ) -> Array:
-  """Returns the gradient for the kernel: one matmul over shifted copies.
+  """Returns the gradient of the kernel: one matmul over shifted copies.
 
   It copies the operand that has fewer channels.
   """
@@ -111,7 +111,7 @@ def _transform(rows: np.ndarray, columns: np.ndarray, tiles: _Tiles) -> _Tiles:
 
 
 def _tiles(x: Array, size: tuple[int, int]) -> _Tiles:
-  """Cuts overlapping tiles, one from every second row and column on.
+  """Cuts overlapping tiles, which begin at every second row and column.
 
   Args:
     x: [B, H, W, C].
@@ -132,7 +132,7 @@ def _winograd_input(x: Array, kernel: Array, padding: Padding) -> _Tiles:
   """Returns the transformed tiles of the padded input."""
   kh, kw = kernel.shape[:2]
   (top, bottom), (left, right) = padding
-  # A tile makes two outputs each way: pad to an even number.
+  # A tile makes 2x2 outputs: pad height and width to even numbers.
   bottom += (x.shape[1] + top + bottom - kh + 1) % 2
   right += (x.shape[2] + left + right - kw + 1) % 2
   tiles = _tiles(_pad(x, ((top, bottom), (left, right))), (kh + 1, kw + 1))
@@ -195,7 +195,7 @@ def _cpu_forward(x: Array, kernel: Array, padding: Padding) -> Array:
   width = x.shape[2] + sum(padding[1]) - kw + 1
   if _winograd_pays(x, kernel, padding):
     return _winograd_conv(x, kernel, padding)
-  # A matmul, if it copies little for its output.
+  # A matmul is fastest if its copies are small compared to its output.
   if (kh, kw) == (1, 1) or kh * kw * inputs <= 4 * features:
     y = _shifts(x, (kh, kw), padding) @ kernel.reshape(-1, features)
     return y.reshape(x.shape[0], height, width, features)

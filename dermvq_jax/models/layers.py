@@ -1,4 +1,4 @@
-"""Layers that the models share: convolutions, and moves of pixels to channels.
+"""Layers that the models share: convolutions, and pixels as channels.
 
 Convolutions have stride 1 and run in the form that suits the backend; see
 `cpu_convolution`.
@@ -120,8 +120,8 @@ class VerticalConv(nn.Module):
 
   The output at (i, j) sees the rows i - k//2 .. i (or .. i - 1 without
   `include_self`) and the columns j - k//2 .. j + k//2. This is the vertical
-  stack of van den Oord et al. 2016b, section 2.2. The kernel has only those
-  rows.
+  stack of van den Oord et al. 2016b, section 2.2. The kernel has only the rows
+  that are seen.
 
   Attributes:
     features: number of output channels.
@@ -144,8 +144,8 @@ class VerticalConv(nn.Module):
     """Convolves.
 
     Args:
-      x: [B, h, w, C]. With `has_context` it begins with the rows above, and
-        one output row needs k//2 (+ 1 with `include_self`) rows of it.
+      x: [B, h, w, C]. With `has_context` it begins with the rows above; one
+        output row needs k//2 rows of `x` (one more with `include_self`).
       has_context: whether `x` contains the rows above; otherwise they are zero.
 
     Returns:
@@ -187,11 +187,12 @@ class HorizontalConv(nn.Module):
 class MaskedConv(nn.Module):
   """Convolution masked in raster order: van den Oord et al. 2016a, figure 2.
 
-  The output at (i, j) sees those of the k x k positions around it that come
-  before it in raster order, and itself with `include_self` (mask B; otherwise
-  mask A). It is the sum of a convolution over the rows above, `above`, and one
-  over the columns to the left, `left`, so the masked half of the kernel has no
-  parameters and no cost. The attributes are those of `VerticalConv`.
+  The output at (i, j) sees the k x k positions around it, as far as they come
+  before it in raster order. With `include_self` (mask B; otherwise mask A) it
+  also sees position (i, j). The output is the sum of a convolution over the
+  rows above, `above`, and one over the columns to the left, `left`, so the
+  masked half of the kernel has no parameters and no cost. The attributes are
+  those of `VerticalConv`.
   """
 
   features: int

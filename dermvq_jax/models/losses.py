@@ -36,8 +36,8 @@ def log_probs(logits: Array, loss: str = 'cross_entropy') -> Array:
   Args:
     logits: [..., K].
     loss: the loss that the logits were trained with, one of `LOSSES`. With
-      'bce' each logit is a decision 'this code or not', and its sigmoids are
-      normalised.
+      'bce' each logit decides 'this code or not', and the sigmoids of the
+      logits are normalised.
 
   Returns:
     [..., K] in nats; the probabilities sum to 1 over the last axis.
@@ -152,9 +152,9 @@ def squared_error(predictions: Array, targets: Array) -> Array:
 def ssim(a: Array, b: Array) -> Array:
   """Structural similarity of images in [0, 1] (Wang et al. 2004, section III).
 
-  The mean over all channels and all places where the paper's 11x11 Gaussian
-  window of standard deviation 1.5 lies inside the image. scikit-image computes
-  the same with `gaussian_weights=True, use_sample_covariance=False,
+  It is averaged over all channels and over all places where the paper's 11x11
+  Gaussian window of standard deviation 1.5 lies inside the image. scikit-image
+  computes the same with `gaussian_weights=True, use_sample_covariance=False,
   data_range=1`.
 
   Args:
@@ -288,8 +288,8 @@ def reconstruction(
     variance: variance of the training pixels.
 
   Returns:
-    The loss, a scalar: the weighted sum of the terms. And metrics of each
-    image, [B]: every term as `<name>_loss`, without its weight, and their
+    The loss, a scalar, which is the weighted sum of the terms; and metrics of
+    each image, [B]: every term as `<name>_loss`, without its weight, and their
     weighted sum as `reconstruction_loss`.
   """
   total, total_of_image, metrics = 0, 0, {}

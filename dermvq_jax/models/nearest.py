@@ -1,7 +1,7 @@
-"""Search for the nearest code, and what else is counted over a codebook.
+"""Finds the nearest codes; counts and sums the latents of each code.
 
-XLA's CPU backend is slow at argmax and at scatters written as matmuls. TPU and
-GPU are the other way round, so `code_sums` has a form for each.
+XLA's CPU backend is slow at argmax and at scatters written as matmuls. On TPU
+and GPU it is the other way round, so `code_sums` has a form for each.
 """
 
 import einops
@@ -45,11 +45,11 @@ def squared_distances(latents: Array, codebook: Array) -> Array:
 def nearest_codes(latents: Array, codebook: Array) -> Array:
   """Returns the index of the nearest code of each latent (Euclidean distance).
 
-  Works on blocks of positions, and on blocks of codes if the distances of one
-  position of every image are already too many. So the distances of all latents
-  to all codes are never in memory at once. Exact up to the rounding of float32:
-  if two distances differ by less than 1e-6 of |z|^2 + |e|^2, either code may be
-  returned.
+  Works on blocks of positions, or on blocks of codes if the distances of a
+  single position in every image take too much memory. So the distances of all
+  latents to all codes are never in memory together. Exact up to the rounding of
+  float32: if two distances differ by less than 1e-6 of |z|^2 + |e|^2, either
+  code may be returned.
 
   Args:
     latents: [B, h, w, D].

@@ -17,7 +17,7 @@ Array = jax.Array
 STATISTICS = ('ema_counts', 'ema_sums', 'unused_steps')
 # A code with a smaller (decayed) number of latents has no reliable mean.
 _MIN_COUNT = 1e-6
-# Number of latents whose mean and deviation stand for those of all latents.
+# Number of latents that the mean and deviation of all are estimated from.
 _ROWS_FOR_SCALE = 256
 _MIN_DEVIATION = 1e-6
 
@@ -39,7 +39,7 @@ class EmaQuantizer(codebooks.NearestCodeQuantizer):
   averages, of the sum of the latents assigned to it and of their number. Both
   begin at zero, so the ratio needs no bias correction: a code keeps its initial
   value until it is used, and its first use moves it to the mean of its latents.
-  A code that restarts has its averages at zero again.
+  A restart sets the averages of a code to zero again.
 
   Attributes:
     codebook_ema_decay: decay of the averages (gamma there).
@@ -119,9 +119,9 @@ class L2NormQuantizer(VqQuantizer):
   """Codes on the unit sphere (Yu et al. 2021, section 3.2).
 
   Latents and codes are scaled to length 1, so the nearest code is the one with
-  the greatest cosine. A few dimensions (`code_dim` 8 to 32) keep all codes in
-  use. The paper's projections down and up are the encoder's last and the
-  decoder's first convolution. The rest is as in `VqQuantizer`.
+  the greatest cosine. With few dimensions (`code_dim` 8 to 32) all codes stay
+  in use. The encoder's last and the decoder's first convolution take the place
+  of the paper's projections down and up. The rest is as in `VqQuantizer`.
   """
 
   def _to_code_space(self, latents):
@@ -143,7 +143,7 @@ class FsqQuantizer(codebooks.Quantizer):
   Unlike in the paper, latents are shifted and scaled first, by constants that
   give the first latents mean 0 and variance 1 in each dimension. The latents of
   an untrained encoder are so small that all would be rounded to one code, and
-  could stay there for long.
+  could stay there for a long time.
 
   Attributes:
     values_per_dim: number of values of each dimension, at least 3; K is their
@@ -242,16 +242,17 @@ class FsqQuantizer(codebooks.Quantizer):
 
 
 class ResidualQuantizer(codebooks.TrainedQuantizer):
-  """Each level quantizes the rest of the level before (Lee et al. 2022, 3.1).
+  """Each level quantizes what the level before left (Lee et al. 2022, 3.1).
 
-  Each level is an `EmaQuantizer` of its own. The quantized latent is the sum
-  of the codes of its levels, and the loss is the sum of their losses. L levels
-  of K codes cost L codes a latent and distinguish K^L latents, with only L * K
+  Each level is a separate `EmaQuantizer`. The quantized latent is the sum of
+  the codes of all levels, and the loss is the sum of their losses. L levels of
+  K codes take L codes per latent and distinguish K^L latents, with only L * K
   codes to train.
 
   Attributes:
     num_levels: L.
-    codebook_ema_decay: of each level, as all other fields; see `EmaQuantizer`.
+    codebook_ema_decay: see `EmaQuantizer`; like all other fields, it applies to
+      each level.
   """
 
   num_levels: int = 2
@@ -332,7 +333,7 @@ class ResidualQuantizer(codebooks.TrainedQuantizer):
       rest = rest - stage.lookup(codes)[0, :, 0]
 
 
-# What config.quantizer.name can be.
+# The quantizers, by their names in config.quantizer.name.
 QUANTIZERS = {
   'ema': EmaQuantizer,
   'vq': VqQuantizer,

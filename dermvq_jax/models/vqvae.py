@@ -1,9 +1,9 @@
 """The VQ-VAE: encoder, quantizer, decoder (van den Oord et al. 2017).
 
-In place of a strided convolution stand space-to-depth and a convolution with
-stride 1, in place of a transposed one a convolution with stride 1 and
-depth-to-space. They reach as far, and their gradients are faster on every
-backend.
+A strided convolution is written as space-to-depth and then a convolution with
+stride 1. A transposed convolution is written as a convolution with stride 1 and
+then depth-to-space. Receptive fields stay as large, and gradients are faster on
+every backend.
 """
 
 import math
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
     return x.astype(jnp.float32)
 
   def reached_by(self, pixels: np.ndarray) -> np.ndarray:
-    """Returns which latents have any of some pixels in their receptive field.
+    """Returns which latents have one of these pixels in their receptive field.
 
     Follows `__call__` layer by layer.
 
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
       pixels = _dilate(blocks.any(axis=-1))
     for _ in range(1 + self.num_residual_blocks):
       pixels = _dilate(pixels)
-    # Norms and attention see the whole grid.
+    # Norms and attention see the entire grid.
     sees_all = self.attention_heads or (
       self.norm_groups and self.num_residual_blocks
     )
@@ -235,7 +235,7 @@ class VQVAE(nn.Module):
     self.quantizer.init_codebook(latents)
 
   def update_codebook(self, observed: Any, *, axis_name: str | None = None):
-    """Updates the codebook after a step with what its `Quantized` observed."""
+    """Updates the codebook after a step from `Quantized.observed`."""
     self.quantizer.update(observed, axis_name=axis_name)
 
 

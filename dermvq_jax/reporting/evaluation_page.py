@@ -11,7 +11,7 @@ _NUM_CLOSEST = 12
 
 
 def _confusion(evaluation: results.Evaluation) -> page.Figure:
-  """Shows which class images of each class are taken for."""
+  """Shows how the images of each class are classified."""
   prior, labels = evaluation.prior, evaluation.labels
   counts = {'Real images, by the prior': prior.confusion}
   if labels:
@@ -22,8 +22,8 @@ def _confusion(evaluation: results.Evaluation) -> page.Figure:
     name,
     'The number of images by their class and predicted class; the shade is the '
     'share of the class. The prior predicts the class under which the codes of '
-    'an image are most likely. The class of a sample is the one that was asked '
-    'for.',
+    'an image are most likely. The class of a sample is the class that was '
+    'asked for.',
     svg=figures.confusion(counts, list(prior.classes), name),
   )
 
@@ -91,12 +91,12 @@ def _section(
   controls = ', '.join(f'{k} {v:g}' for k, v in evaluation.controls.items())
   text = [
     f'Measured by dermvq evaluate with seed {evaluation.seed}, {controls}. '
-    'Real images are those of the dataset.'
+    'Real images come from the dataset.'
   ]
   if evaluation.space == 'classifier':
     text.append(
-      'Compare rows with each other, not with published FIDs: the features are '
-      'those of a small classifier that was trained on these images.'
+      'Compare rows with each other, not with published FIDs: the features '
+      'come from a small classifier that was trained on these images.'
     )
   return page.Section(
     **about,

@@ -120,7 +120,7 @@ def curves(rows: Sequence[dict[str, Any]], phase: str) -> str:
   for axis, (title, unit, log_scale, metric) in zip(axes, panels):
     for colour, (prefix, name) in enumerate(_SERIES):
       if prefix == 'step/' and metric == 'codebook_usage':
-        continue  # Over a few steps it means nothing.
+        continue  # Over a few steps this metric means nothing.
       steps, values = _series(rows, prefix + metric)
       if steps:
         axis.plot(
@@ -160,7 +160,7 @@ def smoothed(rows: Sequence[dict[str, Any]], name: str = 'smoothed') -> str:
 
   Args:
     rows: the rows of the VQ-VAE's metrics.jsonl.
-    name: the name of the figure; a page with several gives each another one.
+    name: the name of the figure, unique on its page.
 
   Returns:
     SVG.
@@ -272,7 +272,7 @@ def distance_histogram(distances: np.ndarray) -> str:
 def confusion(
   counts: Mapping[str, np.ndarray], class_names: Sequence[str], name: str
 ) -> str:
-  """Draws which class images of each class are taken for.
+  """Draws how the images of each class are classified.
 
   Args:
     counts: title of a panel to int `[C, C]`, `[true][predicted]`.
@@ -296,7 +296,7 @@ def confusion(
       axis.text(
         column + 0.5, row + 0.5, count, ha='center', va='center', fontsize=7
       )
-    axis.set(title=title, xlabel='taken for', ylabel='class')
+    axis.set(title=title, xlabel='predicted class', ylabel='class')
     axis.set_xticks(ticks, class_names, rotation=45, fontsize=8)
     axis.set_yticks(ticks, class_names, fontsize=8)
     axis.tick_params(length=0)
@@ -314,7 +314,7 @@ def _enlarge(sheet: np.ndarray) -> np.ndarray:
 def labelled_sheet(
   sheet: np.ndarray, rows: Sequence[str], columns: Sequence[str] = ()
 ) -> bytes:
-  """Draws a sheet of images with names of its rows and columns.
+  """Draws a sheet of images with the names of its rows and columns.
 
   Args:
     sheet: uint8 `[H, W, 3]`, from `images.sheet`; shown at twice its size.

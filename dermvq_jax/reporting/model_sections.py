@@ -18,7 +18,7 @@ _NUM_COMPLETIONS = 6
 _NUM_VALIDATION_IMAGES = 512
 _NUM_COMPLETION_CANDIDATES = 64
 _ERROR_GAIN = 4  # differences are multiplied by this, to be visible
-_DISTANCE_ROWS = 256  # of the matrix of distances, at a time
+_DISTANCE_ROWS = 256  # rows of the matrix of distances at a time
 
 # control -> its values from mild to strong, including the one that is off
 _CONTROLS = {
@@ -149,7 +149,7 @@ def controls(model: inference.Model, seed: int) -> page.Section:
 def completions(
   model: inference.Model, validation: Validation, seed: int
 ) -> page.Section:
-  """The section of images of which a part is hidden and sampled again."""
+  """The section of completions: a part of each image is sampled again."""
   rows, row_names = [], []
   # The image with the most contrast: plain skin leaves nothing to complete.
   candidates = validation.images[:_NUM_COMPLETION_CANDIDATES]
@@ -174,8 +174,8 @@ def completions(
       'completions',
       'Completions',
       [
-        'There are none: at this image size, every code depends on hidden '
-        'pixels.'
+        'There are no completions: at this image size, every code depends on '
+        'hidden pixels.'
       ],
     )
   return page.Section(
@@ -186,13 +186,13 @@ def completions(
       'receptive field touches a hidden pixel is sampled again, so a margin '
       'around the hidden part changes too. The number beside each mask says '
       'how many codes are kept. Codes are sampled from top to bottom and from '
-      'left to right, and each depends only on those before it: what is known '
-      'below or to the right of a new code does not influence it.'
+      'left to right, and each depends only on the codes before it: known '
+      'codes below or to the right of a new code do not influence it.'
     ],
     figures=[
       page.Figure(
         'completions',
-        'The image, what is left of it, and completions.',
+        'The image, its visible part, and completions.',
         png=figures.labelled_sheet(
           images.sheet(rows),
           row_names,
@@ -224,7 +224,7 @@ def nearest_distances(vectors: np.ndarray) -> np.ndarray:
 
 
 def _code_distances(run: run_lib.Run, num_levels: int) -> np.ndarray:
-  """From each code to the nearest other code of its level, `[L*K]`."""
+  """The distance from each code to the nearest of its level, `[L*K]`."""
   apply, variables = build.vqvae_part(
     run.vqvae.config, run.vqvae.weights, 'codebook'
   )
@@ -296,7 +296,7 @@ def reconstructions(
     'Reconstructions and codes',
     [
       'The first images of the validation split, after encoder, codebook and '
-      'decoder. No prior can bring back what is lost here.'
+      'decoder. No prior can restore what is lost here.'
     ],
     figures=[
       reconstructions_figure(originals, decoded),

@@ -39,7 +39,7 @@ class Figure:
     return base64.b64encode(self.png).decode()
 
   def write(self, folder: epath.Path) -> epath.Path:
-    """Writes the figure to a file of its own; returns the path."""
+    """Writes the figure to a separate file; returns the path."""
     path = folder / f'{self.name}.{"svg" if self.svg else "png"}'
     path.write_bytes(self.svg.encode() if self.svg else self.png)
     return path
@@ -65,7 +65,7 @@ class Section:
   """A part of the page.
 
   Attributes:
-    id: the name that links use; each section has another one.
+    id: the name that links use, unique on the page.
     title: the heading.
     text: paragraphs below the heading.
     tables: shown after the text.

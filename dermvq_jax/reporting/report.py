@@ -46,8 +46,8 @@ def _training(run: run_lib.Run) -> page.Section:
     page.Figure(
       'vqvae_curves',
       'Training of the VQ-VAE. NMSE: the squared error, divided by the '
-      'variance of the training pixels. Perplexity: the number of codes in '
-      'use, if all were used equally often.',
+      'variance of the training pixels. Perplexity: the number of equally '
+      'frequent codes that would be as varied as the codes in use.',
       svg=figures.curves(vqvae, 'vqvae'),
     ),
     page.Figure(
@@ -60,8 +60,8 @@ def _training(run: run_lib.Run) -> page.Section:
     charts.append(
       page.Figure(
         'prior_curves',
-        'Training of the prior. It overfits from where the validation curve '
-        'rises; the weights of the lowest point are kept.',
+        'Training of the prior. It overfits where the validation curve rises; '
+        'the weights of its lowest point are kept.',
         svg=figures.curves(run.prior.metrics(), 'prior'),
       )
     )
@@ -94,7 +94,7 @@ def _data(run: run_lib.Run, class_names: Sequence[str]) -> page.Section:
 def _steps(
   run: run_lib.Run, evaluated: dict[str, results.Evaluation | None]
 ) -> dict[str, dict[str, Any]]:
-  """How each part of the run was made, in that order, as far as is known."""
+  """How each part of the run was made, as far as known, in order."""
   steps = {'images': run.images.made_by}
   for phase in run.phases:
     if phase.name == 'prior':
@@ -108,7 +108,7 @@ def _steps(
 
 
 def _commands(steps: dict[str, dict[str, Any]]) -> str:
-  """The commands, each once, with the parts that it made."""
+  """The commands, each once, with the parts that the command made."""
   lines = []
   for command, parts in itertools.groupby(
     steps.items(), lambda step: step[1]['command']
@@ -142,8 +142,8 @@ def report(run: run_lib.Run, seed: int = 0) -> list[epath.Path]:
   """Writes the page and its figures to the run's `report` folder.
 
   Args:
-    run: a run with a trained VQ-VAE. What needs a trained prior is left out if
-      there is none.
+    run: a run with a trained VQ-VAE. Without a trained prior, the sections that
+      need it are left out.
     seed: the seed of the samples.
 
   Returns:

@@ -9,12 +9,12 @@ from dermvq_jax.data import prepared
 from dermvq_jax.runs import checkpoints
 from dermvq_jax.runs import run as run_lib
 
-# What was checked, what is wrong with it or '', and a remark.
+# The name of a part, the problem with it ('': none), and a remark.
 _Finding = tuple[str, str, str]
 
 
 def _check_phase(phase: run_lib.Phase) -> Iterator[_Finding]:
-  """A phase's config, metrics and checkpoints."""
+  """Checks a phase's config, metrics and checkpoints."""
   file = f'{phase.name}/config.json'
   try:
     _ = phase.config
@@ -55,7 +55,7 @@ def _check_dataset(
 def _check_data_of(
   run: run_lib.Run, phase: run_lib.Phase, seen: set[str]
 ) -> Iterator[_Finding]:
-  """The dataset that a phase was trained on, if not `seen` yet."""
+  """Checks the dataset that a phase was trained on, if not `seen` yet."""
   try:
     if phase is run.prior:
       run.check_prior()
@@ -72,9 +72,9 @@ def _check_data_of(
 def check(run: run_lib.Run) -> bool:
   """Checks a run and prints a line for each of its parts.
 
-  Configs and metrics must be readable, checkpoints and best weights as they
-  were saved (`runs.checkpoints`), and every record of the images and codes that
-  the phases were trained on readable.
+  Configs and metrics must be readable. Checkpoints and best weights must be as
+  they were saved (`runs.checkpoints`). Every record of the images and codes
+  that the phases were trained on must be readable.
 
   Args:
     run: a run in any state.

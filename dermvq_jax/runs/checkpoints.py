@@ -3,9 +3,9 @@
 A phase's folder holds `checkpoints/`, the latest states to resume from, and
 `best/`, the weights to evaluate and sample with. The arrays of a step and their
 checksums are committed together; without checksums, orbax would restore flipped
-bits silently. Weights are a tree of arrays that any orbax reads. A state has
-several times as many arrays and is saved often, so it is packed into one array
-of bytes: most of a save's time is spent per array.
+bits silently. Weights are a tree of arrays, which orbax can read without this
+package. A state has several times as many arrays and is saved often, so it is
+packed into one array of bytes: most of a save's time is spent per array.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _KEEP = 2
 _ARRAYS = 'default'  # orbax's name for a step's only item
 _CHECKSUMS = 'checksums'
 _PACKED = 'msgpack'
-# Old steps are moved there first: deleting file by file can be interrupted.
+# Old steps are moved here first: deleting file by file can be interrupted.
 _REMOVED = 'removed'
 _MAX_REASON = 200  # characters; tensorstore adds pages to its reasons
 _SYSTEM_FAILURES = (
@@ -42,7 +42,7 @@ _SYSTEM_FAILURES = (
 
 
 class DamagedError(Exception):
-  """A checkpoint is not what was saved; the message says where."""
+  """A checkpoint differs from what was saved; the message says where."""
 
 
 def _absolute(folder: epath.PathLike) -> epath.Path:
@@ -59,7 +59,7 @@ def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
 
 
 def _steps(folder: epath.Path) -> list[int]:
-  """Lists the committed steps, oldest first; unlike a manager, only reads."""
+  """Lists the committed steps, oldest first; writes nothing, unlike orbax."""
   return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
@@ -76,7 +76,7 @@ def _pack(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def _unpack(tree: PyTree) -> PyTree:
-  """Unpacks a tree; returns one that was not packed as it is."""
+  """Unpacks a tree; a tree that was not packed is returned unchanged."""
   if list(tree) != [_PACKED]:
     return tree
   return flax.serialization.msgpack_restore(tree[_PACKED].tobytes())
@@ -111,7 +111,7 @@ def _read(folder: epath.Path) -> PyTree:
     reason = errors.one_line(e)[:_MAX_REASON]
     raise DamagedError(f'unreadable: {reason}') from e
   if saved is None:
-    logging.warning('%s has no checksums: damage can not be found.', folder)
+    logging.warning('%s has no checksums: damage cannot be found.', folder)
     return tree
   found = _checksums(int(folder.name), arrays)
   if saved == found:
@@ -166,7 +166,7 @@ class Checkpoints:
       self._best = _manager(self._folder / 'best', 1)
 
   def latest_step(self) -> int | None:
-    """Returns the last committed step, intact or not; None if none."""
+    """Returns the last committed step, intact or not; None without any."""
     return self._states.latest_step()
 
   def save(self, step: int, tree: PyTree):
@@ -191,7 +191,7 @@ class Checkpoints:
   def restore(self, like: PyTree) -> tuple[int, PyTree | None]:
     """Restores the latest tree that is intact.
 
-    Damaged ones are named and put aside.
+    Damaged trees are logged and put aside.
 
     Args:
       like: gives the structure; its leaves may be shapes.
@@ -217,7 +217,7 @@ class Checkpoints:
       step, reason = next(iter(damaged.items()))
       raise errors.UserError(
         f'no checkpoint in {self._states.directory} is intact (step {step}: '
-        f'{reason}); bring the folder back from a copy, or start again with '
+        f'{reason}); restore the folder from a copy, or start again with '
         'another --workdir'
       )
     return 0, None
@@ -244,9 +244,9 @@ class Checkpoints:
       self._states.reload()
 
   def best_is_intact(self) -> bool:
-    """Whether there are weights in `best/`, and they are intact."""
+    """Whether there are intact weights in `best/`."""
     if not has_best(self._folder):
-      return False  # A kill interrupted their replacement.
+      return False  # The process was killed while it replaced them.
     try:
       load_best(self._folder)
     except errors.UserError as e:
@@ -312,8 +312,8 @@ def load_best(folder: epath.Path) -> PyTree:
       if steps != _steps(best):
         continue  # A training replaced them meanwhile.
       raise errors.UserError(
-        f'the weights {best / str(steps[-1])} are damaged ({e}); bring them '
-        f'back from a copy, or move {folder} away and train again: the same '
+        f'the weights {best / str(steps[-1])} are damaged ({e}); restore them '
+        f'from a copy, or move {folder} away and train again: the same '
         'command gives the same weights'
       ) from e
   raise errors.UserError(
@@ -326,7 +326,7 @@ def verify(folder: epath.PathLike) -> Iterator[tuple[str, int, str]]:
   """Verifies everything that is committed in a phase's folder.
 
   Yields:
-    'checkpoints' or 'best', the step, and what is wrong with it ('': nothing).
+    'checkpoints' or 'best', the step, and the problem with it ('': none).
   """
   for kind in ('checkpoints', 'best'):
     parent = _absolute(folder) / kind

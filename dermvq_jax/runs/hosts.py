@@ -19,7 +19,7 @@ def initialize(
   arguments, this process stays alone.
 
   Args:
-    coordinator: 'host:port' of process 0, which all can reach.
+    coordinator: 'host:port' of process 0, which all others can reach.
     num_processes: the number of processes.
     process_id: the number of this process, from 0.
 
@@ -41,12 +41,12 @@ def initialize(
   elif importlib.util.find_spec('libtpu'):
     try:
       jax.distributed.initialize()
-    except ValueError:  # There is neither a TPU nor another known cluster.
+    except ValueError:  # This is neither a TPU nor another known cluster.
       return
 
 
 def is_primary() -> bool:
-  """Whether this process writes what is common: logs, configs, pictures."""
+  """Whether this process writes the shared files: logs, configs, pictures."""
   return jax.process_index() == 0
 
 

@@ -1,6 +1,6 @@
-"""What a training writes: metrics.jsonl, TensorBoard events, console lines.
+"""The logs of a training: metrics.jsonl, TensorBoard events, console lines.
 
-`metrics.jsonl` is the record: one JSON object a line, with its `step`. The
+`metrics.jsonl` is the record: one JSON object per line, with its `step`. The
 events are a view of it. CLU's writers need TensorFlow. Its import takes
 seconds, so both are imported only when a log is opened.
 """
@@ -36,7 +36,7 @@ class _TqdmHandler(logging.Handler):
 
 
 def setup_console():
-  """Sends plain log lines to stdout, without those of TensorFlow and orbax."""
+  """Sends plain log lines to stdout, but not those of TensorFlow and orbax."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   # TensorFlow announces oneDNN even at that level; only the event writer uses
   # TensorFlow.
@@ -86,10 +86,10 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class _Files:
-  """A folder of files that grow, or that libraries write.
+  """A folder for files that grow, or that libraries write.
 
   For a bucket they are written locally and copied: a bucket takes complete
-  files only, and each library would need a client of its own.
+  files only, and each library would need its own client.
   """
 
   def __init__(self, folder: epath.PathLike):
@@ -119,7 +119,7 @@ class _Files:
       self._temporary.cleanup()
 
 
-# The number of steps in a trace, and of those before it, which compile.
+# Number of steps in a trace, and number of steps before it, which compile.
 _TRACED_STEPS, _STEPS_BEFORE = 5, 10
 
 
@@ -127,15 +127,15 @@ class Trace:
   """Records where the time of a few steps goes, for TensorBoard and xprof."""
 
   def __init__(self, folder: epath.PathLike | None, start: int, end: int):
-    """Traces a run from step `start` to `end`; to no folder: not at all."""
+    """Traces a run from step `start` to `end`; not at all without a folder."""
     self._folder, self._files = folder, None
     self._first = start + 1 + min(_STEPS_BEFORE, (end - start) // 2)
 
   def step(self, step: int, tree: Any) -> jax.profiler.StepTraceAnnotation:
-    """Names a step in the trace; enter it before the step is dispatched.
+    """Names a step in the trace; enter the result before the step runs.
 
     Args:
-      step: its number.
+      step: number of the step.
       tree: arrays of the step before; both ends of the trace wait for them.
     """
     if self._folder is not None and step == self._first:
@@ -157,7 +157,7 @@ class Trace:
       jax.profiler.stop_trace()
       files.close()
       absl_logging.info(
-        'The trace of up to %d steps from %d on is in %s.',
+        'The trace of up to %d steps, starting at step %d, is in %s.',
         _TRACED_STEPS,
         self._first,
         self._folder,
@@ -173,19 +173,19 @@ class NoLog:
   """A log that writes nothing."""
 
   def scalars(self, step: int, values: dict[str, float]):
-    """As `Log.scalars`."""
+    """Does nothing."""
 
   def images(self, step: int, images: dict[str, np.ndarray]):
-    """As `Log.images`."""
+    """Does nothing."""
 
   def parameters(self, params: Any):
-    """As `Log.parameters`."""
+    """Does nothing."""
 
   def flush(self):
-    """As `Log.flush`."""
+    """Does nothing."""
 
   def close(self):
-    """As `Log.close`."""
+    """Does nothing."""
 
 
 class Log:

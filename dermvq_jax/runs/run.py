@@ -1,4 +1,4 @@
-"""A run as an object: the only code that knows what lies where in a workdir.
+"""A run as an object: the only code that knows the layout of a workdir.
 
 ```
 WORKDIR/vqvae/       config.json, metrics.jsonl, checkpoints/, best/
@@ -29,8 +29,8 @@ from dermvq_jax.runs import checkpoints, logs
 PyTree = Any
 PHASES = ('vqvae', 'prior', 'classifier')
 _FILE = 'config.json'
-# The version of config.json and of the weights. Version 1 is that of
-# dermvq_jax 0.1.0, whose priors name their parameters differently.
+# The version of config.json and of the weights. dermvq_jax 0.1.0 writes version
+# 1, in which the parameters of the priors have other names.
 _FORMAT = 2
 # These may change between two starts of the same run.
 _FREE = {'parallel', 'num_workers', 'data_dir'}
@@ -45,14 +45,14 @@ def local_data_dir(folder: epath.PathLike) -> epath.Path:
   """
   if files.is_remote(folder):
     raise errors.UserError(
-      f'datasets can not be read from {folder}; give a local folder as '
+      f'datasets cannot be read from {folder}; give a local folder as '
       '--config.data_dir (of dermvq train) or --data_dir'
     )
   return epath.Path(folder).expanduser()
 
 
 def made_by() -> dict[str, Any]:
-  """Returns `provenance.describe` of this process, and `devices`."""
+  """Returns `provenance.describe()` of this process, and its `devices`."""
   return provenance.describe('jax', 'flax') | {
     'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}'
   }
@@ -61,8 +61,8 @@ def made_by() -> dict[str, Any]:
 class Phase:
   """One phase of a run: its config, the facts of its data, its weights.
 
-  What is read is kept, so a phase that another process trains meanwhile is
-  seen as it was.
+  Values stay in memory once they are read, so what another process changes
+  afterwards is not seen.
 
   Attributes:
     name: one of `PHASES`.
@@ -104,7 +104,7 @@ class Phase:
     if stored.get('format', 1) != _FORMAT:
       raise errors.UserError(
         f'{self.folder} was made by dermvq_jax {version}, whose runs this '
-        'version can not read; use that version, or train again in another '
+        'version cannot read; use that version, or train again in another '
         '--workdir'
       )
     return content
@@ -152,7 +152,7 @@ class Phase:
     return logs.read(self.folder)
 
   def start(self, config: ml_collections.ConfigDict, facts: dict[str, Any]):
-    """Stores what the phase is started with, after `check`."""
+    """Runs `check`, then stores what the phase is started with."""
     self.check(config, facts)
     first = self.made_by if self.started else made_by()
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ class Phase:
       self.__dict__.pop(name, None)
 
   def check(self, config: ml_collections.ConfigDict, facts: dict[str, Any]):
-    """Checks that the phase, if it was started, is continued as it was.
+    """Checks that a phase is resumed with the values that it was started with.
 
     Raises:
       UserError: it was started with another value of something that changes
@@ -181,13 +181,13 @@ class Phase:
       # The steps so far do not depend on how many will follow.
       free |= {'num_train_steps', 'num_epochs'}
     differing = [
-      f'config.{k} was {old.get(k)!r}, is {new.get(k)!r}'
+      f'config.{k} was {old.get(k)!r}, now it is {new.get(k)!r}'
       for k in sorted((old | new).keys() - free)
       if old.get(k) != new.get(k)
     ]
     old, new = _flatten(self.facts), _flatten(facts)
     differing += [
-      f'the data had {k} {old.get(k)!r}, have {new.get(k)!r}'
+      f'{k} of the data was {old.get(k)!r}, now it is {new.get(k)!r}'
       for k in sorted(old | new)
       if old.get(k) != new.get(k)
     ]
@@ -211,20 +211,20 @@ def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 class Run:
   """A run's folder, and the datasets that it was made from.
 
-  Nothing is read before it is asked for.
+  Nothing is read before it is needed.
 
   Attributes:
     workdir: the run's folder, local or gs://.
-    vqvae: the phase of that name.
-    prior: the phase of that name.
-    classifier: the phase of that name.
+    vqvae: the phase that trains the VQ-VAE.
+    prior: the phase that trains the prior.
+    classifier: the phase that trains the classifier.
   """
 
   def __init__(self, workdir: epath.PathLike, data_dir: epath.PathLike = ''):
     """Opens a run.
 
     Args:
-      workdir: its folder; it need not exist.
+      workdir: the run's folder; it need not exist.
       data_dir: the folder of its prepared datasets, if it is not the one that
         the run was trained from.
     """
@@ -255,8 +255,8 @@ class Run:
       configured: `data_dir` of a config that is not stored yet.
 
     Returns:
-      The folder given to this run; otherwise `configured`; otherwise that of
-      the VQ-VAE, if it was started; otherwise `data` in the workdir.
+      The folder given to this run; otherwise `configured`; otherwise the
+      VQ-VAE's folder, if it was started; otherwise `data` in the workdir.
 
     Raises:
       UserError: it is not a local folder.
@@ -300,7 +300,7 @@ class Run:
     """Checks that the prior was trained on the codes of this VQ-VAE.
 
     Raises:
-      UserError: it was trained on those of another one, or never started.
+      UserError: it was trained on codes of another VQ-VAE, or never started.
     """
     if self.prior.facts['vqvae_digest'] != self.vqvae_digest:
       folder = self.prior.folder
@@ -310,14 +310,14 @@ class Run:
       )
 
   def dataset(self, config: ml_collections.ConfigDict) -> prepared.Dataset:
-    """The dataset that a config means.
+    """The dataset that a config names.
 
-    That of a prior is made of the codes of this run's VQ-VAE; a classifier
-    without one takes the images of the VQ-VAE.
+    A prior uses the codes of this run's VQ-VAE. A classifier whose config names
+    no dataset uses the images of the VQ-VAE.
 
     Raises:
-      UserError: the VQ-VAE that is needed was not trained, or its codes are
-        not prepared, or more than once.
+      UserError: the VQ-VAE that is needed was not trained, its codes are not
+        prepared, or there are several datasets of its codes.
     """
     if config.task == 'prior':
       data_dir = self.data_dir(config.data_dir)
@@ -331,7 +331,7 @@ class Run:
   def _codes_name(
     self, config: ml_collections.ConfigDict, data_dir: epath.Path
   ) -> str:
-    """The prepared dataset of codes that a prior's config means."""
+    """The name of the prepared dataset of codes that a prior's config means."""
     prefix = f'codes/{self.vqvae_digest}'
     found = prepared.names_in(data_dir, prefix)
     if config.dataset == 'codes':

@@ -14,7 +14,7 @@ def enable():
   holds the versions of JAX and of its backend, the flags and the kind of the
   devices, so several machines can share a home folder.
   """
-  if 'jax' in sys.modules:  # Whoever imported it has set it up.
+  if 'jax' in sys.modules:  # The importer has set JAX up.
     return
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     folder = _folder()

@@ -1,4 +1,4 @@
-"""Keeps freed memory of the host with the process."""
+"""Lets the process keep memory of the host that it has freed."""
 
 import ctypes
 import os
@@ -14,9 +14,9 @@ def keep():
   A program on XLA:CPU allocates all its scratch memory when it is called and
   frees it at the end. By default glibc returns such blocks to the system, which
   maps and clears every page again at the next call. That takes a fifth of the
-  time of a training step. In return, the process keeps the memory it once had
-  until it ends. Other C libraries are left as they are. So is glibc if an
-  environment variable `MALLOC_...` or `GLIBC_TUNABLES` sets it up.
+  time of a training step. In return, the process keeps the memory that it once
+  had until it ends. Other C libraries are left as they are. So is glibc if an
+  environment variable `MALLOC_...` or `GLIBC_TUNABLES` configures it.
   """
   told = any(name.startswith('MALLOC_') for name in os.environ)
   if told or 'GLIBC_TUNABLES' in os.environ:

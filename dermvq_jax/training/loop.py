@@ -1,4 +1,4 @@
-"""The only training loop, its validation loop included; it knows no model."""
+"""The only training loop, including validation; it knows no model."""
 
 import contextlib
 import math
@@ -53,13 +53,13 @@ def _loop(
 
   Args:
     trainer: what is trained.
-    start: the step that training resumes from; 0: it begins.
+    start: the step that training resumes from; 0: a new training.
     restored: `tree`, the state and the metrics after that step, and `best`,
-      the value of the weights in best/.
+      the best metric's value for the weights in best/.
     saved: where checkpoints go.
     requests: the signals that ask to stop.
     profile: whether to write a trace of a few steps.
-    stack: closes what is opened here.
+    stack: closes everything that is opened here.
   """
   config, par, folder = trainer.config, trainer.parallel, saved.folder
   tree = par.put_tree(restored['tree'])
@@ -130,7 +130,7 @@ def _loop(
 def _best_so_far(best: float, saved: checkpoints.Checkpoints) -> float:
   """The best value so far.
 
-  It is infinity if the weights in best/ are lost, so that the next validation
+  If the weights in best/ are lost it is infinity, so that the next validation
   saves new ones.
   """
   return best if math.isinf(best) or saved.best_is_intact() else math.inf
@@ -154,7 +154,7 @@ def _keep_best(
 
 
 def _summary_images(task, train_state, example):
-  # Copied to the host: one process can not compute alone with arrays that are
+  # Copied to the host: one process cannot compute alone with arrays that are
   # spread over hosts.
   weights = train_state.eval_params, train_state.model_state
   return task.summary_images(*jax.device_get(weights), example)
@@ -167,7 +167,7 @@ def _check_finite(
 ):
   """Raises UserError if a step was not finite.
 
-  Checkpoints are from before that step.
+  Checkpoints are older than that step.
   """
   step, what = jax.device_get(train_state.failure)
   if step:
@@ -184,7 +184,7 @@ def _check_not_all_skipped(
   folder: epath.Path,
 ):
   """Raises UserError if all steps of a log window were skipped."""
-  if 'step/loss' not in row:  # A mean of nothing is left out.
+  if 'step/loss' not in row:  # Means without values are left out.
     raise errors.UserError(
       'the loss or a gradient was infinite or NaN in all '
       f'{row["step/skipped_steps"]:.0f} steps up to step {step}; '
@@ -211,13 +211,13 @@ def train(
   """Trains one phase of a run, or resumes where it stopped.
 
   Args:
-    config: that of configs/vqvae.py, configs/prior.py or configs/classifier.py.
+    config: from configs/vqvae.py, configs/prior.py or configs/classifier.py.
     run: the run; `config.task` names the phase.
     profile: whether to write a trace of a few steps to the phase's folder.
 
   Raises:
     UserError: a mistake in the config, the data or the workdir.
-    StoppedError: a signal asked for it; the state is saved.
+    StoppedError: a signal asked the training to stop; the state is saved.
   """
   dataset = run.dataset(config)
   facts = dataset.facts

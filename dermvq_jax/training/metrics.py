@@ -64,7 +64,7 @@ class Count(clu_metrics.Metric):
 
 @flax.struct.dataclass
 class ClassMean(clu_metrics.Metric):
-  """Mean over the classes that occur of each class's mean.
+  """Mean of the classes' means, over the classes that occur.
 
   total, count: float32 `[C]`.
   """
@@ -125,7 +125,7 @@ class CodeCounts(clu_metrics.Metric):
 
 @flax.struct.dataclass
 class Perplexity(CodeCounts):
-  """exp(entropy of code usage): 1 when one code is used, K when all equally."""
+  """exp(entropy of code usage): 1 for a single code, K for equal use of all."""
 
   def compute(self) -> jax.Array:
     """The perplexity over everything counted."""
@@ -160,9 +160,9 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
 
 
 def compute(metrics: Metrics, prefix: str = '') -> dict[str, float]:
-  """Divides, once: `{prefix + name: value}`.
+  """Divides the sums and returns `{prefix + name: value}`.
 
-  Means of nothing are left out.
+  Means without values are left out.
   """
   return {
     prefix + name: float(metric.compute())

@@ -41,7 +41,7 @@ def make(
   """Makes AdamW with warm-up, schedule and clipping for each sub-tree.
 
   Args:
-    config: the run's; `num_train_steps` is where a cosine ends. A field of an
+    config: the run's config; a cosine ends at `num_train_steps`. A field of an
       optimiser has `learning_rate`; `schedule` ('constant', or 'cosine' to
       zero); `warmup_steps`; `b2`; `weight_decay`; `max_grad_norm` (0: no
       clipping).
@@ -82,7 +82,7 @@ def _schedule(config: ml_collections.ConfigDict, field: str) -> optax.Schedule:
   if optim.schedule == 'cosine':
     if warmup_steps >= num_train_steps:
       raise errors.UserError(
-        f'config.{field}.warmup_steps={warmup_steps} leaves nothing of '
+        f'config.{field}.warmup_steps={warmup_steps} leaves none of the '
         f'{num_train_steps} training steps; lower it or train longer'
       )
     return optax.warmup_cosine_decay_schedule(

@@ -1,7 +1,7 @@
-"""Data parallelism: jit or pmap, chosen here and nowhere else.
+"""Data parallelism: jit or pmap; no other module knows which.
 
-Both run the same function on the same state (no device axis in or out), so
-checkpoints interchange.
+Both run the same function on the same state, which has no device axis, so
+either can resume from the checkpoints of the other.
 """
 
 import functools
@@ -47,7 +47,8 @@ class Parallel:
       times = f' times config.num_microbatches={num_microbatches}'
       raise errors.UserError(
         f'config.batch_size={batch_size} is not divisible by the '
-        f'{jax.device_count()} devices{times if num_microbatches > 1 else ""}'
+        f'{jax.device_count()} devices{times if num_microbatches > 1 else ""}; '
+        'give a multiple'
       )
 
   def compile(self, f: Callable, *, donate: bool = False) -> Callable:
@@ -68,12 +69,12 @@ class Parallel:
     )
 
   def put_tree(self, tree: PyTree) -> PyTree:
-    """A host's tree, the same on every host, to all devices."""
+    """Puts a tree, the same on every host, on all devices."""
     # Other hosts' devices take host arrays only.
     return jax.device_put(jax.device_get(tree), self._replicated)
 
   def put_batch(self, batch: dict[str, np.ndarray]) -> PyTree:
-    """This host's part of a batch to its devices."""
+    """Puts this host's part of a batch on its devices."""
     if self._kind == 'pmap':
       n = jax.local_device_count()
       return {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}

@@ -1,4 +1,4 @@
-"""The state of training: all that a step changes."""
+"""The state of training: everything that a step changes."""
 
 from typing import Any, Self
 
@@ -23,8 +23,8 @@ class TrainState:
     model_state: other collections, for example the codebook's statistics.
     ema_params: moving average of params; None when it is off.
     opt_state: of the optimiser.
-    failure: int32 `[2]`: the first step whose result was not finite, and the
-      number in `FAILURES`, from 1, of what was not. Zeros if there is none.
+    failure: int32 `[2]`: the first step whose result was not finite, and which
+      of `FAILURES` it was, counted from 1. Zeros if there is no such step.
   """
 
   step: jax.Array
@@ -64,9 +64,9 @@ class TrainState:
 
     Args:
       grads: like `params`.
-      model_state: the new one.
-      tx: of the optimiser.
-      ema_decay: of the moving average of params, if there is one.
+      model_state: the new collections.
+      tx: the transformation of the optimiser.
+      ema_decay: decay of the moving average of params, if there is one.
     """
     updates, opt_state = tx.update(grads, self.opt_state, self.params)
     params = optax.apply_updates(self.params, updates)
@@ -87,8 +87,8 @@ class TrainState:
   ) -> tuple[Self, jax.Array]:
     """Takes `new` only if it, the loss and the gradients are finite.
 
-    Otherwise this state stays as it is: for good, with the reason in
-    `failure`; or, with `skip`, until the next step.
+    Otherwise this state stays as it is: with `skip` until the next step, and
+    otherwise forever, with the reason in `failure`.
 
     Args:
       new: the state after this one.
@@ -108,7 +108,7 @@ class TrainState:
       old = self.replace(step=new.step)
     else:
       good &= self.failure[0] == 0
-      # argmin finds the first that is false.
+      # argmin finds the first one that is false.
       failure = jnp.stack([new.step, 1 + jnp.argmin(finite).astype(jnp.int32)])
       failed_before = self.failure[0] > 0
       old = self.replace(
@@ -123,6 +123,6 @@ class TrainState:
 
 
 def _all_finite(tree: PyTree) -> jax.Array:
-  """Whether all numbers are, bool scalar."""
+  """Whether all numbers are finite, bool scalar."""
   leaves = jax.tree.leaves(tree)
   return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

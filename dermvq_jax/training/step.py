@@ -24,8 +24,8 @@ def _gradients(
 ) -> tuple[PyTree, metrics.Metrics, PyTree]:
   """Gradients of a batch's mean loss, metrics, and what was observed.
 
-  Microbatches run one after the other, so that only one's activations are in
-  memory; together they give what the whole batch gives.
+  Microbatches run one after the other, so that the activations of only one are
+  in memory; together they give the same as the entire batch.
   """
 
   def of_part(part: PyTree, rng: jax.Array):
@@ -44,8 +44,8 @@ def _gradients(
     grads = jax.tree.map(jnp.add, sums[0], grads)
     return (grads, metrics.merge(sums[1], parts)), observed
 
-  # Microbatch i holds every m-th example from i on: an example thus stays on
-  # its device.
+  # Microbatch i holds every m-th example, starting with i, so every example
+  # stays on its device.
   def split(x: jax.Array) -> jax.Array:
     return einops.rearrange(x, '(b m) ... -> m b ...', m=num_microbatches)
 
@@ -69,14 +69,14 @@ def norms(
   """Euclidean norms of all values of each sub-tree, float32 scalars.
 
   Args:
-    optimizer: that of the parameters.
+    optimizer: the optimizer of the parameters.
     tree: a tree like the parameters.
-    name: of the norm; with the sub-tree's name behind it if it has one.
+    name: name of the norm; if a sub-tree has a name, it is appended.
   """
 
   def norm(subtree: PyTree) -> jax.Array:
-    # As products: with another sum over gradients, XLA:CPU would round the
-    # parameters differently.
+    # As dot products: another sum over the gradients would make XLA:CPU round
+    # the parameters differently.
     leaves = [x.astype(jnp.float32).ravel() for x in jax.tree.leaves(subtree)]
     return jnp.sqrt(sum(jnp.vdot(x, x) for x in leaves))
 
@@ -104,7 +104,7 @@ def make_train_step(
 
   Args:
     task: what is trained.
-    optimizer: that of the task's parameters.
+    optimizer: the optimizer of the task's parameters.
     rng: the root of all randomness.
     ema_decay: decay of the moving average of the parameters.
     skip_nonfinite: whether to continue after a step that is not finite.
@@ -146,14 +146,14 @@ def make_train_step(
 
 
 def make_eval_step(task: tasks.Task) -> Callable[..., PyTree]:
-  """Adds one batch's metrics; for `parallel.Parallel.compile`."""
+  """Makes the function that adds a batch's metrics, for `Parallel.compile`."""
 
   def eval_step(tree: PyTree, batch: PyTree, *, axis_name: str | None):
     _, (parts, _) = task.loss_fn(
       tree['params'],
       tree['model_state'],
       batch,
-      jax.random.key(0),  # evaluation draws nothing
+      jax.random.key(0),  # evaluation is not random
       train=False,
       axis_name=axis_name,
     )

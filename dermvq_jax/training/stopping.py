@@ -12,12 +12,12 @@ from jax.experimental import multihost_utils
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STDERR = 2
 _TEXT = (
-  '\n{}: saving and stopping after this step. Send it again to stop at once.\n'
+  '\n{}: saving and stopping after this step. Send it again to stop now.\n'
 )
 
 
 class Requests:
-  """In its context the first signal is a request; a second acts as usual."""
+  """In its context the first signal is a request; the second acts as usual."""
 
   def __init__(self):
     self._received: int | None = None

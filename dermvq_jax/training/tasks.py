@@ -1,4 +1,4 @@
-"""What a phase trains, as pure functions; the loop never asks which it is."""
+"""What a phase trains, as pure functions; the loop is the same for all."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ Batch = dict[str, jax.Array]
 
 
 def _keep_state(params, model_state, observed, rng, *, axis_name=None):
-  del params, observed, rng, axis_name  # All is learned with gradients.
+  del params, observed, rng, axis_name  # Everything is learned by gradients.
   return model_state
 
 
@@ -39,18 +39,18 @@ class Task:
     init: `(rng, batches) -> (params, model_state)`; sees the unsharded stream,
       the same on every host. Shapes alone decide the result's structure.
     loss_fn: `(params, model_state, batch, rng, *, train, axis_name) -> (loss,
-      (metrics, observed))`. Every term of the loss is a metric of its own
+      (metrics, observed))`. Every term of the loss is a metric with its own
       name. A field `mask` [B] of the batch weights the metrics. Metrics are
       sums over this device's part; `observed` are arrays [B, ...].
     update_state: `(params, model_state, observed, rng, *, axis_name) ->
-      model_state`, once a training step: what is learned without gradients,
-      from what `loss_fn` observed in all parts of the batch.
+      model_state`, once per training step: updates what is learned without
+      gradients, from `observed` of all parts of the batch.
     summary_images: `(params, model_state, batch) -> {name: [N, H, W, 3]}`.
-    optimizers: how parameters are optimised: a top-level entry of params to the
-      field of the config that describes its optimiser. '' stands for all
+    optimizers: how parameters are optimised: maps a top-level entry of params
+      to the field of the config that describes its optimiser. '' stands for all
       entries that are not named.
-    kept: the part of params that is used after training, and so is all of
-      them that `best/` holds.
+    kept: the part of params that is used after training; `best/` holds only
+      this part.
   """
 
   keys: tuple[str, ...]
@@ -88,7 +88,7 @@ def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
   needed = 'codebook_size' if config.task == 'prior' else 'image_size'
   if needed not in facts:
     raise errors.UserError(
-      f'config.dataset={facts["dataset"]} can not train the {config.task}: the '
+      f'config.dataset={facts["dataset"]} cannot train the {config.task}: the '
       'prior needs codes, the others need images'
     )
   return makers[config.task](config, facts)
@@ -97,11 +97,11 @@ def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
 def vqvae_task(
   config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> Task:
-  """Phase 1: reconstruct images through a codebook.
+  """The VQ-VAE: reconstructs images through a codebook.
 
-  The loss is the sum of the quantizer's terms and of the reconstruction's; by
-  default the latter is MSE / variance of the training images (van den Oord et
-  al. 2017 divide likewise).
+  The loss is the sum of the quantizer's terms and of the reconstruction loss.
+  By default the reconstruction loss is MSE / variance of the training images
+  (van den Oord et al. 2017 divide in the same way).
   """
   build.check_vqvae(config, facts['image_size'])
   losses.check_reconstruction(config.loss)
@@ -121,7 +121,7 @@ def vqvae_task(
       lambda variables, images: model.apply(variables, images, method='latents')
     )
     rows = []
-    # As many batches as it takes.
+    # Reads batches until there are enough latents.
     while sum(len(r) for r in rows) < num_init_rows:
       latents = encode(variables, images)
       rows.append(einops.rearrange(latents, 'b h w d -> (b h w) d'))
@@ -136,7 +136,7 @@ def vqvae_task(
     return params, state
 
   def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
-    del rng  # The VQ-VAE draws nothing.
+    del rng  # The VQ-VAE's loss is not random.
     images = build.to_unit(batch['image'])
     target = build.to_unit(batch.get('target', batch['image']))
     mask = batch.get('mask')
@@ -148,7 +148,7 @@ def vqvae_task(
       output.reconstruction, target, config.loss, variance
     )
     loss = quantized.loss + reconstruction_loss
-    # What a user gets is clipped; so is what is measured.
+    # Users get clipped images, so clipped images are measured.
     clipped = jnp.clip(output.reconstruction, 0, 1)
     error = losses.squared_error(clipped, target)
     usage = (quantized.codes, num_codes, mask)
@@ -206,11 +206,10 @@ def vqvae_task(
 def prior_task(
   config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> Task:
-  """Phase 2: predict each code from those before it and the conditions.
+  """The prior: predicts each code from those before it and the conditions.
 
-  The metrics `nll` and `bits_per_code` are those of the probabilities that
-  codes are sampled from, whatever `config.loss` and `config.label_smoothing`
-  are.
+  The metrics `nll` and `bits_per_code` refer to the probabilities that codes
+  are sampled from, whatever `config.loss` and `config.label_smoothing` are.
   """
   losses.check(config.loss, config.label_smoothing)
   model = build.prior(config, facts)
@@ -262,11 +261,11 @@ def prior_task(
 def classifier_task(
   config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> Task:
-  """Classes of real images, each class as important as any other.
+  """The classifier: predicts the class of real images, each equally important.
 
   The loss is the cross-entropy of the logits plus the log of the training
   split's class shares (logit adjustment, Menon et al. 2021, section 4). So the
-  plain logits are those of balanced classes; the metrics are theirs.
+  logits themselves fit balanced classes; the metrics are computed from them.
   """
   model = build.classifier(config, facts)
   num_classes = len(facts['class_names'])
@@ -282,7 +281,7 @@ def classifier_task(
     return params, {'class_balance': {'log_shares': log_shares}}
 
   def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
-    del rng, train, axis_name  # it draws nothing and averages nothing
+    del rng, train, axis_name  # the loss is not random and averages nothing
     labels, mask = batch['label'], batch.get('mask')
     logits = model.apply({'params': params}, build.to_unit(batch['image']))
     adjusted = logits + model_state['class_balance']['log_shares']

@@ -1,4 +1,4 @@
-"""A phase's training as an object: all but the loop and the files."""
+"""A phase's training as an object: everything but the loop and the files."""
 
 import functools
 import itertools
@@ -32,10 +32,10 @@ def resolve(
 
   Args:
     config: a phase's config.
-    facts: those of its dataset.
+    facts: the facts of its dataset.
 
   Returns:
-    A copy in which nothing is left to be derived.
+    A copy in which all values are given.
 
   Raises:
     UserError: a number of steps or a size is less than 1.
@@ -66,12 +66,12 @@ def resolve(
 
 
 class Trainer:
-  """What the training of a phase sets up once, and its steps.
+  """The setup of a phase's training, and its steps.
 
   Attributes:
-    config: the phase's config, resolved.
+    config: the phase's config, from `resolve`.
     task: what is trained.
-    optimizer: that of the task's parameters.
+    optimizer: the optimizer of the task's parameters.
     parallel: how steps run on devices.
   """
 
@@ -85,7 +85,7 @@ class Trainer:
 
     Args:
       config: from `resolve`.
-      facts: those of the dataset.
+      facts: the facts of the dataset.
       sources: the splits 'train' and 'val' as sequences of records; 'val' is
         needed for `evaluate` only.
 
@@ -106,7 +106,7 @@ class Trainer:
     self._norms = jax.jit(self._parameter_norms)
 
   def train_batches(self, start_step: int = 0, **kwargs) -> Iterator[PyTree]:
-    """Batches from a step on; by default this host's part of them."""
+    """Batches starting at a step; by default this host's part of them."""
     kwargs = {
       'process_index': jax.process_index(),
       'process_count': jax.process_count(),
@@ -182,7 +182,7 @@ class Trainer:
     return self._start(rng, self._whole_batches(), next(self._whole_batches()))
 
   def structure(self) -> PyTree:
-    """Returns `start()` with shapes for arrays; it reads a single batch."""
+    """Returns `start()` with shapes for arrays; reads only one batch."""
     example = next(self._whole_batches())
     return jax.eval_shape(
       lambda: self._start(self._init_rng, itertools.repeat(example), example)

@@ -6,11 +6,11 @@ make bench
 
 or, with the extra `bench` installed, `python -m experiments.benchmarks --help`.
 
-Each contender runs in a process of its own; each round runs all of them, one
+Each contender runs in a separate process; each round runs all of them, one
 after the other. Numbers are medians over the rounds, and ratios are medians of
 the rounds' ratios. Everything runs on 2 cores (input: 1) in float32. First
 calls, which compile, are reported separately. PyTorch runs eagerly, with
-contiguous tensors and with channels_last; the better one counts.
+contiguous tensors and with channels_last; the faster one counts.
 """
 
 import pathlib

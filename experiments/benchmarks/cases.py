@@ -1,4 +1,4 @@
-"""What is measured, and the bars."""
+"""The cases that are measured, and the bars that they must reach."""
 
 from experiments.benchmarks import harness
 
@@ -18,7 +18,7 @@ CODEBOOKS = (512, 8192)
 INPUT = ((64, 32), (128, 8))
 INPUT_WORK = ('records', 'step', 'constant')
 LEAST_IMAGES, MOST_WAIT = 1000, 1.05
-# What grows with what: the cases, and the size that grows. Most of these cases
+# title -> the cases of a growth, and the size that grows. Most of these cases
 # are measured anyway.
 GROWTH = {
   'VQ-VAE step an image, over pixels': (

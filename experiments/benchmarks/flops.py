@@ -8,8 +8,8 @@ biases, gathers and the optimiser do not count. If a backend computes an
 operator in another way, its time changes, but not these numbers.
 
 A training step computes each operator three times: forward, the gradient of its
-input and the gradient of its kernel. Without a gradient of the input it is
-twice, without any gradient once.
+input and the gradient of its kernel. It computes operators without a gradient
+of the input twice, and operators without any gradient once.
 """
 
 import dataclasses

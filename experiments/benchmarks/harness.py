@@ -1,8 +1,8 @@
-"""What the benchmarks share: rounds, a process for each measurement, medians.
+"""Parts that benchmarks share: rounds, a process per measurement, medians.
 
 A case is a tuple of words and numbers. Each round measures every case once, one
 after the other, so a machine that slows down slows all cases. Each measurement
-has a process of its own, which prints one JSON object of numbers.
+runs in a separate process, which prints one JSON object of numbers.
 
 All rounds share a cache of compiled programs. It starts empty, so the first
 call of the first round includes compilation, and so does its memory. Later
@@ -91,7 +91,7 @@ def interleave(
   rounds: int,
   measure: Callable[[Case], dict[str, float]],
 ) -> Results:
-  """Measures every case once a round; reports progress on stderr."""
+  """Measures every case once per round; reports progress on stderr."""
   results = {case: {} for case in cases}
   for n in range(rounds):
     for case in cases:
@@ -108,11 +108,11 @@ def interleave(
 
 
 def in_process(module: str, arguments: Sequence[str], cache: str) -> Callable:
-  """Returns a function that measures a case in a process of its own.
+  """Returns a function that measures a case in a separate process.
 
   Args:
     module: name of the module to start; `--measure` is added to its flags.
-    arguments: its other flags.
+    arguments: the other flags of the module.
     cache: folder for JAX's compiled programs.
   """
   env = os.environ | {
@@ -159,7 +159,7 @@ def ratio(
 
 
 def slope(x: Iterable[float], y: Iterable[float]) -> float:
-  """Returns the power of x that y grows with: the slope of log y on log x."""
+  """Returns the exponent of y's growth with x: the slope of log y on log x."""
   return float(np.polyfit(np.log(list(x)), np.log(list(y)), 1)[0])
 
 
@@ -202,9 +202,9 @@ def run(
     module: name of the program's module.
     args: from `parser`.
     cases: all cases.
-    measure: measures one case; it runs in a process of its own.
+    measure: measures one case; it runs in a separate process.
     report: turns the results of the chosen cases into Markdown.
-    prepare: is called with the chosen cases before any is measured.
+    prepare: called with the chosen cases before any is measured.
   """
   if args.measure:
     host_memory.keep()  # As `dermvq` does; PyTorch gets faster too.

@@ -1,4 +1,4 @@
-"""The measurements, each in a process of its own."""
+"""The measurements; each runs in a separate process."""
 
 import math
 import time
@@ -10,8 +10,9 @@ from experiments.benchmarks import cases as suite
 from experiments.benchmarks import harness, steps
 
 _INPUT_BATCHES = 16  # for each of --calls
-# Steps between the first epoch and the timed steps, which use up all batches
-# that are made ahead; timed steps for each of --calls.
+# Number of steps between the first epoch and the timed steps; they use up all
+# batches that were made ahead. Then the number of timed steps for each of
+# --calls.
 _STEPS_BEFORE, _INPUT_STEPS = 8, 4
 _DATASET = 'synthetic_dermoscopy'
 

@@ -6,10 +6,10 @@ python -m experiments.benchmarks.sampling
 ```
 
 Every number is the median over rounds. In each round every contender runs once,
-one after the other and in a process of its own, so a machine that slows down
+one after the other and in a separate process, so a machine that slows down
 slows all of them. Compilation is not included. A recomputing sampler samples 32
 codes, and its time is scaled to the grid. `forward` is one pass of the same
-batch with all codes given: no exact sampler can do with less work.
+batch with all codes given: no exact sampler needs less work.
 """
 
 import functools
@@ -103,7 +103,7 @@ def _jax(
 
 
 def measure(case: harness.Case, calls: int) -> dict[str, float]:
-  """Measures the seconds for a batch of whole grids, in its own process."""
+  """Measures the seconds for a batch of full grids, in this process."""
   how, prior, grid, batch = case
   if how == 'torch':
     first, seconds = _torch(prior, grid, batch)

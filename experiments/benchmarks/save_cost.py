@@ -1,4 +1,4 @@
-"""How much time saving takes from a training.
+"""How much time saving adds to a training.
 
 ```
 python -m experiments.benchmarks.save_cost --data_dir=DATA
@@ -7,8 +7,8 @@ python -m experiments.benchmarks.save_cost --data_dir=DATA
 Trains the VQ-VAE in blocks of steps, in one process. Every second block starts
 with a save, so other work on the machine slows blocks with and without a save
 alike. The save runs in the background; its block ends when the save has ended.
-The program prints the seconds of each block, and the median of the seconds that
-a save adds to the block before it.
+The program prints the seconds of each block, and the median of the seconds by
+which a block with a save is longer than the block before it.
 """
 
 import pathlib

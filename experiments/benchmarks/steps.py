@@ -2,9 +2,9 @@
 
 Architecture, parameters, loss and optimiser are the same (AdamW with the values
 of the config, gradient clipping if the config has it). The package's step is
-that of `dermvq train`: it also sums metrics, checks that everything is finite
-and, for the VQ-VAE, restarts unused codes. Dropout and averaged weights, which
-the prior's PyTorch twin does not have, are off.
+the step of `dermvq train`: it also sums metrics, checks that everything is
+finite and, for the VQ-VAE, restarts unused codes. Dropout and averaged weights
+are off, because the prior's PyTorch twin does not have them.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,12 +25,12 @@ _OVERRIDES = {
     'params_ema_decay=0.0',
   ),
 }
-_VARIANCE = 0.04  # of the pixels, about that of real training images
+_VARIANCE = 0.04  # of the pixels, about as in real training images
 _RECORDS = 128
 
 
 def config(work: str, batch: int, *overrides: str) -> Any:
-  """Returns the config that is measured, of 'vqvae' or 'prior'."""
+  """Returns the config of the measured phase, 'vqvae' or 'prior'."""
   sizes = f'batch_size={batch}', 'num_train_steps=1000'
   return common.load_config(work, *_OVERRIDES[work], *sizes, *overrides)
 

@@ -3,7 +3,7 @@
 It has the same layers and parameters as
 `dermvq_jax.models.priors.gated_pixelcnn`, written as is usual in PyTorch:
 padding makes convolutions causal, `nn.Conv2d` computes them, and each sampled
-code takes a forward pass over the whole grid.
+code takes a forward pass over the entire grid.
 """
 
 import math
@@ -87,7 +87,7 @@ def waves(n: int) -> torch.Tensor:
 
 
 class GatedPixelCNN(nn.Module):
-  """Fields as those of the Flax model."""
+  """Gated PixelCNN with the same fields as the Flax model."""
 
   def __init__(
     self,
@@ -144,7 +144,7 @@ class GatedPixelCNN(nn.Module):
 
 
 def load_flax(model: GatedPixelCNN, params: dict) -> GatedPixelCNN:
-  """Copies the parameters of the Flax prior into a model, which it returns."""
+  """Copies the parameters of the Flax prior into a model; returns the model."""
 
   def tensor(leaf, axes=None):
     array = np.asarray(leaf, np.float32)
@@ -154,7 +154,7 @@ def load_flax(model: GatedPixelCNN, params: dict) -> GatedPixelCNN:
     if isinstance(module, CausalConv):
       module = module.conv
     if isinstance(module, nn.Embedding):
-      tree = tree.get('label', tree)  # The bias is by name of the condition.
+      tree = tree.get('label', tree)  # Biases are stored by condition.
       module.weight.copy_(tensor(tree['embedding']))
       return
     axes = (3, 2, 0, 1) if isinstance(module, nn.Conv2d) else (1, 0)

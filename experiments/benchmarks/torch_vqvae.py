@@ -5,13 +5,13 @@ pip install -c constraints.txt '.[bench]'
 python -m experiments.benchmarks.torch_vqvae --data_dir=DATA --start=normal
 ```
 
-128 hidden, 2 residual layers of 32, D=64, EMA 0.99 with Laplace smoothing,
-commitment 0.25, Adam 1e-3, as in van den Oord et al. 2017, Sonnet's example and
-its many ports to PyTorch: strided and transposed 4x4 convolutions, a codebook
-that starts from N(0, 1) or U(-1/K, 1/K), nothing else. It trains on the same
-batches as the package's default config (same images, order and flips), and the
-same metrics are measured on the whole validation split. It uses a GPU if there
-is one.
+The model has width 128, 2 residual layers of 32, D=64, EMA 0.99 with Laplace
+smoothing, commitment 0.25 and Adam 1e-3, as in van den Oord et al. 2017,
+Sonnet's example and its many ports to PyTorch: strided and transposed 4x4
+convolutions, a codebook that starts from N(0, 1) or U(-1/K, 1/K), and nothing
+more. It trains on the same batches as the package's default config (same
+images, order and flips), and the same metrics are measured on the entire
+validation split. It uses a GPU if there is one.
 
 The program prints one JSON object: validation PSNR (of the MSE over all values,
 outputs clipped to [0, 1]), codebook usage, perplexity, parameters, floating
@@ -38,7 +38,7 @@ STARTS = ('normal', 'uniform')
 
 
 class ResidualLayer(nn.Module):
-  """x + conv1x1(relu(conv3x3(relu(x)))); in the recipe without biases."""
+  """x + conv1x1(relu(conv3x3(relu(x)))); the recipe has no biases here."""
 
   def __init__(self, features: int, hidden: int, bias: bool = False):
     super().__init__()

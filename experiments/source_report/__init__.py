@@ -9,9 +9,9 @@ python -m experiments.source_report --workdir=W --page
 ```
 
 The report trains a VQ-VAE on dermoscopic images for 10 epochs and a Gated
-PixelCNN on its codes for 20. `protocol.py` says what is trained, `claims.py`
+PixelCNN on its codes for 20. `protocol.py` defines the trainings, `claims.py`
 has the rules that decide the claims, and `page.py` draws the report's figures 3
 to 9. `W/index.html` shows the report's statements beside these results. If the
 study was interrupted, run the command again: it resumes. `--page` writes the
-page from what is trained so far.
+page from the trainings that are finished.
 """

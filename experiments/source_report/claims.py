@@ -31,7 +31,7 @@ class Logs:
 
   Attributes:
     plain: logs of the VQ-VAEs without augmentation, by seed.
-    augmented: logs of those with cut-out and RGB shift, by seed.
+    augmented: logs of the VQ-VAEs with cut-out and RGB shift, by seed.
     prior: log of the prior on the codes of the first augmented VQ-VAE.
   """
 
@@ -53,7 +53,7 @@ class Verdict:
   number: str
 
   def __str__(self) -> str:
-    """Formats both."""
+    """Formats the status and the numbers."""
     return f'{self.status}: {self.number}'
 
 
@@ -187,7 +187,7 @@ def seconds_a_step(rows: Rows) -> np.ndarray:
 
 
 def seconds_an_epoch(rows: Rows) -> np.ndarray:
-  """Returns the quartiles of an epoch, `[3]`; empty if none was timed.
+  """Returns the quartiles of an epoch's time, `[3]`; empty if none was timed.
 
   The first validation marks the end of the first epoch.
   """
@@ -265,7 +265,7 @@ def _sharp_then_gradual(logs: Logs) -> Verdict:
 CLAIMS = (
   Claim(
     'The reconstruction loss decreases in each of 10 epochs (2.1, Fig 3).',
-    'The training MSE of every epoch is below that of the epoch before.',
+    'The training MSE of every epoch is lower than in the epoch before.',
     _loss_falls,
   ),
   Claim(

@@ -18,7 +18,7 @@ _NUM_IMAGES, _NUM_SAMPLES = 8, 6
 # The real images of each class are taken from this many validation images.
 _SEARCHED = 512
 
-# What the report says about its figures.
+# The report's statements about its figures.
 _FIG_3 = (
   'The report: around 0.15 initially, decreasing in each of 10 epochs (about '
   '12,000 iterations), reaching approximately 0.'
@@ -44,7 +44,7 @@ def verdicts(logs: dict[str, claims.Logs]) -> page.Section:
     'The claims',
     [
       'Each claim is decided by a rule that was written down before the '
-      'training. A verdict is about these data and recipes; the report had '
+      'training. A verdict is about these data and recipes; the report used '
       'others.'
     ],
     tables=[
@@ -80,8 +80,8 @@ def _numbers(logs: dict[str, claims.Logs]) -> page.Section:
     'numbers',
     'The runs',
     [
-      'Values of the last validation. Times depend on what else the machine '
-      'did.'
+      'Values of the last validation. Times depend on other work on the '
+      'machine.'
     ],
     tables=[page.Table(('VQ-VAE', *columns, 's an epoch'), rows)],
   )
@@ -185,7 +185,7 @@ def _pictures(
           'step/loss',
           f'{model.config.prior.loss} (nats per code)',
           name=f'prior_loss_{recipe}',
-          # It starts a hundred times as high as it ends.
+          # The loss starts a hundred times as high as it ends.
           log_scale=model.config.prior.loss == 'bce',
         ),
       )
@@ -231,7 +231,7 @@ def _pictures(
 def write(
   workdir: epath.Path, logs: dict[str, claims.Logs]
 ) -> Sequence[epath.Path]:
-  """Writes `workdir/index.html` from what is trained so far.
+  """Writes `workdir/index.html` from the trainings that are finished.
 
   Args:
     workdir: folder of the study.

@@ -1,15 +1,15 @@
-"""What is trained: the report's protocol, and this package's own recipe.
+"""The trainings: the report's protocol, and this package's own recipe.
 
 - `plain`: the VQ-VAE as papers and tutorials first described it: ReLU, Adam's
   usual b2, codes of 64 dimensions that start small and at random, no restart of
-  unused codes, a commitment weight of 0.25. Augmentation changes the target
-  too, as it does if images are augmented before they reach the model. The prior
+  unused codes, a commitment weight of 0.25. Augmentation also changes the
+  target, as if images were augmented before they reach the model. The prior
   learns by binary cross-entropy, the report's equation 3.
 - `package`: the shipped configs, which flip images; targets stay clean.
 
 Each recipe trains VQ-VAEs with and without coarse cut-out and RGB shift (p =
 0.5 each), and a prior on the codes of the first seed's VQ-VAE with them.
-Batches have 8 images: on the whole HAM10000 ten epochs are 10,000 steps; the
+Batches have 8 images: on all of HAM10000 ten epochs are 10,000 steps; the
 report says about 12,000.
 """
 
@@ -49,7 +49,7 @@ _FULL_PRIOR = ('num_epochs=20.0',)
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """One training of a VQ-VAE, and of a prior if it has one."""
+  """One training of a VQ-VAE, and of its prior if it has one."""
 
   recipe: str
   augmented: bool

@@ -125,7 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check_settings(args: argparse.Namespace):
-  """Checks that a study is continued as it was started.
+  """Checks that a study is resumed with its original settings.
 
   Raises:
     UserError: the workdir was started with other settings.
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None):
   if args.folds < 2:
     parser.error(f'--folds is {args.folds}; give 2 or more, or --run')
   if set(args.ways) - set(classifiers.WAYS):
-    parser.error(f'--ways are some of {",".join(classifiers.WAYS)}')
+    parser.error(f'--ways: give some of {",".join(classifiers.WAYS)}')
   common.setup()
   if not args.table:
     with common.usage_errors(parser):

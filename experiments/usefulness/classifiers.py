@@ -12,7 +12,7 @@ from dermvq_jax.training import state
 from dermvq_jax.training import trainer as trainer_lib
 from experiments import common
 
-# How often the steps of a size are made, by the way of training.
+# Factor on the number of steps of a size, by the way of training.
 WAYS = {
   'real': 1,
   'oversampled': 1,

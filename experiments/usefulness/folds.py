@@ -47,7 +47,7 @@ class FoldConfig(builder.ImageConfig):
   """One fold of a dataset.
 
   Attributes:
-    class_names: those of the dataset.
+    class_names: the class names of the dataset.
     records: its images, with their split in this fold; the source of each is
       the split and the number of the image in the dataset.
   """
@@ -57,14 +57,14 @@ class FoldConfig(builder.ImageConfig):
 
 
 class Builder(builder.ImageBuilder, skip_registration=True):
-  """Images of another dataset, of which one fold of lesions is held out."""
+  """Images of another dataset, with one fold of lesions held out."""
 
   name = 'folds'
   VERSION = tfds.core.Version('1.0.0')
 
   @property
   def class_names(self) -> Sequence[str]:
-    """Those of the other dataset."""
+    """The class names of the other dataset."""
     return self.builder_config.class_names
 
   def read_records(self, folder) -> list[builder.Record]:
@@ -81,7 +81,7 @@ class Builder(builder.ImageBuilder, skip_registration=True):
 def prepare_fold(
   dataset: prepared.Dataset, fold: int, num_folds: int
 ) -> prepared.Dataset:
-  """Prepares a fold of a prepared dataset, unless that was done before."""
+  """Prepares a fold of a prepared dataset, unless it is already prepared."""
   names = dataset.facts['class_names']
   records = []
   for split in splits.SPLITS:
@@ -111,7 +111,7 @@ def prepare_fold(
 
 
 def fold_name(fold: int, num_folds: int) -> str:
-  """Returns the name of a fold, which is also that of its folders."""
+  """Returns the name of a fold and of its folders."""
   return f'fold_{fold + 1}of{num_folds}'
 
 
@@ -147,8 +147,8 @@ def make_fold(
 def fold_of_run(run: run_lib.Run) -> Fold:
   """Returns a trained run as a fold: its training split against its test split.
 
-  The validation split is in neither: it chose the run's best steps, and the
-  guidance of the samples.
+  The validation split is not used: it chose the run's best steps, and the
+  guidance scale of the samples.
   """
   run.images.check()
   return Fold('run', run)

@@ -1,4 +1,4 @@
-"""The results of all classifiers, and the table of what they show."""
+"""The results of all classifiers, and the table of conclusions."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

@@ -125,12 +125,13 @@ def bootstrap_recalls(
 def conclude(
   name: str, against: str, difference: Estimate, num_seeds: int
 ) -> str:
-  """Says in one line what a difference in balanced accuracy shows.
+  """Returns a line that says what a difference in balanced accuracy shows.
 
   Args:
     name: a way of training.
     against: another way of training.
-    difference: balanced accuracy of the first minus that of the second.
+    difference: balanced accuracy of the first minus balanced accuracy of the
+      second.
     num_seeds: number of seeds of the classifiers.
   """
   interval = (

@@ -145,7 +145,7 @@ def test_random_map(fields, target):
   assert (out['image'].shape, out['image'].dtype) == (_IMAGE.shape, np.uint8)
   assert out['label'] == 3
   assert np.any(out['image'] != _IMAGE)
-  # The result depends on the generator and on nothing else.
+  # The result depends only on the generator.
   again = transformation.random_map(_record(), _rng(1))
   np.testing.assert_array_equal(out['image'], again['image'])
   others = [

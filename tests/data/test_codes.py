@@ -1,4 +1,4 @@
-"""Tests of the dataset of codes: what is stored and what its facts say."""
+"""Tests of the dataset of codes: its records and its facts."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of preparing datasets: all files or none, and what the user sees."""
+"""Tests of preparing datasets: all files or none, and the user's messages."""
 
 import errno
 import fcntl
@@ -150,7 +150,7 @@ def test_failure_to_overwrite_restores_the_old_files(toy, monkeypatch, trouble):
 
 
 def test_what_a_killed_run_moved_aside_is_restored(toy, monkeypatch):
-  """It was replacing the dataset, and the user's files may be gone."""
+  """The killed run was replacing the dataset; the user's files may be gone."""
   prepare_toy(toy)
   folder = toy / 'toy' / 'smoke' / '1.0.0'
   before = {p: p.read_bytes() for p in files_in(toy)}
@@ -282,7 +282,7 @@ sys.exit('tensorflow' in sys.modules)
   )
   assert done.returncode == 0
   assert not done.stdout
-  # The progress bar and nothing else.
+  # Only the progress bar.
   assert done.stderr.count(b'\n') == 1
   assert done.stderr.endswith(b'image/s]\n')
   assert not list((tmp_path / 'tmp').iterdir())

@@ -142,7 +142,7 @@ def test_newest_version_counts(data_dir):
 
 @pytest.mark.parametrize('name', ['incomplete.ABC_1.0.0', 'notes', '1.0.0.bak'])
 def test_other_folders_are_not_versions(data_dir, name):
-  """Such as what a killed `dermvq prepare --overwrite` leaves."""
+  """A killed `dermvq prepare --overwrite` leaves such folders."""
   folder = data_dir / IMAGES
   shutil.copytree(folder / '1.0.0', folder / name)
   assert prepared.Dataset(IMAGES, data_dir).facts['num_val'] == 13
@@ -178,7 +178,7 @@ def test_a_damaged_file_is_one_line(data_dir, damage):
     for i in range(len(source)):
       _ = source[i]
   assert str(folder) in str(e.value) and '\n' not in str(e.value)
-  # The pipeline says the same.
+  # The pipeline raises the same error.
   with pytest.raises(errors.UserError, match=r'record \d+ of 114 in'):
     list(pipeline.eval_batches(source, batch_size=8, keys=('image',)))
   assert len(prepared.Dataset(IMAGES, data_dir).split('val')) == 13

@@ -1,4 +1,4 @@
-"""Tests of splits: whole groups, every class, fixed by names alone."""
+"""Tests of splits: undivided groups, every class, fixed by names only."""
 
 import collections
 import hashlib
@@ -14,7 +14,7 @@ CLASSES = {'nv': 400, 'mel': 100, 'df': 20, 'vasc': 7}
 
 
 def _examples():
-  """One to six examples a lesion, as in HAM10000."""
+  """One to six examples per lesion, as in HAM10000."""
   rng = random.Random(0)
   groups, labels = [], []
   for label, count in CLASSES.items():
@@ -72,7 +72,7 @@ def test_the_most_frequent_label_is_the_groups_class():
   assert tie == splits.assign(['a', 'a'], ['mel', 'nv'])
 
 
-# Folds: the expected values are those that results were published with.
+# Folds: published results used the expected values.
 
 
 @pytest.mark.parametrize(

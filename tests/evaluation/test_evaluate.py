@@ -16,7 +16,7 @@ IMAGES = 'synthetic_dermoscopy/smoke'
 
 
 def test_without_samples_and_classifier(run_copy, caplog):
-  """The rest is measured, and the files of an earlier evaluation are gone."""
+  """Everything else is measured; files of an earlier evaluation are removed."""
   shutil.rmtree(run_copy / 'classifier')
   assert (run_copy / 'report' / 'nearest_val.npz').exists()
   caplog.set_level('INFO')

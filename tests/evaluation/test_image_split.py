@@ -1,4 +1,4 @@
-"""Tests that a split is read once, and what is computed from it."""
+"""Tests that a split is read once, and of the values computed from it."""
 
 import collections
 

@@ -36,7 +36,7 @@ def test_measure_prior_by_hand():
 
 
 class _Oracle:
-  """A classifier that reads the class from the image; no image is of 3."""
+  """A classifier that reads the class from the image; no image has class 3."""
 
   class_names = ('a', 'b', 'c', 'd')
 

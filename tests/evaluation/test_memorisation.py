@@ -1,4 +1,4 @@
-"""Tests that copies are found, and nothing else."""
+"""Tests that copies are found, and only copies."""
 
 import io
 import os
@@ -112,7 +112,7 @@ def test_held_out_images_are_not_flagged(splits, bank, threshold):
 
 
 def test_each_image_is_its_own_nearest(splits, bank):
-  """Even if it is turned, and shifted as far as the search goes."""
+  """Even if the copy is turned, and shifted as far as the search goes."""
   turned = np.stack(
     [np.rot90(shift(x, 4, -4), 3) for x in splits['train'][:NUM_COPIES]]
   )
@@ -122,7 +122,7 @@ def test_each_image_is_its_own_nearest(splits, bank):
 
 
 def test_copies_of_lesions_with_many_photographs(splits, bank, threshold):
-  """Each of the lesions has six, which differ in shift and brightness."""
+  """Each lesion has six photographs, which differ in shift and brightness."""
   lesions = splits['train'][:NUM_COPIES]
   more = [
     shift(np.minimum(x, 255 - i) + np.uint8(i), i % 3 - 1, i % 2)
@@ -138,7 +138,7 @@ def test_copies_of_lesions_with_many_photographs(splits, bank, threshold):
   assert (found.ratio < threshold).all()
   np.testing.assert_array_equal(groups[found.indices[:, 0]], range(NUM_COPIES))
   assert all(len(set(groups[row])) == 5 for row in found.indices)
-  # Taken as images of different lesions, they would hide each other.
+  # If they counted as different lesions, they would hide each other.
   hidden = nearest(copies, whole).ratio
   assert np.median(hidden) > 1.5 * np.median(found.ratio)
 
@@ -163,7 +163,7 @@ def banks_of(splits):
 
 
 def test_measure_finds_planted_copies(splits):
-  """It finds them among new images, in both spaces, with their originals."""
+  """Copies among new images are found in both spaces, with their originals."""
   planted = [COPIES['jpeg'](x)[::-1] for x in splits['train'][:NUM_COPIES]]
   new = np.concatenate([planted, splits['test']])
   result, arrays = memorisation.measure(
@@ -234,7 +234,7 @@ def test_share_test_by_hand():
 
 
 def test_groups_count_as_one():
-  """Ten images of each lesion say no more than one of each."""
+  """Ten images of each lesion give the same evidence as one of each."""
   few = np.array(['a', 'b', 'c'])
   one = memorisation.share_test(few, few, np.array(['x', 'y']))
   ten = memorisation.share_test(

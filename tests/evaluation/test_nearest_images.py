@@ -31,7 +31,7 @@ def test_ratio_by_hand():
 
 @pytest.mark.parametrize('photographs', [255, 256, 300])
 def test_a_lesion_with_more_photographs_than_candidates(photographs):
-  """Its copy is found by features and by pixels."""
+  """The copy of an image is found by features and by pixels."""
   rng = np.random.default_rng(0)
   x = rng.integers(0, 256, (16, 16, 3)).repeat(4, 0).repeat(4, 1)
   noisy = [np.clip(x + rng.normal(0, 2, x.shape), 0, 255) for _ in range(20)]

@@ -67,7 +67,7 @@ def test_a_damaged_field_is_refused_in_one_line(path, value, tmp_path):
     results.read(file)
   text = str(error.value)
   assert '\n' not in text and len(text) < 300 + len(str(tmp_path))
-  # It says which field.
+  # The message names the field.
   assert re.search(path.rpartition('.')[2], text.partition(' is damaged')[2])
 
 

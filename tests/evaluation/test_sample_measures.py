@@ -1,4 +1,4 @@
-"""Tests of what is measured on samples, with the run of the demo."""
+"""Tests of the measures of samples, with the run of the demo."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def test_generation(classifier_run, result):
   for name, images in pictures.items():
     expected = generation_metrics.compare(space(real), space(images))
     assert_close(sets[name], expected, rel=1e-4)
-  # One sample for each image of the other split, of its class.
+  # One sample for each image of the other split, with the same class.
   samples = model.sample(np.sort(labels), seed=3)
   expected = generation_metrics.compare(space(real), space(samples))
   assert_close(sets['samples'], expected, rel=1e-3, abs=1e-9)

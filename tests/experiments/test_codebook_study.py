@@ -1,4 +1,4 @@
-"""The study's queue: what its rows mean, what it skips and what it prints."""
+"""The codebook study: its rows, its queue and its tables."""
 
 import json
 import re

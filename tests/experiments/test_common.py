@@ -1,4 +1,4 @@
-"""What the studies share: tables, JSON files, queues that resume, flags."""
+"""The parts that studies share: tables, JSON files, queues, flags."""
 
 import argparse
 import math
@@ -82,7 +82,7 @@ def test_user_errors_are_one_line(capsys):
 
 
 def test_it_imports_nothing_heavy():
-  """The benchmarks measure the memory of processes that import it."""
+  """The benchmarks measure the memory of processes that import the module."""
   script = 'import sys, experiments.benchmarks.__main__; print(*sys.modules)'
   done = subprocess.run(
     [sys.executable, '-c', script], capture_output=True, text=True, check=True

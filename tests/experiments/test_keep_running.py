@@ -91,7 +91,7 @@ def test_max_failures_0_runs_once(cloud, program):
 
 @contextlib.contextmanager
 def _start(cloud, *args):
-  """Starts the loop as a terminal does, in a process group of its own."""
+  """Starts the loop as a terminal does, in a separate process group."""
   loop = subprocess.Popen(
     [KEEP_RUNNING, *args],
     env=cloud.env,
@@ -120,7 +120,7 @@ while :; do /bin/sleep 0.02; done
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGHUP'])
 @pytest.mark.parametrize('whole_group', [False, True])
 def test_a_signal_lets_the_command_save(cloud, name, whole_group):
-  """It goes to the loop alone or, from a terminal, to the command too."""
+  """The signal goes to the loop and, from a terminal, also to the command."""
   with _start(cloud, 'bash', '-c', _SAVES) as loop:
     log = cloud.folder / 'log'
     wait_for(lambda: log.exists() and log.read_text())

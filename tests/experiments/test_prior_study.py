@@ -1,4 +1,4 @@
-"""The prior study: how long priors train, its table, and its whole way."""
+"""The prior study: how long priors train, its table, and a full small study."""
 
 import json
 
@@ -33,7 +33,7 @@ def _write_rows(folder, bits):
 def test_the_table_reads_equal_steps_and_equal_time(tmp_path):
   folder = epath.Path(tmp_path)
   _write_speeds(folder, 'rnn', 'transformer')
-  # 20 minutes are 2,400 steps: what comes later does not count.
+  # 20 minutes are 2,400 steps: later validations do not count.
   bits = {1750: 4.0, 2000: 4.2, 2250: 4.1, 2500: 3.0}
   _write_rows(tmp_path / 'rnn' / 'prior', bits)
   rows = study.table(folder).splitlines()[2:]

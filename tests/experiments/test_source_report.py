@@ -54,7 +54,7 @@ _CASES = [
     'not confirmed',
   ),
   ('Perplexity', _of_vqvae('train/perplexity', [1] * 10), 'not confirmed'),
-  # A rise that ends below its start.
+  # A rise that ends below its first value.
   (
     'Perplexity',
     _of_vqvae('train/perplexity', [40, *range(20, 40)]),

@@ -40,7 +40,7 @@ _SHELLCHECK = shutil.which(
   ids=lambda args: ' '.join(args[:2]),
 )
 def test_dry_run_prints_the_commands(cloud, args):
-  """Run as a script, its output makes the same calls."""
+  """The output, run as a script, makes the same calls."""
   cloud.env['PROJECT_ID'] = 'my-project'
   printed = cloud.ok(args[0], '--dry-run', *args[1:])
   assert not cloud.calls

@@ -200,7 +200,7 @@ def test_a_generator_trains_on_its_fold(tmp_path, monkeypatch):
   monkeypatch.setattr(folds.loop, 'train', train)
   dataset = prepared.Dataset('ham10000/64', tmp_path)
   fold = folds.make_fold(epath.Path(tmp_path), dataset, 0, 5, 'full')
-  # 'codes' are those of the VQ-VAE in the run.
+  # 'codes' are the codes of the VQ-VAE in the run.
   assert trained == [
     ('vqvae', 'folds/x_1of5', str(tmp_path)),
     ('prior', 'codes', ''),
@@ -356,7 +356,7 @@ def test_a_run_that_was_trained_again_is_another(run_copy, tmp_path, capsys):
     (['--folds=1'], 'give 2 or more'),
     (['--run=nowhere'], 'nowhere/vqvae holds no run'),
     ([], '--manual_dir=FOLDER'),
-    (['--ways=real,unreal'], '--ways are some of real,oversampled'),
+    (['--ways=real,unreal'], '--ways: give some of real,oversampled'),
   ],
 )
 def test_mistakes(tmp_path, arguments, message, capsys):

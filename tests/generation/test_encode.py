@@ -88,7 +88,7 @@ def test_digest(smoke_run):
   different = [after('encoder'), after('codebook'), digest]
   different.append(build.encoding_digest(weights, 'synthetic_dermoscopy/64'))
   assert len(set(different)) == 4
-  # What does not change the codes: the decoder and the moving averages.
+  # The decoder and the moving averages do not change the codes.
   assert after('decoder') == after('ema_sums') == digest
 
 
@@ -132,7 +132,7 @@ def test_the_same_again(smoke_run, workdir, capsys):
 
 
 def test_copies(workdir, model):
-  """Only training images, the first of each as it is; the prior uses them."""
+  """Only training images have copies, one unchanged; the prior uses all."""
   name = encode.encode(run_lib.Run(workdir), copies=3)
   facts = prepared.Dataset(name, workdir / 'data').facts
   assert name.endswith('_x3') and facts['copies'] == 3
@@ -152,7 +152,7 @@ def test_copies(workdir, model):
     assert any(equal)
     different += not all(equal)
   assert different > 50
-  # Each is the codes of a flipped or turned image.
+  # Each copy has the codes of a flipped or turned image.
   flips = [np.rot90(images[0]['image'], k) for k in range(4)]
   flips = model.encode(np.stack(flips + [image[:, ::-1] for image in flips]))
   for record in by_id[images[0]['id']]:
@@ -167,7 +167,7 @@ def test_copies(workdir, model):
 
 @pytest.mark.parametrize('failure', [KeyboardInterrupt, RuntimeError('boom')])
 def test_interrupted(workdir, smoke_run, monkeypatch, failure):
-  """Nothing looks finished; the next run completes."""
+  """Nothing looks finished after a failure; the next run completes."""
   real = pipeline.eval_batches
 
   def broken(source, **kwargs):

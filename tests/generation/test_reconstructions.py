@@ -113,7 +113,7 @@ def test_reconstruct_files_of_any_size(smoke_run, model, tmp_path, out):
 
 
 def test_files_of_unknown_class(smoke_run, model, tmp_path, out):
-  """Their likelihood is that under the null label."""
+  """The likelihood of images without labels is under the null label."""
   file = save_image(tmp_path / 'a.png', 16, 16)
   reconstructions.reconstruct(
     run_lib.Run(smoke_run), out, paths=[str(file)], through_prior=True
@@ -126,7 +126,7 @@ def test_files_of_unknown_class(smoke_run, model, tmp_path, out):
 
 
 def test_files_of_the_same_name(smoke_run, tmp_path, out):
-  """None overwrites another."""
+  """Images with the same name do not overwrite each other."""
   for name in ('x/a.png', 'x/a.jpg', 'y/a.png', 'y/a_2.png'):
     save_image(tmp_path / name)
   reconstructions.reconstruct(
@@ -189,7 +189,7 @@ def test_reconstruct_needs_no_prior_but_through_prior_does(
 def test_ids_from_metadata_stay_in_the_folder(
   smoke_run, tmp_path, out, monkeypatch
 ):
-  """A prepared dataset may be a stranger's."""
+  """A prepared dataset may come from a stranger."""
   ids = [b'../../x', b'/tmp/y', b'=cmd()', b'.z', b'..']
   source = prepared.Dataset(
     'synthetic_dermoscopy/smoke', smoke_run / 'data'

@@ -117,7 +117,7 @@ def test_nothing_to_balance(smoke_run, out, monkeypatch):
 
 
 def test_samples_are_an_image_folder(smoke_run, tmp_path, out):
-  """Read by metadata.csv, or as torchvision reads: by folders alone."""
+  """Folders are read by metadata.csv or, as torchvision does, without it."""
   samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 2, 'nv': 1})
   dataset = builder.make('image_folder/smoke', tmp_path)
   files = [name for name in files_in(out) if '/' in name]
@@ -143,8 +143,8 @@ def test_samples_are_an_image_folder(smoke_run, tmp_path, out):
     ({'counts': {'mel': 1}, 'temperature': -1.0}, 'temperature'),
     ({'counts': {'mel': 1}, 'top_p': 2.0}, 'top_p is 2.0'),
     ({'counts': {'mel': 1}, 'mask': 'left'}, '--complete and --mask'),
-    ({'counts': {'mel': 1}, 'balance': True}, '--balance goes without'),
-    ({'balance': True, 'complete': 'x', 'mask': 'left'}, 'goes without'),
+    ({'counts': {'mel': 1}, 'balance': True}, '--balance cannot go with'),
+    ({'balance': True, 'complete': 'x', 'mask': 'left'}, 'leave out one'),
     ({}, 'asks for no image'),
   ],
 )
@@ -300,7 +300,7 @@ def test_what_is_hidden_has_no_influence(narrow_run, tmp_path):
 @pytest.mark.parametrize('size', [64, 128, 256])
 @pytest.mark.parametrize('mask', images.MASKS)
 def test_named_masks(size, mask):
-  """Each hides a part, and leaves codes of the real configs."""
+  """Each mask hides a part, and leaves codes with the full-size configs."""
   hidden = images.named_mask(mask, size)
   assert hidden.shape == (size, size) and hidden.dtype == bool
   shares = dict.fromkeys(('left', 'right', 'top', 'bottom'), 0.5)

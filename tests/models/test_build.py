@@ -34,7 +34,7 @@ def test_priors_are_found_by_name():
   assert type(model) is gated_pixelcnn.GatedPixelCNN
   assert model.conditions == (('label', 2),) and model.codebook_size == 6
   assert type(build.prior(config_files.load('prior:rnn'), FACTS)) is rnn.RNN
-  # Other modules beside the priors are none.
+  # The other modules in the folder are not priors.
   for name in ('base', 'sampler', 'levels', 'nothing', '../x', 'build'):
     config.prior.name = name
     with pytest.raises(errors.UserError, match='no prior named'):
@@ -92,7 +92,7 @@ def test_codec(trained):
   assert codes.shape == (2, 4, 4) and codes.dtype == jnp.int32
   decoded = codec.decode(codes)
   assert decoded.shape == images.shape and decoded.dtype == jnp.uint8
-  # The parts do the same apart.
+  # The separate parts give the same.
   encode, own = build.vqvae_part(config, weights, 'encoder')
   latents = encode(own, images)
   codebook, own = build.vqvae_part(config, weights, 'codebook')

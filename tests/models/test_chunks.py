@@ -7,7 +7,7 @@ from dermvq_jax.models import chunks
 
 @pytest.mark.parametrize('number', [0, 1, chunks.SIZE, 2 * chunks.SIZE + 3])
 def test_chunks_give_what_all_rows_give(number):
-  """Of arrays and trees; the function sees one shape only."""
+  """Arrays and trees work; the function sees a single shape."""
   shapes = set()
 
   def f(x, tree):

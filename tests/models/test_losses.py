@@ -204,7 +204,7 @@ def test_reconstruction_is_the_weighted_sum_of_its_terms():
   value, metrics = losses.reconstruction(prediction, target, weights, 0.04)
   expected = sum(weights[name] * terms[name] for name in weights)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
-  # The metrics have one value an image, the terms are not weighted.
+  # The metrics have one value per image; the terms are not weighted.
   assert {value.shape for value in metrics.values()} == {(2,)}
   reconstruction_loss = metrics.pop('reconstruction_loss')
   np.testing.assert_allclose(reconstruction_loss.mean(), expected, rtol=1e-5)

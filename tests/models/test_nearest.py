@@ -39,7 +39,7 @@ def test_nearest_codes_takes_the_first_of_equals():
 @pytest.mark.parametrize('block', [1, 4 * 37, 10 * 37 * 4])
 @pytest.mark.parametrize('grid', [(4, 5), (1, 7), (3, 1)])
 def test_nearest_codes_in_blocks(block, grid, monkeypatch):
-  """Blocks of some codes, of one position, of several: the same codes."""
+  """Blocks of some codes, one position or several give the same codes."""
   monkeypatch.setattr(nearest, 'BLOCK_BYTES', 4 * block)
   latents = _normal((4, *grid, 6), dtype=np.float32)
   codebook = _normal((37, 6), 1, dtype=np.float32)
@@ -56,7 +56,7 @@ def test_nearest_codes_in_blocks(block, grid, monkeypatch):
 
 @pytest.mark.parametrize('codebook_size', [512, 20_000])
 def test_nearest_codes_of_many(codebook_size):
-  """As near as by brute force in float64, except for ties within 1e-6."""
+  """The codes are the nearest ones in float64, except for ties within 1e-6."""
   latents = _normal((2, 8, 8, 16), dtype=np.float32)
   codebook = _normal((codebook_size, 16), 1, dtype=np.float32)
   codes = np.asarray(jax.jit(nearest.nearest_codes)(latents, codebook))

@@ -316,7 +316,7 @@ def test_any_number_of_devices(name):
   assert (np.abs(moved[3:_K]).max() < 20) == restarts
 
 
-# The EMA quantizer's own.
+# The EMA quantizer.
 
 
 def test_two_ema_steps_against_numpy():
@@ -546,7 +546,7 @@ def test_without_rng_for_restarts_the_error_names_the_stream():
     quantizer.apply(variables, observed, method='update', mutable=['codebook'])
 
 
-# How every trained codebook begins and restarts.
+# Initialisation and restarts of every trained codebook.
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -15,7 +15,7 @@ def make(section, workdir, seed):
 
 
 def test_completions(narrow_run):
-  """There are some, because each code of this run sees little."""
+  """There are completions, because each code of this run sees little."""
   section = make(model_sections.completions, narrow_run, seed=0)
   (figure,) = section.figures
   assert figure.name == 'completions' and figure.png

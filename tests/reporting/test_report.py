@@ -97,7 +97,7 @@ def test_page_is_self_contained(smoke_run):
 
 def test_page_says_how_it_was_made(smoke_run):
   text = (smoke_run / 'report' / 'index.html').read_text()
-  # One command made all of it; it is shown once.
+  # One command made everything; it is shown once.
   parts = ('images', 'vqvae', 'codes', 'prior', 'classifier')
   lines = re.search(r'<pre>(.*?)</pre>', text, re.DOTALL).group(1).split('\n')
   assert [line.split(':')[0] for line in lines[1:]] == [
@@ -128,7 +128,7 @@ def test_page_explains_the_evaluation(smoke_run):
     'Are samples copies of training images?',
   ):
     assert said in text
-  # It comes before sections that need more knowledge.
+  # This section comes before sections that need more knowledge.
   assert text.index('id="about-evaluation_val"') < text.index(
     'id="about-controls"'
   )
@@ -147,7 +147,7 @@ def test_without_a_prior(run_copy):
 
 
 def test_prior_that_has_just_started(run_copy):
-  """It has no weights yet, so there are no samples."""
+  """The prior has no weights yet, so there are no samples."""
   shutil.rmtree(run_copy / 'report')
   shutil.rmtree(run_copy / 'prior' / 'best')
   (run_copy / 'prior' / 'metrics.jsonl').unlink()

@@ -1,7 +1,7 @@
-"""Kills runs and flips bits, and compares with a run left alone.
+"""Kills runs and flips bits, and compares with an undisturbed run.
 
-`make soak` does it for long, `test_soak.py` for short. A run here is all that
-`commands` does in one process; started again after a kill, it goes on.
+`make soak` does this for a long time, `test_soak.py` briefly. Here a run is one
+process that does everything in `commands`; started after a kill, it resumes.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 
 PHASES = ('vqvae', 'prior')
 IMAGES = 'synthetic_dermoscopy/smoke'
-# Saves in a hurry: each phase takes seconds and has many of them.
+# Many saves: each phase takes seconds and saves often.
 _OFTEN = (
   '--config.num_train_steps=60',
   '--config.checkpoint_every_steps=4',
@@ -67,14 +67,14 @@ def _context():
 
 
 def start(workdir, overrides=()):
-  """Starts a run, or goes on with it, in a process of its own."""
+  """Starts a run, or resumes it, in a separate process."""
   process = _context().Process(target=_work, args=(str(workdir), overrides))
   process.start()
   return process
 
 
 def finish(workdir, overrides=()):
-  """Runs to the end; returns the seconds it took."""
+  """Runs to the end; returns the time in seconds."""
   since = time.time()
   process = start(workdir, overrides)
   process.join()
@@ -83,7 +83,7 @@ def finish(workdir, overrides=()):
 
 
 def _saves(workdir):
-  """What is being saved, or was when a run was killed."""
+  """The save that is in progress, or was when a run was killed."""
   return {
     (path, path.stat().st_ino)
     for phase in PHASES
@@ -95,7 +95,7 @@ def _saves(workdir):
 
 @dataclasses.dataclass
 class Kill:
-  """One: asked for in a save or not, what it met, and where the run was."""
+  """A kill: whether it was to hit a save, what it hit, and the run's place."""
 
   wanted: str
   delay: float
@@ -112,7 +112,7 @@ class Kill:
 
 
 def _stage(workdir):
-  """The phase, and the steps committed."""
+  """The phase, and the committed steps."""
   phase = PHASES[(workdir / 'prior' / 'config.json').exists()]
   folder = workdir / phase / 'checkpoints'
   steps = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
@@ -122,12 +122,12 @@ def _stage(workdir):
 def _listed(workdir):
   try:
     return _saves(workdir)
-  except FileNotFoundError:  # It was committed while it was looked at.
+  except FileNotFoundError:  # It was committed during the look.
     return set()
 
 
 def kill(workdir, overrides, delay, save=0):
-  """Kills a run after a delay; from its `save`-th save on, or its start."""
+  """Kills a run `delay` seconds after its `save`-th save or after its start."""
   before, seen = _listed(workdir), set()
   process = start(workdir, overrides)
   while save and process.is_alive() and len(seen) < save:
@@ -181,7 +181,7 @@ def _records(workdir, dataset):
 
 
 def assert_same(workdir, expected):
-  """Parameters, all else that is saved, metrics and codes, bit for bit."""
+  """Parameters, everything else that is saved, metrics and codes, exactly."""
   from dermvq_jax.runs import run as run_lib
 
   for phase in PHASES:
@@ -214,10 +214,10 @@ def flip(path, rng):
 def flip_bits(folder, scratch, rng, at_least):
   """Flips bits of a phase's latest checkpoint, one at a time.
 
-  Each must be noticed, or the restored state and step are what they were.
+  Each flip must be noticed, unless the restored state and step are unchanged.
 
   Returns:
-    Files, flips, and how many of them were noticed.
+    Number of files, number of flips, and number of noticed flips.
   """
   from dermvq_jax.runs import checkpoints
 
@@ -249,7 +249,7 @@ def flip_bits(folder, scratch, rng, at_least):
 
 
 def soak(kills, in_save, flips, seed):
-  """Everything, with a line a kill and a table at the end."""
+  """Does everything; prints a line per kill and a table at the end."""
   rng = random.Random(seed)
   with tempfile.TemporaryDirectory(prefix='dermvq_soak_') as name:
     folder = pathlib.Path(name)
@@ -271,7 +271,7 @@ def soak(kills, in_save, flips, seed):
       chains += 1
       workdir = folder / f'chain_{chains}'
       shutil.copytree(folder / 'images', workdir / 'data')
-      killed = False  # A run may end before it is to be killed.
+      killed = False  # A run may end before its kill.
       for _ in range(rng.randint(3, 6)):
         if rng.random() < 0.5:
           found = kill(

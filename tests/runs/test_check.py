@@ -1,4 +1,4 @@
-"""Tests of `dermvq check`: what it says of a run in any state."""
+"""Tests of `dermvq check`: what it prints about a run in any state."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def spoil(path):
 
 
 def spoil_data(folder):
-  """In every file of array data; not all of them are read."""
+  """Spoils every file of array data; some of these files are not read."""
   for path in folder.rglob('d/*'):
     spoil(path)
 

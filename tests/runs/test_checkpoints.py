@@ -15,7 +15,7 @@ from dermvq_jax.runs import checkpoints
 
 
 def tree(value):
-  """With the kinds of leaves a training state has."""
+  """A tree with the kinds of leaves that a training state has."""
   return {
     'tree': {
       'step': jnp.asarray(value, jnp.int32),
@@ -79,7 +79,7 @@ def test_nothing_saved(folder):
 
 
 def test_what_was_saved_does_not_change_with_donated_buffers(folder):
-  """A save goes on in the background while the next step runs."""
+  """A save continues in the background while the next step runs."""
   step = jax.jit(lambda x: x + 1, donate_argnums=0)
   value = jnp.zeros((512, 512))
   store = checkpoints.Checkpoints(folder)
@@ -93,7 +93,7 @@ def test_what_was_saved_does_not_change_with_donated_buffers(folder):
 
 
 def test_only_complete_steps_count(folder):
-  """What a kill during a save leaves is ignored, then removed."""
+  """The remains of a killed save are ignored, then removed."""
   saved(folder, 1, 2).close()
   states = folder / 'checkpoints'
   partial = states / '3.orbax-checkpoint-tmp'
@@ -183,7 +183,7 @@ def flip(path, rng):
   path.write_bytes(data)
 
 
-# What orbax leaves of its failed reads.
+# What orbax leaves after failed reads.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_flipped_bits_are_noticed_or_change_nothing(folder, tmp_path):
   """50 of them, two and more in each file of the latest checkpoint."""
@@ -259,7 +259,7 @@ def test_nothing_whole_is_no_new_start(folder):
 
 
 def test_without_checksums_it_says_so(folder, caplog):
-  """As they were before there were any."""
+  """Checkpoints of early versions have no checksums."""
   saved(folder, 1).close()
   shutil.rmtree(folder / 'checkpoints' / '1' / 'checksums')
   store = checkpoints.Checkpoints(folder)
@@ -309,7 +309,7 @@ def test_verify(folder):
 
 
 def test_old_steps_vanish_at_once(folder, monkeypatch):
-  """A kill while they are removed leaves no half of one among the others."""
+  """A kill during the removal leaves no half-deleted step among the others."""
   store = saved(folder, 1, 2)
   store._states.wait_until_finished()
   states = folder / 'checkpoints'
@@ -324,7 +324,7 @@ def test_old_steps_vanish_at_once(folder, monkeypatch):
 
 
 def test_a_full_disk_is_one_line(folder):
-  """Files may not grow over a limit, which fails as a full disk does."""
+  """A limit on the size of files fails in the same way as a full disk."""
   saved(folder, 1).close()
   store = checkpoints.Checkpoints(folder)
   before = resource.getrlimit(resource.RLIMIT_FSIZE)

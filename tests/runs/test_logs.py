@@ -133,7 +133,7 @@ def test_console_shows_ours_on_stdout_and_drops_chatter(capsys):
   logs.setup_console()
   logging.info('from a file of these tests')
   out = capsys.readouterr().out
-  assert 'from a file' not in out  # not in the package: chatter
+  assert 'from a file' not in out  # not from this package
   logging.error('an error is always shown')
   captured = capsys.readouterr()
   assert captured.out == 'an error is always shown\n'

@@ -40,7 +40,7 @@ def _free_port():
 
 
 def _move(request, response, storage):
-  """Moves an object, which the stand-in can't: gcsfs would try for long."""
+  """Moves an object; the stand-in cannot, and gcsfs would retry for long."""
   from gcp_storage_emulator.handlers import objects
 
   request.params['dest_bucket_name'] = request.params['bucket_name']
@@ -49,7 +49,7 @@ def _move(request, response, storage):
 
 
 def _with_generation(download):
-  """Adds the header that tensorstore asks for, and the stand-in leaves out."""
+  """Adds the header that tensorstore needs and the stand-in leaves out."""
 
   def answer(request, response, storage):
     bucket, name = request.params['bucket_name'], request.params['object_id']
@@ -68,7 +68,7 @@ def bucket():
     for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
       patch.setenv(name, url)
     patch.setenv('NO_GCE_CHECK', 'true')
-    # It asks for the bucket's type by another protocol, again and again.
+    # gcsfs asks for the bucket's type by another protocol, again and again.
     patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
     from gcp_storage_emulator import server
     from gcp_storage_emulator.handlers import objects
@@ -114,8 +114,8 @@ def _sigterm_at_batch(number):
 def run(bucket, smoke_run, tmp_path_factory):
   """A VQ-VAE's run in the bucket, its dataset on this disk.
 
-  It was stopped, and its last checkpoint lacked the end, as after a kill while
-  it is saved.
+  It was stopped, and the end of its last checkpoint is missing, as after a kill
+  during a save.
   """
   data = tmp_path_factory.mktemp('bucket') / 'data'
   images = 'synthetic_dermoscopy'
@@ -132,7 +132,7 @@ def run(bucket, smoke_run, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole_run(run):
-  """The same with the second phase."""
+  """The same run with a trained prior."""
   encode.encode(run_lib.Run(run))
   _train('prior')
   return run
@@ -224,7 +224,7 @@ def test_commands_that_read(whole_run, smoke_run, tmp_path, capsys):
 
 
 def test_damage_is_put_aside(run, smoke_run, capsys):
-  """The last state and the best weights; the run ends the same, and traced."""
+  """Last state and best weights are damaged; the run ends the same, traced."""
   damaged = run.with_name('damaged')
   for file in _files(run / 'vqvae'):
     target = damaged / str(file).removeprefix(f'{run}/')

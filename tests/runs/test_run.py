@@ -126,7 +126,7 @@ def test_same_again(workdir):
 @pytest.mark.parametrize(
   ('override', 'field'),
   [
-    ('seed=1', 'config.seed was 0, is 1'),
+    ('seed=1', 'config.seed was 0, now it is 1'),
     ('quantizer.codebook_size=64', 'config.quantizer.codebook_size was 32'),
     ('dataset=x/64', 'config.dataset'),
     ('num_train_steps=11', 'config.num_train_steps'),
@@ -148,9 +148,11 @@ def test_names_every_field(workdir):
 
 
 def test_refuses_another_dataset(workdir):
-  with pytest.raises(errors.UserError, match='num_train 9, have 8; .*variance'):
+  changed = 'num_train of the data was 9, now it is 8; .*variance'
+  with pytest.raises(errors.UserError, match=changed):
     vqvae(workdir).start(smoke(), FACTS | {'num_train': 8, 'variance': 0.2})
-  with pytest.raises(errors.UserError, match='had new None, have 1'):
+  added = 'new of the data was None, now it is 1'
+  with pytest.raises(errors.UserError, match=added):
     vqvae(workdir).start(smoke(), FACTS | {'new': 1})
 
 
@@ -187,7 +189,7 @@ def test_switching_to_a_constant_schedule_is_refused(workdir):
     vqvae(workdir).start(config, FACTS)
 
 
-# Two trainings at once.
+# Two trainings at the same time.
 
 _HOLD = """
 import sys, time

@@ -1,4 +1,4 @@
-"""Processes of several hosts, here two of two devices each on this machine."""
+"""Processes of several hosts: here two processes with two devices each."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def _free_port():
 
 
 def _start(workdir, smoke_run, num_steps, *flags):
-  """Starts `dermvq train` in a process of its own, with two devices."""
+  """Starts `dermvq train` in a separate process, with two devices."""
   env = {**os.environ, 'XLA_FLAGS': _TWO_DEVICES}
   return subprocess.Popen(
     [
@@ -84,7 +84,7 @@ def _values(folder):
   'kind', ['jit', pytest.param('pmap', marks=pytest.mark.slow)]
 )
 def test_two_hosts_train_as_one(kind, smoke_run, tmp_path):
-  """The same numbers, written once; one host goes on from their checkpoint."""
+  """The same numbers, written once; one host resumes from their checkpoint."""
 
   def train_here(name, num_steps):
     config = config_files.load(

@@ -15,7 +15,7 @@ def test_killed_runs_end_as_if_never_killed(smoke_run, tmp_path):
     if kill.in_save:
       break
   assert kill.in_save, kill
-  # Somewhere in phase 1, encode or phase 2.
+  # Somewhere in the VQ-VAE's training, in encode or in the prior's training.
   soak.kill(workdir, (), delay=random.uniform(2, 6))
   soak.finish(workdir)
   soak.assert_same(workdir, smoke_run)

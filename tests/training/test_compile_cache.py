@@ -49,7 +49,7 @@ def run(script, *args, env):
 
 @pytest.fixture
 def env(tmp_path):
-  """Of a user who has set nothing."""
+  """The environment of a user who has set nothing."""
   kept = {k: v for k, v in os.environ.items() if k not in _SETTINGS}
   return kept | {'XDG_CACHE_HOME': str(tmp_path / 'caches')}
 
@@ -90,7 +90,7 @@ def test_no_place_to_write_is_no_mistake(env, tmp_path):
   (tmp_path / 'caches').write_text('a file, not a folder')
   counts, _ = run(_COUNT + _SMALL, env=env)
   assert counts == {'hits': 0, 'misses': 0}
-  # Nor is a home that is not known.
+  # An unknown home folder does not matter either.
   del env['XDG_CACHE_HOME']
   run(_COUNT + _SMALL, env=env | {'HOME': '/proc/nowhere'})
 

@@ -55,7 +55,7 @@ def faults_of_glibc():
   except (AttributeError, OSError, ValueError):
     known = None
   faults = _faults('') if known else 0
-  if faults < 10 * 2**26 // 2**21:  # At most one a huge page of 2 MiB.
+  if faults < 10 * 2**26 // 2**21:  # At most one per huge page of 2 MiB.
     pytest.skip('not glibc, or it keeps freed memory anyway')
   return faults
 

@@ -17,7 +17,7 @@ from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop, trainer
 
 PHASES = ('vqvae', 'prior')
-# `test_jit_and_pmap_agree` tells that the fast one stands for both.
+# `test_jit_and_pmap_agree` shows that testing the fast one is enough.
 every_kind = pytest.mark.parametrize(
   'kind', ['jit', pytest.param('pmap', marks=pytest.mark.slow)]
 )
@@ -40,7 +40,7 @@ def train_smoke(phase, workdir, *overrides):
 
 
 def spoil_batches(monkeypatch, after, spoil):
-  """Changes training batches that come after `after` others."""
+  """Changes the training batches after the first `after` ones."""
   real = pipeline.train_batches
 
   def batches(*args, **kwargs):
@@ -147,8 +147,8 @@ def test_finished_run_says_so_and_does_nothing(run_copy, caplog, monkeypatch):
 @pytest.mark.parametrize(
   ('phase', 'override', 'field'),
   [
-    ('vqvae', 'seed=1', 'config.seed was 0, is 1'),
-    ('vqvae', 'model.features=8', 'config.model.features was 16, is 8'),
+    ('vqvae', 'seed=1', 'config.seed was 0, now it is 1'),
+    ('vqvae', 'model.features=8', 'config.model.features was 16, now it is 8'),
     ('vqvae', 'augment.flips=False', 'config.augment.flips'),
     ('vqvae', 'num_train_steps=20', 'config.num_train_steps'),
     ('prior', 'optim.b2=0.9', 'config.optim.b2'),
@@ -199,7 +199,7 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
 ):
   """The step is named; no row and no weights come from it or after it."""
   workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
-  # No such code: its logit, and so the loss of step 7, is not a number.
+  # There is no such code: its logit, and so the loss of step 7, is NaN.
   spoil_batches(
     monkeypatch, 6, lambda batch: batch | {'codes': batch['codes'] + 10**6}
   )
@@ -290,7 +290,7 @@ def test_a_signal_saves_and_stops(number, smoke_run, tmp_path, monkeypatch):
 
 
 def test_damaged_checkpoints(run_copy, smoke_run, caplog):
-  """The last one is lost, and the best weights; the run ends the same."""
+  """Last checkpoint and best weights are lost; the run ends the same."""
   folder = run_copy / 'prior'
   for broken in ('checkpoints/10', 'best/10'):
     (folder / broken / 'default' / 'manifest.ocdbt').write_bytes(b'')
@@ -356,7 +356,7 @@ def test_dataset_of_the_other_phase(smoke_run, tmp_path):
     'vqvae:smoke',
     [f'--config.dataset={codes}', f'--config.data_dir={smoke_run}/data'],
   )
-  with pytest.raises(errors.UserError, match='can not train'):
+  with pytest.raises(errors.UserError, match='cannot train'):
     loop.train(config, run_lib.Run(tmp_path / 'run'))
   for dataset in (IMAGES, 'codes/0123456789abcdef'):
     with pytest.raises(
@@ -455,7 +455,7 @@ def test_validation_counts_every_example_once(smoke_run):
 
 
 def shrink(config):
-  """As small as smoke, with all else as it is."""
+  """A config made as small as smoke, but otherwise unchanged."""
   config.num_train_steps = 1
   config.batch_size = 8
   config.num_workers = 0
@@ -478,7 +478,7 @@ def shrink(config):
   [
     *('vqvae:smoke', 'prior:smoke'),
     *('prior:pixelcnn', 'prior:rnn', 'prior:transformer', 'classifier:smoke'),
-    # Their models are those of the others, wider or on larger images.
+    # These have the same models, but wider or for larger images.
     *(
       pytest.param(name, marks=pytest.mark.slow)
       for name in ('vqvae:128', 'vqvae:256', 'vqvae:demo', 'prior:demo')

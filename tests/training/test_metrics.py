@@ -85,7 +85,7 @@ def test_value(of, make, expected):
 @every_metric
 def test_masked_examples_do_not_count(of, make, expected):
   data, mask = make(7), np.float32([1, 0, 1, 1, 0, 0, 1])
-  data[mask == 0] = _CODES - 1  # Like no other.
+  data[mask == 0] = _CODES - 1  # A code that no other has.
   assert expected(data) != pytest.approx(expected(data[mask > 0]), rel=1e-3)
   actual = jax.jit(of)(data, mask).compute()
   np.testing.assert_allclose(actual, expected(data[mask > 0]), rtol=1e-5)

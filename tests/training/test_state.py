@@ -71,7 +71,7 @@ def test_adamw_step_against_numpy():
   s, tx = _create(tx=optax.adamw(_RATE, b2=0.99, weight_decay=decay))
   old, gradient = np.float64(s.params['a']), np.float64(_grads(0)['a'])
   s = s.update(_grads(0), s.model_state, tx, _EMA_DECAY)
-  # The first moments, their bias corrected, are the gradient and its square.
+  # The first moments, after bias correction, are the gradient and its square.
   moved = gradient / (np.abs(gradient) + 1e-8) + decay * old
   _assert_close(s.params['a'], old - _RATE * moved)
 
@@ -88,7 +88,7 @@ def test_what_is_evaluated(ema):
 
 
 def _accepted(skip, *spoilt, steps=1):
-  """A state after `steps` steps of which the first has `spoilt` at nan."""
+  """A state after `steps` steps; in the first one `spoilt` is NaN."""
   old, tx = _create(tx=optax.adam(_RATE))
 
   @jax.jit

@@ -49,7 +49,7 @@ def plain(tx):
 
 
 def start_tree(task, optimizer, start, batch):
-  """What a step maps, before the first one."""
+  """The tree that a step maps, before the first step."""
   train_state = state.TrainState.create(*start, optimizer.tx, ema=True)
   sums = step_lib.zero_sums(task, optimizer, train_state, batch)
   return {'state': train_state, 'window': sums, 'epoch': sums}
@@ -214,7 +214,7 @@ def test_bfloat16_computes_nearly_the_same(phase, smoke_run):
 def test_microbatches_do_what_the_batch_does(phase, kind, smoke_run):
   """Parameters, codebook with its restarts, and metrics."""
   _, task, batches, start = batches_and_task(smoke_run, phase, 16)
-  if phase == 'vqvae':  # Those that are not used now, restart.
+  if phase == 'vqvae':  # Codes that are not used now restart.
     statistics = start[1]['codebook']['quantizer']
     statistics['unused_steps'] = np.full_like(statistics['unused_steps'], 3)
   # Steps of plain gradients: their differences are the parameters'.
@@ -268,7 +268,7 @@ def _size(tree):
 
 @pytest.mark.parametrize('phase', PHASES)
 def test_devices_exchange_reductions_only(phase, smoke_run):
-  """Of gradients, codebook statistics and metrics; no activations."""
+  """Only gradients, codebook statistics and metrics; no activations."""
   _, task, batches, start = batches_and_task(smoke_run, phase)
   optimizer = plain(optax.sgd(0.1))
   step = step_lib.make_train_step(

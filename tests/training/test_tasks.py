@@ -1,4 +1,4 @@
-"""Tests of what the tasks make of their loss options."""
+"""Tests of the tasks' losses and metrics, with each option."""
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +146,7 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
 
 
 def test_classifier_is_told_the_class_shares():
-  """Its loss is that of logits plus their logs; its metrics are balanced."""
+  """The loss adds the logs of class shares; the metrics are balanced."""
   config = config_files.load('classifier:smoke')
   facts = {
     'dataset': 'images/8',

@@ -1,4 +1,4 @@
-"""What a training sets up once."""
+"""The setup of a training."""
 
 import jax
 import numpy as np
@@ -48,7 +48,7 @@ def test_epochs_become_steps():
   resolved = trainer_lib.resolve(config, {'num_train': 100})
   assert resolved.eval_every_steps == 100 // 16
   assert resolved.num_train_steps == 15
-  assert config.num_train_steps == 0  # The given one is not changed.
+  assert config.num_train_steps == 0  # The given config is not changed.
   # Fewer images than a batch are an epoch of one step.
   assert trainer_lib.resolve(config, {'num_train': 3}).eval_every_steps == 1
 

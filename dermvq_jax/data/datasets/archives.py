@@ -19,7 +19,7 @@ JPEG_SUFFIXES = ('.jpg', '.jpeg')
 # A folder holds files, folders of files, or (where unpacking added a level)
 # folders of folders of files.
 _MAX_DEPTH = 2
-# The largest published table has 2 MB; a far larger one would fill the memory.
+# The largest published table has 2 MB; a much larger one would fill the memory.
 MAX_TABLE_BYTES = 100_000_000
 # The published images have a few MB at most; larger files are not unpacked.
 _MAX_MEMBER_BYTES = 100_000_000
@@ -33,7 +33,7 @@ def list_files(
   """Yields the files in a folder and its zips that have one of `suffixes`.
 
   Args:
-    folder: is searched two levels down.
+    folder: the folder, which is searched two levels down.
     suffixes: the suffixes, in lower case.
     ignored: files and folders are left out if their name starts with one of
       these, in lower case.
@@ -173,8 +173,8 @@ def read_table(
     file: comma or tab separated text with a header, quoted or not.
     key: the column with the name of the image.
     columns: the columns that the table must have; others are left out.
-    check: is called with the place of a row, as text, and the row; raises
-      UserError if the row is bad.
+    check: a function of the place of a row, as text, and of the row; it raises
+      UserError if the row is wrong.
     optional: columns that the table may have; they are blank otherwise.
     advice: what to do if the table lacks `columns`.
 

@@ -50,11 +50,11 @@ class Record:
     group: lesion or patient; a group is never divided between splits.
     source: what `read_image` needs to find the pixels: the file, unless the
       dataset has its own `read_image`.
-    conditions: for each name in the dataset's `conditions` the name of the
-      value; a name that is missing or '' means that the value is not known.
+    conditions: for each name in the dataset's `conditions` the name of its
+      value; a missing or empty name means that the value is not known.
     extra_fields: values of the dataset's `extra_fields`.
     split: 'train', 'val' or 'test' if the split is given, for example a
-      published one; None if the base class shall assign it.
+      published one; None if the base class should assign it.
   """
 
   id: str
@@ -119,9 +119,9 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   archive.
 
   Attributes:
-    class_names: names of the labels; None means those of the records, in
+    class_names: names of the labels; None: the labels of the records, in
       alphabetical order.
-    conditions: what models can be conditioned on beside the label: for each
+    conditions: what models can be conditioned on besides the label: for each
       condition the names of its values.
     extra_fields: TFDS features of further fields that are stored but that no
       model reads.

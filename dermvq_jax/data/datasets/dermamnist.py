@@ -15,7 +15,7 @@ from dermvq_jax.data import splits
 from dermvq_jax.data.datasets import builder
 
 _SOURCE = 'https://doi.org/10.5281/zenodo.10519652'
-# Twice as much as the largest published array: 7,007 images of 224 px.
+# Twice the size of the largest published array: 7,007 images of 224 px.
 MAX_ARRAY_BYTES = 2 * 1024**3
 # NumPy and zipfile raise these for files that are damaged or of another kind.
 _DAMAGES = (
@@ -43,7 +43,7 @@ class Builder(builder.ImageBuilder):
 
   The published splits are kept, so that results can be compared. They ignore
   lesions: about a third of the test images show a lesion that is in training
-  too, so results look too good (Abhishek et al., Sci Data 12:196, 2025);
+  too, so results are too optimistic (Abhishek et al., Sci Data 12:196, 2025);
   `ham10000` has the same images without this leak. The lesions are not
   published: each image is its own `group`.
   """
@@ -93,14 +93,14 @@ class Builder(builder.ImageBuilder):
     return records
 
   def read_image(self, record: builder.Record) -> np.ndarray:
-    """Returns the image as it is, uint8 `[size, size, 3]`.
+    """Returns the stored image, uint8 `[size, size, 3]`.
 
     Raises:
       UserError: the file is damaged.
     """
     path, split, i = record.source
     if self._split != split:
-      self._images = None  # Two splits need not be in memory at once.
+      self._images = None  # Two splits need not be in memory together.
       self._images = _read_array(path, f'{split}_images')
       self._split = split
     return self._images[i]

@@ -32,7 +32,7 @@ def _cloud() -> np.ndarray:
 
 @functools.cache
 def _grain() -> np.ndarray:
-  """Periodic fine-grained noise of unit variance, in the form of `_cloud`."""
+  """Periodic fine-grained noise of unit variance, shaped like `_cloud`."""
   return _spectral_noise(2, lambda f: np.exp(-(((f - 45) / 25) ** 2)))
 
 
@@ -123,8 +123,8 @@ class Canvas:
 
     Returns:
       For each pixel the distance to the centre of its cell, twice the distance
-      to the cell's border (both in cells), and a random value in [0, 1) that
-      the cell has.
+      to the cell's border (both in cells), and the cell's random value in
+      [0, 1).
     """
     positions = self._positions(count / _CELLS)
     distance, border, value = _cell_tables()

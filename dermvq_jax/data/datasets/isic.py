@@ -56,7 +56,7 @@ def read_labels(
 
   Args:
     folder: the archive.
-    name: a table with the column image and a column for each class, which has
+    name: a table with the column image and a column for each class, which is
       1.0 for the images of the class.
     columns: the names of the classes.
     source: where to download the table.
@@ -138,7 +138,7 @@ def find_images(
   Args:
     folder: the archive.
     name: the folder or zip, without .zip.
-    image_ids: exactly the images that it must have.
+    image_ids: the images that it must have, and no others.
     table_name: the table that lists these images, for error messages.
     source: where to download the part.
 

@@ -1,4 +1,4 @@
-"""Synthetic dermoscopy: the default dataset, which is drawn by this module.
+"""Synthetic dermoscopy: the default dataset, which this module draws.
 
 An image shows skin with a lesion. Light passes through absorbing layers
 (melanin, blood, keratin) and is scattered by others (veil, scale, scars). Each
@@ -432,7 +432,7 @@ def render(index: int, label: str, size: int, seed: int = 0) -> np.ndarray:
 
 
 def label_of(index: int) -> str:
-  """Returns the class of an image; consecutive indices have the shares."""
+  """Returns the class of an image; consecutive indices follow the shares."""
   position = ((index + 0.5) * _GOLDEN) % 1
   bounds = np.cumsum(list(CLASS_SHARES.values()))
   place = int(np.searchsorted(bounds, position, side='right'))
@@ -454,7 +454,7 @@ class Builder(builder.ImageBuilder):
   """Drawn dermoscopic images of HAM10000's 7 classes; needs no download."""
 
   name = 'synthetic_dermoscopy'
-  # To be raised with every change of the pictures.
+  # Raise it with every change of the pictures.
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [
     SyntheticConfig(name='64', size=64),

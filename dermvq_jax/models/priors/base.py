@@ -35,7 +35,7 @@ class Prior(nn.Module):
   them, as the PixelCNN does.) It is computed in two forms that agree up to
   rounding. Both take grids of any size.
 
-  `__call__` takes whole grids. It serves training and likelihoods.
+  `__call__` takes entire grids. It serves training and likelihoods.
 
   `init_cache`, `start_row` and `step` take one code at a time and repeat no
   work. They serve sampling, and have no dropout. Indices may be traced. For
@@ -59,8 +59,8 @@ class Prior(nn.Module):
     codebook_size: K, number of codes. Every prior has this attribute and the
       next one; those after it mean the same in every prior that has them.
     conditions: names and numbers of values of the conditions; at least one.
-      In a dict of conditions all others are ignored, and a missing one is a
-      KeyError.
+      A dict of conditions may hold others, which are ignored; a missing one is
+      a KeyError.
     num_layers: number of layers or blocks.
     features: width F between the layers.
     head_features: width of the hidden layer before the logits.
@@ -94,8 +94,8 @@ class Prior(nn.Module):
       grid: (h, w).
 
     Returns:
-      The cache: all that later positions need of earlier ones. Its shapes and
-      dtypes never change, so that it can be carried through a loop.
+      The cache: everything that later positions need from earlier ones. Its
+      shapes and dtypes never change, so that a loop can carry it.
     """
     raise NotImplementedError
 
@@ -139,7 +139,7 @@ class Prior(nn.Module):
 
 
 def batch_size(conditions: Conditions) -> int:
-  """Returns B."""
+  """Returns the number of images, B."""
   return len(next(iter(conditions.values())))
 
 
@@ -163,7 +163,7 @@ def drop_conditions(
     The conditions of `spec`, int [B] each.
   """
   values = [conditions[name] for name, _ in spec]
-  # One row a condition; a single row has the same bits as a vector.
+  # One row per condition; a single row has the same bits as a vector.
   drop = jax.random.bernoulli(
     rng, jnp.asarray(rates)[:, None], (len(spec), *values[0].shape)
   )
@@ -213,7 +213,7 @@ class CodeEmbedding(nn.Module):
     codebook_size: K.
     features: width F of the embedding.
     tied: whether the logits are products with the embedding itself (Press and
-      Wolf 2017) instead of a matrix of their own; they need F features then.
+      Wolf 2017) instead of a separate matrix; they need F features then.
     dtype: dtype of the computation; parameters and logits are float32.
   """
 
@@ -224,7 +224,7 @@ class CodeEmbedding(nn.Module):
 
   def setup(self):
     """Makes the embedding and the parameters of the logits."""
-    # A tied embedding is small, for the logits, and scaled up when it is read.
+    # A tied embedding is small, to suit the logits, and scaled up when read.
     scale = self.features**-0.5 if self.tied else 1.0
     self.embedding = nn.Embed(
       self.codebook_size,
@@ -270,8 +270,7 @@ def embed_past(
   Args:
     embedding: module that embeds codes, [...] -> [..., F].
     codes: int [...].
-    exists: scalar; false where the grid has not begun, so that `codes` mean
-      nothing.
+    exists: scalar; false before the grid begins, where `codes` mean nothing.
 
   Returns:
     [..., F].

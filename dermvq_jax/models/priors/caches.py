@@ -1,9 +1,10 @@
 """How a prior's cache stores earlier rows and columns.
 
 Inside a loop, XLA updates an array in place only if nothing else in the same
-iteration reads its old value; otherwise it copies the whole array. So whatever
-every step reads is a small window, which is replaced (`push`). Whatever only a
-later row reads is written to its place (`write`) and not read before.
+iteration reads its old value; otherwise it copies the entire array. So values
+that every step reads are a small window, which is replaced (`push`). Values
+that only a later row reads are written to their place (`write`) and not read
+before.
 """
 
 import jax

@@ -3,14 +3,15 @@
 Two stacks run side by side. The vertical stack sees all rows above. The
 horizontal stack sees the codes to the left in the same row and, through a 1x1
 convolution in every layer, the vertical stack. Together they see all codes
-before a position and no others. Each stack has its own stem: one masked stem
-for both would hide a part of those codes from the vertical stack for good.
+before a position and no others. Each stack has its own stem: if they shared one
+masked stem, no later layer could show the vertical stack the codes that this
+stem hides.
 
 Two things are not in the paper. The vertical stack has residual connections
 too; without them the gates shrink its signal about threefold per layer. And
-both stacks are given the position in the grid. Convolutions notice the border
-only when they are close to it; without the position, lesions appear anywhere
-and are cut off at the border.
+both stacks know the position in the grid. Convolutions see the border only from
+nearby; without the position, lesions appear anywhere and are cut off at the
+border.
 """
 
 import einops
@@ -173,7 +174,7 @@ class GatedPixelCNN(base.Prior):
   def __call__(
     self, codes: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
-    """Runs both stacks over whole grids."""
+    """Runs both stacks over entire grids."""
     x = self.embedding(codes)
     positions = self._positions(codes.shape)
     vertical = self.vertical_stem(x) + positions

@@ -1,11 +1,10 @@
 """PixelCNN over grids of codes (van den Oord et al. 2016a, section 3.2).
 
-One stack of masked convolutions. It has the blind spot that the Gated PixelCNN
-was made to remove (2016b, section 2.2): a masked k x k convolution reaches
-k // 2 columns to the right in each row above, and none in its own row. So the
-codes above that lie further to the right than that, for each row, are never
-seen, whatever the number of layers. The Gated PixelCNN (`gated_pixelcnn.py`)
-sees them.
+This is one stack of masked convolutions. It has the blind spot that the Gated
+PixelCNN was made to remove (2016b, section 2.2): with each row up, a masked
+k x k convolution reaches at most k // 2 columns further to the right. Codes
+above that lie further to the right are never seen, however many layers there
+are. The Gated PixelCNN (`gated_pixelcnn.py`) sees them.
 """
 
 import einops
@@ -167,7 +166,7 @@ class PixelCNN(base.Prior):
   def __call__(
     self, codes: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
-    """Runs the whole network over whole grids."""
+    """Runs the network over entire grids."""
     x = self.stem(self.embedding(codes))
     for block in self.blocks:
       x = block(x, conditions, train=train)
@@ -194,7 +193,7 @@ class PixelCNN(base.Prior):
       # The last rows, oldest first: codes, and what the blocks read.
       'code_rows': zeros(stem_reach, batch, width, self.features),
       'rows': zeros(reach, self.num_layers, batch, width, half),
-      # What the rows above add, for every column of this row.
+      # The sums over the rows above, for every column of this row.
       'stem_above': zeros(width, batch, self.features),
       'above': zeros(width, self.num_layers, batch, half),
       # The last columns of this row; and all of them, for later rows.

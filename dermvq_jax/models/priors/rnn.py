@@ -3,8 +3,8 @@
 As in the LSTMs of van den Oord et al. 2016a, section 3.1, each layer is a
 convolution over its input, here over the row above, followed by a recurrent
 cell. Unlike there, one recurrence runs through all rows from first to last, so
-that every position before is seen. The convolution is a short cut to the row
-above, which is a whole row of steps away in the recurrence.
+that a position sees all positions before it. The convolution is a short cut to
+the row above, which is a full row of steps away in the recurrence.
 """
 
 import einops
@@ -58,7 +58,7 @@ class RecurrentLayer(nn.Module):
   def __call__(
     self, x: Array, rows: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
-    """Runs the layer over a whole grid.
+    """Runs the layer over an entire grid.
 
     Args:
       x: [B, h, w, F]; position (i, j) depends only on the codes before it.
@@ -163,8 +163,8 @@ class RNN(base.Prior):
   def __call__(
     self, codes: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
-    """Runs one layer after the other, each over whole grids."""
-    # Of the row above, the first layer sees the codes, and each other layer
+    """Runs one layer after the other, each over entire grids."""
+    # From the row above, the first layer sees the codes; every other layer sees
     # the output of the layer below it.
     rows = self.embedding(codes)
     x = base.previous_in_raster(rows)
@@ -186,7 +186,7 @@ class RNN(base.Prior):
     return {
       'conditions': conditions,
       'states': jnp.stack([layer.init_states(x) for layer in self.layers]),
-      # What the row above adds, for every column of this row.
+      # The sums over the row above, for every column of this row.
       'above': jnp.zeros((width, self.num_layers, *x.shape), x.dtype),
       # The inputs of all layers but the first, for the next row.
       'inputs': jnp.zeros((width, self.num_layers - 1, *x.shape), x.dtype),

@@ -1,13 +1,14 @@
 """The sampler of all priors (`base.Prior`).
 
-One jitted call samples whole grids. Each code is sampled from the prior's
+One jitted call samples entire grids. Each code is sampled from the prior's
 log-probabilities in these steps: guidance, temperature, top-k, top-p,
-Gumbel-max. The prior knows nothing of them. The noise of a code is the same
-whatever is on, and equally likely codes are ordered by their numbers. A known
-code then replaces the sampled one, and all codes after it depend on it.
+Gumbel-max. The prior does not know about them. The noise of a code is the same
+whichever controls are on, and equally likely codes are ordered by their
+numbers. A known code then replaces the sampled one, and all codes after it
+depend on it.
 
-Only shapes and what is on or off cause a compilation; values, known codes and
-masks do not.
+New shapes, and controls that are switched on or off, cause a compilation; new
+values, known codes and masks do not.
 """
 
 import collections
@@ -70,7 +71,7 @@ class Controls:
       )
 
   def switched_on(self) -> dict[str, float | int]:
-    """Returns the temperature and the values of what is on."""
+    """Returns the temperature and the values of the controls that are on."""
     # An int or a NumPy number in place of a float would compile again.
     values = {'temperature': float(self.temperature)}
     if self.top_k:
@@ -99,13 +100,13 @@ def count_within_labels(labels: Sequence[int]) -> np.ndarray:
 def image_keys(
   seed: int, labels: Sequence[int], ids: Sequence[int] | None = None
 ) -> Array:
-  """Makes a random key for each image, unlike that of any other image.
+  """Makes a different random key for each image.
 
   Args:
-    seed: one for all images.
+    seed: the same for all images.
     labels: int [B].
-    ids: int [B], the number of each image among those of its label; by default
-      they are counted from 0.
+    ids: int [B], the number of each image within its label; by default they are
+      counted from 0.
 
   Returns:
     Keys [B]: fold_in(fold_in(key(seed), label), id).
@@ -248,7 +249,7 @@ def check_known(
     codebook_size: K.
 
   Returns:
-    Both, `known_codes` as int32; empty if both are None.
+    A dict of both, with `known_codes` as int32; empty if both are None.
 
   Raises:
     errors.UserError: only one of them is given, a shape or dtype is wrong, or a
@@ -306,7 +307,7 @@ def sample_codes(
     known_codes: int [B, h, w], codes to complete; they are returned unchanged.
     known_mask: bool [B, h, w], which of them are known. Every other code is
       sampled given all codes before it in raster order, and none after it.
-    loss: what the prior was trained with, see `losses.log_probs`.
+    loss: the loss that the prior was trained with; see `losses.log_probs`.
 
   Returns:
     int32 [B, h, w].
@@ -318,7 +319,7 @@ def sample_codes(
   return _sample_codes(
     prior,
     variables,
-    # Others would compile again.
+    # Only the prior's conditions: any others would cause a compilation.
     {
       name: jnp.asarray(conditions[name], jnp.int32)
       for name, _ in prior.conditions
@@ -337,7 +338,7 @@ def sample_codes(
 def _sample_codes(
   prior, variables, conditions, keys, grid, loss, controls, known
 ):
-  """Samples; `controls` and `known` hold only what is on."""
+  """Samples grids; `controls` and `known` hold only what is on."""
   height, width = grid
   batch = len(keys)
   methods = prior.bind(variables)
@@ -409,10 +410,10 @@ def sample_in_batches(
     conditions: int [N] each.
     keys: random keys [N].
     grid: (h, w).
-    controls: as in `sample_codes`, like the next three.
+    controls: as in `sample_codes`; so are the next three arguments.
     known_codes: int [N, h, w].
     known_mask: bool [N, h, w].
-    loss: what the prior was trained with.
+    loss: the loss that the prior was trained with.
     chunk_size: number of grids that are sampled together.
     show_progress: whether to show a progress bar with the time left.
 

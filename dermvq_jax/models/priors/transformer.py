@@ -1,11 +1,11 @@
 """Transformer prior over grids of codes: a GPT in raster order.
 
 The decoder of Radford et al. 2019, section 2.3: layer normalisation before
-each sub-block and after the last one, and smaller initial weights at the end
-of each residual branch the more branches there are. The input of a position is
-the code before it, the conditions and the position itself: sines and cosines
-(Vaswani et al. 2017, section 3.5) of the row in one half of the features and
-of the column in the other, which work for any grid.
+each sub-block and after the last one. The more residual branches there are, the
+smaller are the initial weights at the end of each branch. The input of a
+position is the code before it, the conditions and the position itself: sines
+and cosines (Vaswani et al. 2017, section 3.5) of the row in one half of the
+features and of the column in the other half, which work for any grid.
 """
 
 import einops
@@ -18,8 +18,8 @@ from dermvq_jax.models.priors import base, caches
 
 Array = jax.Array
 
-# Wavelengths of the positions reach from 2 pi to this times 2 pi, which is more
-# than any grid has.
+# Wavelengths of the positions go from 2 pi to this times 2 pi, which is longer
+# than any grid.
 _LONGEST_WAVE = 1000.0
 
 
@@ -194,7 +194,7 @@ class Transformer(base.Prior):
   def __call__(
     self, codes: Array, conditions: base.Conditions, *, train: bool
   ) -> Array:
-    """Runs all positions at once, with a causal mask."""
+    """Runs all positions together, with a causal mask."""
     _, height, width = codes.shape
     x = base.previous_in_raster(self.embedding(codes))
     x = x + self._context(conditions, jnp.arange(height), jnp.arange(width))

@@ -1,4 +1,4 @@
-"""Tests of archives; the datasets' tests have more."""
+"""Tests of archives; the tests of the datasets have more."""
 
 import zipfile
 

@@ -1,4 +1,4 @@
-"""Tests of what all datasets of images share: conditions, names."""
+"""Tests of the base class of all datasets of images: conditions, names."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ def conditions_of(i):
 
 
 class Toy(builder.ImageBuilder, skip_registration=True):
-  """Flat images with two conditions beside the label."""
+  """Flat images with two conditions besides the label."""
 
   name = 'toy'
   VERSION = tfds.core.Version('1.0.0')

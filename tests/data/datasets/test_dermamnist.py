@@ -118,7 +118,7 @@ def test_a_damaged_file(folder, damage, match):
 
 
 def test_an_absurdly_large_array(folder, monkeypatch):
-  """Its header is enough to refuse it; nothing else is read."""
+  """The header is enough to refuse an array; nothing else is read."""
   fabricate.dermamnist(folder)
   path = folder / 'dermamnist.npz'
   header = {'descr': '|u1', 'fortran_order': False}

@@ -58,7 +58,7 @@ def test_unlisted_images_are_reported(listed, tmp_path, capsys):
 
 
 def test_synthetic_images_are_for_training(listed, tmp_path):
-  """They do not change the splits of the others."""
+  """Synthetic images do not change the splits of the others."""
   prepare.run(DATASET, tmp_path / 'data', listed)
   names = [f'synthetic_a_{i:05d}' for i in range(30)]
   fabricate.write_folder(listed / 'a', names)
@@ -78,7 +78,7 @@ def test_synthetic_images_are_for_training(listed, tmp_path):
 
 
 def test_synthetic_images_in_class_folders(tmp_path):
-  """Files from `dermvq sample` may be copied to the real ones."""
+  """Files from `dermvq sample` may be copied into the real images' folder."""
   folder = tmp_path / 'images'
   for label in 'ab':
     fabricate.write_folder(folder / label, [f'{i}' for i in range(20)])

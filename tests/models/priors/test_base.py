@@ -1,4 +1,4 @@
-"""What the priors share: conditions and embeddings."""
+"""The parts that all priors share: conditions and embeddings."""
 
 import flax.linen as nn
 import jax
@@ -119,7 +119,7 @@ def test_code_embedding(tied):
     expected, scale = x @ kernel + bias, 1
   np.testing.assert_allclose(x, scale * table[codes], rtol=1e-6)
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-  # The initial embedding has about the same size, tied or not.
+  # The initial embedding is about equally large, tied or not.
   np.testing.assert_allclose(scale * table.std(), 1, rtol=0.1)
   assert logits.std() < 2
   half = module.copy(dtype=jnp.bfloat16)

@@ -1,6 +1,6 @@
 """The contract of `base.Prior` for every prior, and what is special in each.
 
-All of it with two conditions; a prior knows neither of their names.
+All tests have two conditions; no prior knows their names.
 """
 
 import functools
@@ -81,7 +81,7 @@ _VARIANTS = {
   ),
   'leveled': levels.LeveledPrior(PRIORS['rnn'], num_levels=1),
 }
-# What the sampler and the training rely on.
+# Properties that the sampler and the training rely on.
 assert all(isinstance(p, base.Prior) for p in (PRIORS | _VARIANTS).values())
 every_prior = pytest.mark.parametrize('prior', PRIORS.values(), ids=PRIORS)
 _CASES = [(name, (4, 5)) for name in PRIORS | _VARIANTS] + [

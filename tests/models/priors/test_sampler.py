@@ -88,7 +88,7 @@ def _recomputing_sampler(
   known,
   loss='cross_entropy',
 ):
-  """Samples with the same keys, and runs the whole prior for every code."""
+  """Samples with the same keys, and runs the full prior for every code."""
   settings = dataclasses.asdict(controls)
   scale = settings.pop('guidance_scale')
   codes = np.zeros((len(keys), *grid), np.int32)
@@ -112,7 +112,7 @@ def _recomputing_sampler(
 
 
 def _known(count, grid, seed=0):
-  """Random codes, of which a random half is known."""
+  """Random codes; a random half of them is known."""
   rng = np.random.default_rng(seed)
   codes = rng.integers(0, _CODES, (count, *grid))
   return {'known_codes': codes, 'known_mask': rng.random(codes.shape) < 0.5}
@@ -357,7 +357,7 @@ def test_the_code_that_reaches_top_p_is_included():
 
   assert possible(0.01) == possible(0.5) == {1}
   assert possible(0.51) == possible(0.75) == {1, 2}
-  # Among equals the one with the lower number comes first.
+  # Equally likely codes are ordered by their numbers.
   assert possible(0.76) == possible(0.87) == {0, 1, 2}
   assert possible(0.88) == {0, 1, 2, 3}
 
@@ -365,7 +365,7 @@ def test_the_code_that_reaches_top_p_is_included():
 def test_top_p_is_a_share_of_what_top_k_keeps():
   scores = jnp.log(jnp.asarray([[0.3, 0.2, 0.5]]))
   noise = jnp.asarray([[100.0, 0, 0]])
-  # 0.5 / 0.8 = 0.625: the second code is needed above that only.
+  # 0.5 / 0.8 = 0.625: only above that the second code is needed.
   assert sampler.choose(scores, noise, 1.0, 2, 0.62) == 2
   assert sampler.choose(scores, noise, 1.0, 2, 0.63) == 0
   assert sampler.choose(scores, noise, 1.0, None, 0.62) == 0
