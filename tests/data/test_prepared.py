@@ -1,3 +1,5 @@
+"""Tests of prepared datasets, damaged ones and those of strangers too."""
+
 import json
 import shutil
 import subprocess
@@ -24,13 +26,14 @@ def codes_of(data_dir):
 
 
 def test_facts_of_images(smoke_run):
-  facts = prepared.describe(IMAGES, smoke_run / 'data')
+  facts = prepared.Dataset(IMAGES, smoke_run / 'data').facts
   assert json.loads(json.dumps(facts)) == facts
   variance = facts.pop('train_variance')
   assert 0 < variance < 0.25
   assert facts == {
     'dataset': IMAGES,
     'class_names': list(builder.CLASS_NAMES),
+    'conditions': {'label': list(builder.CLASS_NAMES)},
     'num_train': 114,
     'num_val': 13,
     'num_test': 13,
@@ -40,17 +43,18 @@ def test_facts_of_images(smoke_run):
 
 def test_facts_of_codes(smoke_run):
   dataset = codes_of(smoke_run / 'data')
-  facts = prepared.describe(dataset, smoke_run / 'data')
+  facts = prepared.Dataset(dataset, smoke_run / 'data').facts
   assert json.loads(json.dumps(facts)) == facts
   assert facts == {
     'dataset': dataset,
     'class_names': list(builder.CLASS_NAMES),
+    'conditions': {'label': list(builder.CLASS_NAMES)},
     'num_train': 114,
     'num_val': 13,
     'num_test': 13,
     'codebook_size': 32,
     'grid': [4, 4],
-    'levels': 1,
+    'num_levels': 1,
     'images': IMAGES,
     'copies': 1,
     'vqvae_digest': dataset.partition('/')[2],
@@ -58,16 +62,15 @@ def test_facts_of_codes(smoke_run):
 
 
 def test_examples(smoke_run):
-  source = prepared.open_split(IMAGES, smoke_run / 'data', 'test')
+  source = prepared.Dataset(IMAGES, smoke_run / 'data').split('test')
   assert len(source) == 13
   example = source[3]
   assert example['image'].shape == (16, 16, 3)
   assert example['image'].dtype == np.uint8
   assert 0 <= example['label'] < 7
   assert isinstance(example['id'], bytes)
-  codes = prepared.open_split(
-    codes_of(smoke_run / 'data'), str(smoke_run / 'data'), 'test'
-  )
+  data_dir = str(smoke_run / 'data')
+  codes = prepared.Dataset(codes_of(smoke_run / 'data'), data_dir).split('test')
   assert codes[0]['codes'].shape == (4, 4)
   assert codes[0]['codes'].dtype == np.int32
 
@@ -76,7 +79,8 @@ def test_reads_without_tensorflow_and_without_the_datasets_code(smoke_run):
   code = f"""
 import sys
 from dermvq_jax.data import prepared
-source = prepared.open_split({IMAGES!r}, {str(smoke_run / 'data')!r}, 'val')
+dataset = prepared.Dataset({IMAGES!r}, {str(smoke_run / 'data')!r})
+source = dataset.split('val')
 source[0]['image']
 print(sorted({{'tensorflow', 'dermvq_jax.data.datasets.synthetic_dermoscopy'}}
       & set(sys.modules)))
@@ -96,15 +100,22 @@ print(sorted({{'tensorflow', 'dermvq_jax.data.datasets.synthetic_dermoscopy'}}
   ],
 )
 def test_not_prepared(smoke_run, dataset, message):
-  for use in (prepared.describe, lambda *a: prepared.open_split(*a, 'val')):
+  made = prepared.Dataset(dataset, smoke_run / 'data')  # This reads nothing.
+  for use in (
+    made.check,
+    lambda: made.facts,
+    lambda: made.description,
+    lambda: made.split('val'),
+    lambda: made.labels('val'),
+  ):
     with pytest.raises(errors.UserError, match=message) as e:
-      use(dataset, smoke_run / 'data')
+      use()
     assert f'not prepared in {smoke_run}/data' in str(e.value)
 
 
 def test_no_such_split(smoke_run):
   with pytest.raises(errors.UserError, match="no split 'all'; .*train"):
-    prepared.open_split(IMAGES, smoke_run / 'data', 'all')
+    prepared.Dataset(IMAGES, smoke_run / 'data').split('all')
 
 
 def test_data_dir_that_is_missing_or_a_file(tmp_path):
@@ -112,7 +123,7 @@ def test_data_dir_that_is_missing_or_a_file(tmp_path):
   file.write_text('')
   for data_dir in (tmp_path / 'missing', file):
     with pytest.raises(errors.UserError, match='not prepared'):
-      prepared.describe(IMAGES, data_dir)
+      prepared.Dataset(IMAGES, data_dir).check()
 
 
 def test_newest_version_counts(data_dir):
@@ -122,7 +133,10 @@ def test_newest_version_counts(data_dir):
     file = new / 'dataset_info.json'
     info = json.loads(file.read_text()) | {'version': version}
     file.write_text(json.dumps(info))
-  assert prepared._builder(IMAGES, data_dir).version == '1.10.0'
+  (folder / '1.10.0' / prepared.MADE_BY).write_text(
+    json.dumps({'command': 'newest', 'date': '', 'versions': {}})
+  )
+  assert prepared.Dataset(IMAGES, data_dir).made_by['command'] == 'newest'
 
 
 @pytest.mark.parametrize('name', ['incomplete.ABC_1.0.0', 'notes', '1.0.0.bak'])
@@ -130,10 +144,10 @@ def test_other_folders_are_not_versions(data_dir, name):
   """Such as what a killed `dermvq prepare --overwrite` leaves."""
   folder = data_dir / IMAGES
   shutil.copytree(folder / '1.0.0', folder / name)
-  assert prepared.describe(IMAGES, data_dir)['num_val'] == 13
+  assert prepared.Dataset(IMAGES, data_dir).facts['num_val'] == 13
   shutil.rmtree(folder / '1.0.0')
   with pytest.raises(errors.UserError, match='not prepared'):
-    prepared.describe(IMAGES, data_dir)
+    prepared.Dataset(IMAGES, data_dir).check()
 
 
 # Damage, and datasets from strangers.
@@ -158,7 +172,7 @@ def test_a_damaged_file_is_one_line(data_dir, damage):
   else:
     data[5000] ^= 4
     file.write_bytes(data)
-  source = prepared.open_split(IMAGES, data_dir, 'train')
+  source = prepared.Dataset(IMAGES, data_dir).split('train')
   with pytest.raises(errors.UserError, match=r'record \d+ of 114 in') as e:
     for i in range(len(source)):
       _ = source[i]
@@ -166,7 +180,7 @@ def test_a_damaged_file_is_one_line(data_dir, damage):
   # So the pipeline says, too.
   with pytest.raises(errors.UserError, match=r'record \d+ of 114 in'):
     list(pipeline.eval_batches(source, batch_size=8, keys=('image',)))
-  assert len(prepared.open_split(IMAGES, data_dir, 'val')) == 13
+  assert len(prepared.Dataset(IMAGES, data_dir).split('val')) == 13
 
 
 @pytest.mark.parametrize(
@@ -176,14 +190,14 @@ def test_a_damaged_description_is_one_line(data_dir, name):
   file = data_dir / IMAGES / '1.0.0' / name
   file.write_text(file.read_text()[:20])
   with pytest.raises(errors.UserError, match='damaged') as e:
-    prepared.describe(IMAGES, data_dir)
+    prepared.Dataset(IMAGES, data_dir).check()
   assert '\n' not in str(e.value)
 
 
 def test_a_missing_description_is_one_line(data_dir):
   (data_dir / IMAGES / '1.0.0' / 'features.json').unlink()
   with pytest.raises(errors.UserError, match='missing or damaged'):
-    prepared.describe(IMAGES, data_dir)
+    prepared.Dataset(IMAGES, data_dir).check()
 
 
 _REAL = 'tensorflow_datasets.core.features.text_feature.Text'
@@ -213,5 +227,5 @@ def test_a_dataset_can_not_have_code_imported(
   for written in (content, legacy, [legacy]):
     file.write_text(json.dumps(written))
     with pytest.raises(errors.UserError, match='not written by dermvq'):
-      prepared.describe(IMAGES, data_dir)
+      prepared.Dataset(IMAGES, data_dir).check()
   assert 'stranger' not in sys.modules
