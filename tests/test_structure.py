@@ -209,7 +209,7 @@ def test_private_uses_are_found(tmp_path):
   assert _private_uses(file) == ['_FILE', 'r._flatten, line 3']
 
 
-# One job each: the flags of all commands; the generator of the drawn images.
+# It has one job: the generator of the drawn images.
 _LONG = {
   'dermvq_jax/data/datasets/synthetic_dermoscopy.py',
 }
