@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
@@ -23,9 +24,11 @@ def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
   After a kill or an error `path` is as it was before.
   """
   path = epath.Path(path)
-  if is_remote(path):  # An object appears only when it is complete.
-    with path.open('wb') as file:
-      yield file
+  if is_remote(path):
+    # An object appears when its file is closed, even by an error.
+    file = io.BytesIO()
+    yield file
+    path.write_bytes(file.getvalue())
     return
   partial = path.with_name(f'{path.name}.incomplete')
   with partial.open('wb') as file:

@@ -20,6 +20,20 @@ def test_a_file_is_complete_or_the_old_one(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['a.txt']
 
 
+def test_a_file_in_a_bucket_is_written_at_the_end(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, 'is_remote', lambda path: True)
+  path = tmp_path / 'a.txt'
+  files.write_text(path, 'old')
+  with pytest.raises(KeyboardInterrupt), files.replacing(path) as file:
+    file.write(b'new')
+    raise KeyboardInterrupt
+  assert path.read_text() == 'old'
+  with files.replacing(path) as file:
+    file.write(b'new')
+    assert path.read_text() == 'old'
+  assert path.read_text() == 'new'
+
+
 def test_a_new_folder_gets_its_name_when_it_is_complete(tmp_path):
   out = tmp_path / 'x' / 'out'
   with files.new_folder(out) as folder:

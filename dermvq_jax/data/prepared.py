@@ -151,6 +151,8 @@ class Dataset:
     class_names = list(info.features['label'].names)
     metadata = dict(info.metadata or {})
     conditions = {'label': class_names, **metadata.pop('conditions', {})}
+    if 'levels' in metadata:  # Codes that dermvq_jax 0.1.0 wrote.
+      metadata['num_levels'] = metadata.pop('levels')
     facts = {
       'dataset': self.name,
       'class_names': class_names,

@@ -125,6 +125,8 @@ def _prior(result: results.PriorResult) -> Table:
 
   rows = [row(name, c, c.recall) for name, c in result.classes.items()]
   rows.append(row('all', result, result.accuracy))
+  balanced = _number(result.balanced_accuracy)
+  rows.append(('balanced accuracy', '-', '-', '-', balanced))
   return Table(
     ('class', 'images', 'bits per code', 'bits per dim', 'recall'),
     rows,
@@ -133,8 +135,8 @@ def _prior(result: results.PriorResult) -> Table:
     'given the class; lower is better. Bits per dim: the same bits, divided by '
     'the number of values in the image. Recall: the share of images whose '
     'codes are most likely under their own class (Bayes classifier, uniform '
-    'class prior); in the last row it is the accuracy. The balanced accuracy '
-    f'is {_number(result.balanced_accuracy)}.',
+    'class prior). Of all images it is the accuracy; the balanced accuracy is '
+    'the mean over the classes.',
   )
 
 
@@ -205,15 +207,16 @@ def _labels(result: results.LabelsResult) -> Table:
       ),
     )
   )
+  if share is not None:
+    rows.append(('samples / real', '-', '-', f'{share:.2f}'))
   return Table(
     ('class', *sets),
     rows,
     'Do samples show the class that they were asked for?',
     'The share of images whose class is recognised by a classifier that was '
     'trained on real images. Samples that show their class are recognised as '
-    'often as real images'
-    + ('' if share is None else f'; here {share:.2f} times as often')
-    + '. If they are recognised less often, try --guidance_scale.',
+    'often as real images. If they are recognised less often, try '
+    '--guidance_scale.',
   )
 
 

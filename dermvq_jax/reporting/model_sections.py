@@ -120,7 +120,7 @@ def controls(model: inference.Model, seed: int) -> page.Section:
   names, shown = model.class_names, []
   for control, values in _CONTROLS.items():
     drop_rates = model.config.prior.conditions.values()
-    if control == 'guidance_scale' and not any(drop_rates):
+    if control == 'guidance_scale' and not all(drop_rates):
       continue
     rows = [
       model.sample(names, seed=seed, **{control: value}) for value in values

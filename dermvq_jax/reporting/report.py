@@ -14,6 +14,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import inference
+from dermvq_jax.data import splits
 from dermvq_jax.evaluation import result_tables, results
 from dermvq_jax.reporting import (
   evaluation_page,
@@ -23,8 +24,6 @@ from dermvq_jax.reporting import (
 )
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import tasks
-
-_SPLITS = ('train', 'val', 'test')
 
 
 def _best_row(phase: run_lib.Phase) -> dict[str, Any]:
@@ -72,13 +71,13 @@ def _data(run: run_lib.Run, class_names: Sequence[str]) -> page.Section:
   dataset = run.images
   counts = {
     split: np.bincount(dataset.labels(split), minlength=len(class_names))
-    for split in _SPLITS
+    for split in splits.SPLITS
   }
   rows = [
-    (name, *(f'{counts[split][i]:,}' for split in _SPLITS))
+    (name, *(f'{counts[split][i]:,}' for split in splits.SPLITS))
     for i, name in enumerate(class_names)
   ]
-  rows.append(('all', *(f'{counts[split].sum():,}' for split in _SPLITS)))
+  rows.append(('all', *(f'{counts[split].sum():,}' for split in splits.SPLITS)))
   return page.Section(
     'data',
     'Data',
@@ -87,7 +86,7 @@ def _data(run: run_lib.Run, class_names: Sequence[str]) -> page.Section:
       f'Prepared as {dataset.name}, {dataset.facts["image_size"]} pixels a '
       'side. All images of a lesion or patient are in the same split.',
     ],
-    tables=[page.Table(('class', *_SPLITS), rows, 'Images')],
+    tables=[page.Table(('class', *splits.SPLITS), rows, 'Images')],
   )
 
 

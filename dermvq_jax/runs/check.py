@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dermvq_jax import errors, progress
-from dermvq_jax.data import prepared
+from dermvq_jax.data import prepared, splits
 from dermvq_jax.runs import checkpoints
 from dermvq_jax.runs import run as run_lib
 
@@ -19,6 +19,8 @@ def _check_phase(phase: run_lib.Phase) -> Iterator[_Finding]:
   try:
     _ = phase.config
     yield file, '', ''
+  except run_lib.EarlierVersionError:
+    raise  # It is not damaged.
   except errors.UserError as e:
     yield file, str(e), ''
   file = f'{phase.name}/metrics.jsonl'
@@ -37,7 +39,7 @@ def _check_dataset(
 ) -> Iterator[_Finding]:
   """Reads every record; codes must be below `num_codes`."""
   facts = dataset.facts
-  for split in ('train', 'val', 'test'):
+  for split in splits.SPLITS:
     name = f'{dataset.name} {split}'
     try:
       source = dataset.split(split)
@@ -83,7 +85,7 @@ def check(run: run_lib.Run) -> bool:
     Whether no damage was found.
 
   Raises:
-    UserError: there is no run.
+    UserError: there is no run, or an earlier version made it.
   """
   if not run.phases:
     raise errors.UserError(

@@ -58,11 +58,15 @@ def made_by() -> dict[str, Any]:
   }
 
 
+class EarlierVersionError(errors.UserError):
+  """An earlier version made the run, which this one can not read."""
+
+
 class Phase:
   """One phase of a run: its config, the facts of its data, its weights.
 
-  Values stay in memory once they are read, so what another process changes
-  afterwards is not seen.
+  Values stay in memory from when they are read until `start`, so what another
+  process changes afterwards is not seen.
 
   Attributes:
     name: one of `PHASES`.
@@ -102,7 +106,7 @@ class Phase:
         'again with another --workdir'
       ) from None
     if stored.get('format', 1) != _FORMAT:
-      raise errors.UserError(
+      raise EarlierVersionError(
         f'{self.folder} was made by dermvq_jax {version}, whose runs this '
         'version cannot read; use that version, or train again in another '
         '--workdir'
@@ -163,7 +167,7 @@ class Phase:
       'made_by': first,
     }
     files.write_text(self.folder / _FILE, json.dumps(stored, indent=2) + '\n')
-    for name in ('_stored', 'config'):
+    for name in ('_stored', 'config', 'weights'):
       self.__dict__.pop(name, None)
 
   def check(self, config: ml_collections.ConfigDict, facts: dict[str, Any]):
@@ -285,7 +289,7 @@ class Run:
     name = self.prior.facts['dataset']
     return prepared.Dataset(name, self.data_dir(self.prior.config.data_dir))
 
-  @functools.cached_property
+  @property
   def vqvae_digest(self) -> str:
     """Names the VQ-VAE's codes; see `build.encoding_digest`.
 
@@ -335,12 +339,16 @@ class Run:
     prefix = f'codes/{self.vqvae_digest}'
     found = prepared.names_in(data_dir, prefix)
     if config.dataset == 'codes':
-      if self.prior.started and self.prior.facts['dataset'] in found:
-        return self.prior.facts['dataset']
+      if self.prior.started:
+        # Even if it is missing: then the error names the copies that it has.
+        started_with = self.prior.facts['dataset']
+        if started_with.startswith(prefix):
+          return started_with
       if not found:
         raise errors.UserError(
           f'the codes of the VQ-VAE in {self.vqvae.folder} are not prepared in '
-          f'{data_dir}; run dermvq encode --workdir={self.workdir} first'
+          f'{data_dir}; run dermvq encode --workdir={self.workdir} '
+          f'--data_dir={data_dir} first'
         )
       if len(found) > 1:
         raise errors.UserError(

@@ -53,6 +53,16 @@ def test_records(tmp_path, conditions):
         assert record[condition] == i % 3  # 2 is the null value
 
 
+def test_levels_of_codes_that_an_earlier_version_wrote(tmp_path):
+  write(tmp_path, {})
+  [file] = tmp_path.rglob('metadata.json')
+  text = file.read_text()
+  assert 'num_levels' in text
+  file.write_text(text.replace('num_levels', 'levels'))
+  facts = prepared.Dataset('codes/0123_x2', tmp_path).facts
+  assert facts['num_levels'] == 2 and 'levels' not in facts
+
+
 def test_facts(tmp_path):
   facts = write(tmp_path, CONDITIONS).facts
   assert facts['codebook_size'] == 8

@@ -1,3 +1,5 @@
+"""Tests of prepared datasets, damaged ones and those of strangers too."""
+
 import json
 import shutil
 import subprocess
@@ -67,9 +69,8 @@ def test_examples(smoke_run):
   assert example['image'].dtype == np.uint8
   assert 0 <= example['label'] < 7
   assert isinstance(example['id'], bytes)
-  codes = prepared.Dataset(
-    codes_of(smoke_run / 'data'), str(smoke_run / 'data')
-  ).split('test')
+  data_dir = str(smoke_run / 'data')
+  codes = prepared.Dataset(codes_of(smoke_run / 'data'), data_dir).split('test')
   assert codes[0]['codes'].shape == (4, 4)
   assert codes[0]['codes'].dtype == np.int32
 
@@ -79,7 +80,8 @@ def test_reads_without_tensorflow_and_without_the_datasets_code(smoke_run):
 import sys
 from dermvq_jax.data import prepared
 dataset = prepared.Dataset({IMAGES!r}, {str(smoke_run / 'data')!r})
-dataset.split('val')[0]['image']
+source = dataset.split('val')
+source[0]['image']
 print(sorted({{'tensorflow', 'dermvq_jax.data.datasets.synthetic_dermoscopy'}}
       & set(sys.modules)))
 """
@@ -98,8 +100,14 @@ print(sorted({{'tensorflow', 'dermvq_jax.data.datasets.synthetic_dermoscopy'}}
   ],
 )
 def test_not_prepared(smoke_run, dataset, message):
-  made = prepared.Dataset(dataset, smoke_run / 'data')
-  for use in (made.check, lambda: made.facts, lambda: made.split('val')):
+  made = prepared.Dataset(dataset, smoke_run / 'data')  # This reads nothing.
+  for use in (
+    made.check,
+    lambda: made.facts,
+    lambda: made.description,
+    lambda: made.split('val'),
+    lambda: made.labels('val'),
+  ):
     with pytest.raises(errors.UserError, match=message) as e:
       use()
     assert f'not prepared in {smoke_run}/data' in str(e.value)
@@ -135,9 +143,10 @@ def test_newest_version_counts(data_dir):
     file = new / 'dataset_info.json'
     info = json.loads(file.read_text()) | {'version': version}
     file.write_text(json.dumps(info))
-    (new / 'metadata.json').write_text(json.dumps({'version': version}))
-  facts = prepared.Dataset(IMAGES, data_dir).facts
-  assert facts['version'] == '1.10.0'
+  (folder / '1.10.0' / prepared.MADE_BY).write_text(
+    json.dumps({'command': 'newest', 'date': '', 'versions': {}})
+  )
+  assert prepared.Dataset(IMAGES, data_dir).made_by['command'] == 'newest'
 
 
 @pytest.mark.parametrize('name', ['incomplete.ABC_1.0.0', 'notes', '1.0.0.bak'])

@@ -65,10 +65,22 @@ def test_shares_are_left_out_if_they_can_not_be_computed(share):
     ),
     labels=dataclasses.replace(evaluation.labels, samples_over_real=share),
   )
-  texts = [t.text for t in result_tables.of_evaluation(evaluation)]
+  tables = result_tables.of_evaluation(evaluation)
   shown = share is not None
-  assert any('KID is 0.250 of' in text for text in texts) == shown
-  assert any('here 0.25 times' in text for text in texts) == shown
+  assert any('KID is 0.250 of' in t.text for t in tables) == shown
+  rows = [row for table in tables for row in table.rows]
+  assert (('samples / real', '-', '-', '0.25') in rows) == shown
+
+
+def test_the_balanced_accuracy_of_the_prior_is_a_row():
+  evaluation = an_evaluation()
+  evaluation = dataclasses.replace(
+    evaluation,
+    prior=dataclasses.replace(evaluation.prior, balanced_accuracy=0.875),
+  )
+  assert {'balanced accuracy', '0.875'} <= cells(
+    result_tables.of_evaluation(evaluation)
+  )
 
 
 def test_numbers():

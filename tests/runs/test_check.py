@@ -118,6 +118,17 @@ def test_it_changes_nothing(run_copy):
   assert files() == before
 
 
+def test_a_run_of_an_earlier_version_is_not_damaged(run_copy, capsys):
+  file = run_copy / 'vqvae' / 'config.json'
+  stored = json.loads(file.read_text())
+  del stored['format']
+  file.write_text(json.dumps(stored))
+  assert main.main(['check', f'--workdir={run_copy}']) == 2
+  out, err = capsys.readouterr()
+  assert 'DAMAGED' not in out
+  assert 'this version can not read' in err and err.count('\n') == 1
+
+
 def test_no_run(tmp_path):
   with pytest.raises(errors.UserError, match='holds no run'):
     check.check(run_lib.Run(tmp_path))

@@ -208,9 +208,9 @@ def test_commands_that_read(whole_run, smoke_run, tmp_path, capsys):
   local = tmp_path / 'samples'
   assert _dermvq(*sample, f'--workdir={smoke_run}', f'--out={local}') == 0
   assert _names(out) == _names(local)
-  files = [path for path in local.rglob('*') if path.is_file()]
-  assert len(files) > 7
-  for file in files:
+  written = [path for path in local.rglob('*') if path.is_file()]
+  assert len(written) > 7
+  for file in written:
     copy = out / file.relative_to(local).as_posix()
     assert copy.read_bytes() == file.read_bytes(), file
   assert _dermvq(*sample, f'--workdir={run}', f'--out={out}') == 2
@@ -275,6 +275,18 @@ def test_an_interrupted_folder_leaves_nothing(bucket):
         (partial / 'a.png').write_bytes(b'x')
       raise KeyboardInterrupt
     assert not partial.exists() and not out.exists()
+
+
+def test_an_interrupted_file_is_the_old_one(bucket):
+  path = bucket / 'file'
+  files.write_text(path, 'old')
+  with pytest.raises(KeyboardInterrupt), files.replacing(path) as file:
+    file.write(b'new')
+    raise KeyboardInterrupt
+  assert path.read_text() == 'old'
+  with files.replacing(path) as file:
+    file.write(b'new')
+  assert path.read_text() == 'new'
 
 
 def test_files_are_uploaded_as_they_grow(bucket):

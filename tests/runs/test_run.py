@@ -1,12 +1,15 @@
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import ml_collections
+import numpy as np
 import pytest
 
 from dermvq_jax import config_files, errors
+from dermvq_jax.runs import checkpoints
 from dermvq_jax.runs.run import Run
 
 FACTS = {'dataset': 'toy/4', 'num_train': 9, 'grid': [4, 4], 'variance': 0.1}
@@ -60,6 +63,39 @@ def test_a_phase_knows_what_it_was_started_with(tmp_path):
   assert phase.facts == FACTS
   phase.start(smoke('--config.num_workers=3'), FACTS)
   assert phase.config.num_workers == 3
+
+
+def test_weights_are_read_again_after_a_start(tmp_path):
+  """One object may train, use and train a phase again."""
+  run, digests = Run(tmp_path), []
+  for step in (1, 2):
+    run.vqvae.start(smoke(), FACTS)
+    params = {'encoder': {'kernel': np.full(3, step, np.float32)}}
+    codebook = {'quantizer': {'codebook': np.zeros(3, np.float32)}}
+    store = checkpoints.Checkpoints(run.vqvae.folder)
+    store.save_best(
+      step, {'params': params, 'model_state': {'codebook': codebook}}
+    )
+    store.close()
+    kernel = run.vqvae.weights['params']['encoder']['kernel']
+    np.testing.assert_array_equal(kernel, step)
+    assert run.vqvae.weights is run.vqvae.weights
+    digests.append(run.vqvae_digest)
+  assert digests[0] != digests[1]
+
+
+def test_a_prior_stays_with_the_codes_it_was_started_with(run_copy):
+  config = config_files.load('prior:smoke')
+  run = Run(run_copy)
+  name = run.prior.facts['dataset']
+  folder = run_copy / 'data' / name
+  shutil.copytree(folder, folder.with_name(f'{folder.name}_x2'))
+  assert run.dataset(config).name == name
+  shutil.rmtree(folder)
+  with pytest.raises(errors.UserError, match=f'{name} is not prepared.*encode'):
+    run.dataset(config).check()
+  shutil.rmtree(run.prior.folder)
+  assert Run(run_copy).dataset(config).name == f'{name}_x2'
 
 
 def test_phases_are_those_that_were_started(workdir):
