@@ -288,8 +288,8 @@ class Model:
       ones, nats `[B]`.
 
     Raises:
-      UserError: no trained prior, an unknown class, codes outside [0, K), or the
-        numbers of labels and grids differ.
+      UserError: no trained prior, an unknown class, codes outside [0, K), or
+        not as many labels as grids.
     """
     codes, labels = self._check_codes(codes), self.labels(labels)
     if len(labels) not in (1, len(codes)):
