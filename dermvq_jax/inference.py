@@ -189,8 +189,7 @@ class Model:
     """Encodes uint8 images `[B, H, W, 3]` as codes int32 `[B, h, w]`.
 
     Raises:
-      UserError: the shape or dtype is wrong, or H or W is not divisible by the
-        downsampling.
+      UserError: wrong shape or dtype, or H or W not divisible by downsampling.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
@@ -233,8 +232,7 @@ class Model:
       with L levels.
 
     Raises:
-      UserError: the shape or dtype is wrong, or H or W is not divisible by the
-        downsampling.
+      UserError: wrong shape or dtype, or H or W not divisible by downsampling.
     """
     hidden = np.asarray(hidden)
     factor = self.config.vqvae.model.downsampling
@@ -291,7 +289,7 @@ class Model:
 
     Raises:
       UserError: no trained prior, an unknown class, codes outside [0, K), or
-        different numbers of labels and grids.
+        not as many labels as grids.
     """
     codes, labels = self._check_codes(codes), self.labels(labels)
     if len(labels) not in (1, len(codes)):

@@ -74,7 +74,7 @@ def test_reconstruct_through_the_prior(smoke_run, model, out, caplog):
     assert float(row['bits_per_code']) == pytest.approx(bits, rel=1e-3)
   p = np.bincount(predicted.ravel()) / predicted.size
   perplexity = np.exp(-np.sum(p[p > 0] * np.log(p[p > 0])))
-  assert f'of the predicted {perplexity:.1f}' in caplog.text
+  assert f'of the predicted codes {perplexity:.1f}' in caplog.text
   assert f'nll {-likelihood.mean():.1f} nats' in caplog.text
 
 

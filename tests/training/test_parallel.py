@@ -144,7 +144,7 @@ def test_donation(kind):
 def test_batch_size_that_the_devices_do_not_divide(kind):
   par = parallel.Parallel(kind)
   par.check_batch_size(24)
-  with pytest.raises(errors.UserError, match='batch_size=12.* 8 devices$'):
+  with pytest.raises(errors.UserError, match='batch_size=12.* 8 devices;'):
     par.check_batch_size(12)
   par.check_batch_size(32, 4)
   with pytest.raises(errors.UserError, match='24.*num_microbatches=2'):
