@@ -141,7 +141,7 @@ class Model:
     self.codebook_size = quantizer.num_codes
     if run.prior.started:
       self.config.prior = run.prior.config
-      run.check_prior()
+      run.check_codes()
 
   @functools.cached_property
   def _prior(self) -> _Prior:

@@ -17,18 +17,18 @@ _SHEET_COLUMNS = 16
 
 def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
   """The given image files, and the image files in the given folders."""
-  files = []
+  named = []
   for path in map(epath.Path, paths):
     if path.is_dir():
       found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES]
       if not found:
         raise errors.UserError(f'there is no .jpg or .png file in {path}')
-      files += sorted(found)
+      named += sorted(found)
     elif path.exists():
-      files.append(path)
+      named.append(path)
     else:
       raise errors.UserError(f'there is no file {path}')
-  return files
+  return named
 
 
 def _unique_stems(names: Sequence[str]) -> list[str]:

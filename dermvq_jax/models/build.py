@@ -189,10 +189,11 @@ def prior(config: Config, facts: Facts) -> base.Prior:
   component = is_module and getattr(
     importlib.import_module(path), 'Prior', None
   )
-  if (
-    not component or component is base.Prior
-  ):  # Not a prior, but another module in their folder.
-    raise errors.UserError(f'there is no prior named {name!r}')
+  if not component or component is base.Prior:  # Other modules lie there too.
+    raise errors.UserError(
+      f'there is no prior named {name!r}; each is a module of {_PRIORS}, such '
+      'as gated_pixelcnn'
+    )
   unknown = [c for c in config.conditions if c not in facts['conditions']]
   if unknown:
     raise errors.UserError(

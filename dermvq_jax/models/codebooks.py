@@ -60,16 +60,8 @@ class Quantizer(nn.Module):
     """Number of different codes, L * K; codes are in [0, num_codes)."""
     return self.num_levels * self.codebook_size
 
-  def __call__(
-    self, latents: Array, *, axis_name: str | None = None
-  ) -> Quantized:
-    """Quantizes latents.
-
-    Args:
-      latents: `[B, h, w, D]`.
-      axis_name: axis of the devices that share the batch; None if the batch is
-        complete.
-    """
+  def __call__(self, latents: Array) -> Quantized:
+    """Quantizes latents `[B, h, w, D]`."""
     raise NotImplementedError
 
   def encode(self, latents: Array) -> Array:
@@ -106,7 +98,8 @@ class Quantizer(nn.Module):
 
     Args:
       observed: `Quantized.observed` of the whole batch of this device.
-      axis_name: as in `__call__`.
+      axis_name: axis of the devices that share the batch; None if the batch is
+        complete.
     """
 
 
@@ -260,11 +253,8 @@ class NearestCodeQuantizer(TrainedQuantizer):
     """Returns the loss that trains the codebook, `[B]`, or None."""
     del latents, codes
 
-  def __call__(
-    self, latents: Array, *, axis_name: str | None = None
-  ) -> Quantized:
+  def __call__(self, latents: Array) -> Quantized:
     """Quantizes `[B, h, w, D]`."""
-    del axis_name
     dtype, latents = latents.dtype, self._to_code_space(latents)
     codes = self._nearest(latents)
     # Only the codebook loss trains the codebook.

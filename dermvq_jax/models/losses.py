@@ -12,7 +12,8 @@ from dermvq_jax import errors
 Array = jax.Array
 
 
-def _at_least_float32(x: Array) -> Array:
+def at_least_float32(x: Array) -> Array:
+  """Converts types below float32, for example bfloat16, to float32."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -42,7 +43,7 @@ def log_probs(logits: Array, loss: str = 'cross_entropy') -> Array:
   Returns:
     [..., K] in nats; the probabilities sum to 1 over the last axis.
   """
-  logits = _at_least_float32(logits)
+  logits = at_least_float32(logits)
   if loss == 'bce':
     logits = jax.nn.log_sigmoid(logits)
   return jax.nn.log_softmax(logits, axis=-1)
@@ -113,7 +114,7 @@ def binary_cross_entropy(
   Returns:
     Nats [...], at least in float32.
   """
-  logits = _at_least_float32(logits)
+  logits = at_least_float32(logits)
   # -log sigmoid(-x) = softplus(x), -log sigmoid(x) = softplus(x) - x.
   target_logit = _pick(logits, codes)
   if label_smoothing:
@@ -164,7 +165,7 @@ def ssim(a: Array, b: Array) -> Array:
   Returns:
     [B], at least in float32; 1 if the images are the same.
   """
-  a, b = _at_least_float32(a), _at_least_float32(b)
+  a, b = at_least_float32(a), at_least_float32(b)
   rows, columns = (_gaussian_windows(n) for n in a.shape[1:3])
 
   def blur(x: Array) -> Array:  # matmuls are fast on every backend
@@ -209,7 +210,7 @@ def _means(values: Array) -> Means:
 
 def _standard_error(prediction: Array, target: Array, variance: float) -> Array:
   """Returns the errors in standard deviations of the training pixels."""
-  error = _at_least_float32(prediction) - _at_least_float32(target)
+  error = at_least_float32(prediction) - at_least_float32(target)
   return error / math.sqrt(variance)
 
 

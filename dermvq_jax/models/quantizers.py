@@ -204,11 +204,8 @@ class FsqQuantizer(codebooks.Quantizer):
     z = (latents.astype(jnp.float32) - center) * scale
     return jnp.tanh(z + shift) * half - offset
 
-  def __call__(
-    self, latents: Array, *, axis_name: str | None = None
-  ) -> codebooks.Quantized:
+  def __call__(self, latents: Array) -> codebooks.Quantized:
     """Quantizes `[B, h, w, D]`."""
-    del axis_name
     half = np.asarray(self.values_per_dim) // 2
     bounded = self._bounded(latents)
     quantized = codebooks.straight_through(bounded, jnp.round(bounded)) / half
@@ -280,14 +277,12 @@ class ResidualQuantizer(codebooks.TrainedQuantizer):
       for _ in range(self.num_levels)
     ]
 
-  def __call__(
-    self, latents: Array, *, axis_name: str | None = None
-  ) -> codebooks.Quantized:
+  def __call__(self, latents: Array) -> codebooks.Quantized:
     """Quantizes `[B, h, w, D]`."""
     rest = z = latents.astype(jnp.float32)
     parts = []
     for stage in self.stages:
-      parts.append(stage(rest, axis_name=axis_name))
+      parts.append(stage(rest))
       rest = rest - lax.stop_gradient(parts[-1].quantized)
     quantized = lax.stop_gradient(sum(part.quantized for part in parts))
     metrics = jax.tree.map(

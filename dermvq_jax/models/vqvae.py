@@ -205,12 +205,9 @@ class VQVAE(nn.Module):
   quantizer: codebooks.Quantizer
   decoder: Decoder
 
-  def __call__(
-    self, images: jax.Array, *, axis_name: str | None = None
-  ) -> VQVAEOutput:
+  def __call__(self, images: jax.Array) -> VQVAEOutput:
     """Reconstructs images `[B, H, W, 3]` in [0, 1]."""
-    latents = self.encoder(images)
-    quantized = self.quantizer(latents, axis_name=axis_name)
+    quantized = self.quantizer(self.encoder(images))
     return VQVAEOutput(self.decoder(quantized.quantized), quantized)
 
   def latents(self, images: jax.Array) -> jax.Array:

@@ -60,7 +60,7 @@ def _check_data_of(
   """Checks the dataset that a phase was trained on, if not `seen` yet."""
   try:
     if phase is run.prior:
-      run.check_prior()
+      run.check_codes()
       dataset = run.codes
     else:
       dataset = run.dataset(phase.config)

@@ -153,9 +153,9 @@ class Trace:
   def close(self):
     """Stops the trace and writes it."""
     if self._files:
-      files, self._files = self._files, None
+      written, self._files = self._files, None
       jax.profiler.stop_trace()
-      files.close()
+      written.close()
       absl_logging.info(
         'The trace of up to %d steps, starting at step %d, is in %s.',
         _TRACED_STEPS,

@@ -300,7 +300,7 @@ class Run:
       self.vqvae.weights, self.vqvae.facts['dataset']
     )
 
-  def check_prior(self):
+  def check_codes(self):
     """Checks that the prior was trained on the codes of this VQ-VAE.
 
     Raises:

@@ -136,13 +136,11 @@ def vqvae_task(
     return params, state
 
   def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
-    del rng  # The VQ-VAE's loss is not random.
+    del rng, axis_name  # The loss is not random and has no global averages.
     images = build.to_unit(batch['image'])
     target = build.to_unit(batch.get('target', batch['image']))
     mask = batch.get('mask')
-    output = model.apply(
-      {'params': params, **model_state}, images, axis_name=axis_name
-    )
+    output = model.apply({'params': params, **model_state}, images)
     quantized = output.quantized
     reconstruction_loss, terms = losses.reconstruction(
       output.reconstruction, target, config.loss, variance
@@ -281,7 +279,7 @@ def classifier_task(
     return params, {'class_balance': {'log_shares': log_shares}}
 
   def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
-    del rng, train, axis_name  # the loss is not random and averages nothing
+    del rng, train, axis_name  # As in `vqvae_task`.
     labels, mask = batch['label'], batch.get('mask')
     logits = model.apply({'params': params}, build.to_unit(batch['image']))
     adjusted = logits + model_state['class_balance']['log_shares']

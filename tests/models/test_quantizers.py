@@ -76,7 +76,7 @@ def _moved_far(quantizer, variables):
 @functools.partial(jax.jit, static_argnums=0, static_argnames='axis_name')
 def _step(quantizer, variables, latents, seed=0, axis_name=None):
   """One training step: the output, and the variables afterwards."""
-  out = quantizer.apply(variables, latents, axis_name=axis_name)
+  out = quantizer.apply(variables, latents)
   _, updated = quantizer.apply(
     variables,
     out.observed,

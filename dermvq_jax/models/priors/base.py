@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from dermvq_jax import errors
+from dermvq_jax.models import losses
 
 Array = jax.Array
 # Values by name: int32 [B] each.
@@ -247,12 +248,7 @@ class CodeEmbedding(nn.Module):
     """[..., C] -> [..., K], float32 even if `dtype` has fewer bits."""
     if self.tied:
       return self.embedding.attend(x) + self.bias
-    return at_least_float32(self.output(x))
-
-
-def at_least_float32(x: Array) -> Array:
-  """Casts to float32 unless the dtype already has as many bits."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return losses.at_least_float32(self.output(x))
 
 
 def previous_in_raster(x: Array) -> Array:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dermvq_jax.models import layers
+from dermvq_jax.models import layers, losses
 from dermvq_jax.models.priors import base, caches
 
 Array = jax.Array
@@ -200,7 +200,7 @@ class GatedPixelCNN(base.Prior):
   def _head(self, skips: Array) -> Array:
     """[B, h, w, F] -> [B, h, w, K], float32 even if `dtype` has fewer bits."""
     hidden = nn.relu(self.hidden(nn.relu(skips)))
-    return base.at_least_float32(self.logits(hidden))
+    return losses.at_least_float32(self.logits(hidden))
 
   def init_cache(
     self, conditions: base.Conditions, grid: tuple[int, int]
