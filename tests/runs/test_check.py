@@ -126,7 +126,7 @@ def test_a_run_of_an_earlier_version_is_not_damaged(run_copy, capsys):
   assert main.main(['check', f'--workdir={run_copy}']) == 2
   out, err = capsys.readouterr()
   assert 'DAMAGED' not in out
-  assert 'this version can not read' in err and err.count('\n') == 1
+  assert 'this version cannot read' in err and err.count('\n') == 1
 
 
 def test_no_run(tmp_path):
