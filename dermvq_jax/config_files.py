@@ -53,6 +53,7 @@ def load(
   except Exception as e:  # the file may be the user's own
     raise errors.UserError(f'--config={config}: {errors.one_line(e)}') from e
   for override in overrides:
+    _add_condition(loaded, override)
     _check_field(loaded, override)
   values = flags.FlagValues()
   argv = ['dermvq', *overrides]
@@ -76,6 +77,20 @@ def _get_config(path: str, argument: str) -> ml_collections.ConfigDict:
   if not isinstance(loaded, ml_collections.ConfigDict):
     raise TypeError('get_config must return a ConfigDict')
   return loaded
+
+
+def _add_condition(config: ml_collections.ConfigDict, override: str):
+  """Adds the field of '--config.conditions.NAME=RATE' to a prior's config.
+
+  A dataset can have conditions that no config names; the codes are checked
+  when the prior is built.
+  """
+  field, _, _ = override.removeprefix(_PREFIX).partition('=')
+  place, _, name = field.partition('.')
+  is_condition = place == 'conditions' and name and '.' not in name
+  if is_condition and place in config and name not in config.conditions:
+    with config.unlocked():
+      config.conditions[name] = 0.0
 
 
 def _check_field(config: ml_collections.ConfigDict, override: str):

@@ -109,3 +109,13 @@ def test_own_file_that_does_not_work(tmp_path, text):
 def test_own_file_that_is_a_folder(tmp_path):
   with pytest.raises(errors.UserError):
     config_files.load(str(tmp_path))
+
+
+def test_conditions_that_no_config_names():
+  config = config_files.load('prior:smoke', ['--config.conditions.site=0.3'])
+  assert config.conditions.to_dict() == {'label': 0.1, 'site': 0.3}
+  for override in ('conditions.site=x', 'conditions.a.b=1', 'conditions=0.5'):
+    with pytest.raises(errors.UserError):
+      config_files.load('prior:smoke', [f'--config.{override}'])
+  with pytest.raises(errors.UserError, match='no field config.conditions'):
+    config_files.load('vqvae:smoke', ['--config.conditions.site=0.3'])

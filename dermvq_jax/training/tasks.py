@@ -1,6 +1,7 @@
 """What a phase trains, as pure functions; the loop is the same for all."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from dermvq_jax import errors
-from dermvq_jax.models import build, losses, nearest
+from dermvq_jax.models import build, losses, nearest, vqvae
 from dermvq_jax.models.priors import base
 from dermvq_jax.training import metrics
 
@@ -94,6 +95,69 @@ def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
   return makers[config.task](config, facts)
 
 
+def _init_vqvae(
+  model: vqvae.VQVAE, rng: jax.Array, batches: Iterator[Batch]
+) -> tuple[PyTree, PyTree]:
+  """Initialises the model, and its codebook from the first latents."""
+  init_rng, codebook_rng = jax.random.split(rng)
+  images = build.to_unit(next(batches)['image'])
+  params, state = build.init(model, init_rng, images[:1])
+  num_init_rows = model.quantizer.num_init_rows
+  if not num_init_rows:
+    return params, state
+  variables = {'params': params, **state}
+  encode = jax.jit(
+    lambda variables, images: model.apply(variables, images, method='latents')
+  )
+  rows = []
+  # Reads batches until there are enough latents.
+  while sum(len(r) for r in rows) < num_init_rows:
+    latents = encode(variables, images)
+    rows.append(einops.rearrange(latents, 'b h w d -> (b h w) d'))
+    images = build.to_unit(next(batches)['image'])
+  _, state = model.apply(
+    variables,
+    jnp.concatenate(rows),
+    method='init_codebook',
+    mutable=list(state),
+    rngs={'codebook': codebook_rng},
+  )
+  return params, state
+
+
+def _reconstruction_metrics(
+  reconstruction: jax.Array,
+  target: jax.Array,
+  variance: float,
+  mask: jax.Array | None,
+  *,
+  train: bool,
+) -> metrics.Metrics:
+  """Errors of reconstructions `[B, H, W, 3]`, clipped as users get them."""
+  clipped = jnp.clip(reconstruction, 0, 1)
+  error = losses.squared_error(clipped, target)
+  parts = {
+    'mse': metrics.Mean.of(error, mask),
+    'nmse': metrics.Mean.of(error / variance, mask),
+    'psnr': metrics.Psnr.of(error, mask),
+  }
+  if not train:  # It would slow training.
+    parts['ssim'] = metrics.Mean.of(losses.ssim(clipped, target), mask)
+  return parts
+
+
+def _code_metrics(
+  codes: jax.Array, num_codes: int, mask: jax.Array | None
+) -> metrics.Metrics:
+  """How codes int32 `[B, h, w*L]` are used."""
+  usage = (codes, num_codes, mask)
+  return {
+    'perplexity': metrics.Perplexity.of(*usage),
+    'codebook_usage': metrics.CodebookUsage.of(*usage),
+    'dead_codes': metrics.DeadCodes.of(*usage),
+  }
+
+
 def vqvae_task(
   config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> Task:
@@ -106,34 +170,7 @@ def vqvae_task(
   build.check_vqvae(config, facts['image_size'])
   losses.check_reconstruction(config.loss)
   model = build.vqvae(config)
-  num_codes = model.quantizer.num_codes
-  num_init_rows = model.quantizer.num_init_rows
-  variance = facts['train_variance']
-
-  def init(rng, batches):
-    init_rng, codebook_rng = jax.random.split(rng)
-    images = build.to_unit(next(batches)['image'])
-    params, state = build.init(model, init_rng, images[:1])
-    if not num_init_rows:
-      return params, state
-    variables = {'params': params, **state}
-    encode = jax.jit(
-      lambda variables, images: model.apply(variables, images, method='latents')
-    )
-    rows = []
-    # Reads batches until there are enough latents.
-    while sum(len(r) for r in rows) < num_init_rows:
-      latents = encode(variables, images)
-      rows.append(einops.rearrange(latents, 'b h w d -> (b h w) d'))
-      images = build.to_unit(next(batches)['image'])
-    _, state = model.apply(
-      variables,
-      jnp.concatenate(rows),
-      method='init_codebook',
-      mutable=list(state),
-      rngs={'codebook': codebook_rng},
-    )
-    return params, state
+  num_codes, variance = model.quantizer.num_codes, facts['train_variance']
 
   def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
     del rng, axis_name  # The loss is not random and has no global averages.
@@ -141,29 +178,17 @@ def vqvae_task(
     target = build.to_unit(batch.get('target', batch['image']))
     mask = batch.get('mask')
     output = model.apply({'params': params, **model_state}, images)
-    quantized = output.quantized
+    quantized, made = output.quantized, output.reconstruction
     reconstruction_loss, terms = losses.reconstruction(
-      output.reconstruction, target, config.loss, variance
+      made, target, config.loss, variance
     )
-    loss = quantized.loss + reconstruction_loss
-    # Users get clipped images, so clipped images are measured.
-    clipped = jnp.clip(output.reconstruction, 0, 1)
-    error = losses.squared_error(clipped, target)
-    usage = (quantized.codes, num_codes, mask)
+    per_image = terms | quantized.metrics
     parts = {
-      'mse': metrics.Mean.of(error, mask),
-      'nmse': metrics.Mean.of(error / variance, mask),
-      'psnr': metrics.Psnr.of(error, mask),
-      'perplexity': metrics.Perplexity.of(*usage),
-      'codebook_usage': metrics.CodebookUsage.of(*usage),
-      'dead_codes': metrics.DeadCodes.of(*usage),
-      **{
-        name: metrics.Mean.of(values, mask)
-        for name, values in (terms | quantized.metrics).items()
-      },
+      **_reconstruction_metrics(made, target, variance, mask, train=train),
+      **_code_metrics(quantized.codes, num_codes, mask),
+      **{k: metrics.Mean.of(v, mask) for k, v in per_image.items()},
     }
-    if not train:  # It would slow training.
-      parts['ssim'] = metrics.Mean.of(losses.ssim(clipped, target), mask)
+    loss = quantized.loss + reconstruction_loss
     return loss, (parts, quantized.observed)
 
   def update_state(params, model_state, observed, rng, *, axis_name=None):
@@ -194,7 +219,7 @@ def vqvae_task(
   return Task(
     keys=('image',),
     best_metric='mse',
-    init=init,
+    init=functools.partial(_init_vqvae, model),
     loss_fn=loss_fn,
     update_state=update_state,
     summary_images=summary_images,

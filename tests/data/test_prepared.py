@@ -10,9 +10,14 @@ import pytest
 
 from dermvq_jax import errors
 from dermvq_jax.data import pipeline, prepared
-from dermvq_jax.data.datasets import builder
+from dermvq_jax.data.datasets import builder, synthetic_dermoscopy
 
 IMAGES = 'synthetic_dermoscopy/smoke'
+VERSION = str(synthetic_dermoscopy.Builder.VERSION)
+CONDITIONS = {
+  'label': list(builder.CLASS_NAMES),
+  **synthetic_dermoscopy.Builder.conditions,
+}
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def test_facts_of_images(smoke_run):
   assert facts == {
     'dataset': IMAGES,
     'class_names': list(builder.CLASS_NAMES),
-    'conditions': {'label': list(builder.CLASS_NAMES)},
+    'conditions': CONDITIONS,
     'num_train': 114,
     'num_val': 13,
     'num_test': 13,
@@ -48,7 +53,7 @@ def test_facts_of_codes(smoke_run):
   assert facts == {
     'dataset': dataset,
     'class_names': list(builder.CLASS_NAMES),
-    'conditions': {'label': list(builder.CLASS_NAMES)},
+    'conditions': CONDITIONS,
     'num_train': 114,
     'num_val': 13,
     'num_test': 13,
@@ -139,7 +144,7 @@ def test_data_dir_that_is_missing_or_a_file(tmp_path):
 def test_newest_version_counts(data_dir):
   folder = data_dir / IMAGES
   for version in ('1.10.0', '1.9.0'):
-    new = shutil.copytree(folder / '1.0.0', folder / version)
+    new = shutil.copytree(folder / VERSION, folder / version)
     file = new / 'dataset_info.json'
     info = json.loads(file.read_text()) | {'version': version}
     file.write_text(json.dumps(info))
@@ -153,9 +158,9 @@ def test_newest_version_counts(data_dir):
 def test_other_folders_are_not_versions(data_dir, name):
   """A killed `dermvq prepare --overwrite` leaves such folders."""
   folder = data_dir / IMAGES
-  shutil.copytree(folder / '1.0.0', folder / name)
+  shutil.copytree(folder / VERSION, folder / name)
   assert prepared.Dataset(IMAGES, data_dir).facts['num_val'] == 13
-  shutil.rmtree(folder / '1.0.0')
+  shutil.rmtree(folder / VERSION)
   with pytest.raises(errors.UserError, match='not prepared'):
     prepared.Dataset(IMAGES, data_dir).check()
 
@@ -170,7 +175,7 @@ def records_file(folder, split):
 
 @pytest.mark.parametrize('damage', ['cut', 'empty', 'gone', 'flipped'])
 def test_a_damaged_file_is_one_line(data_dir, damage):
-  folder = data_dir / IMAGES / '1.0.0'
+  folder = data_dir / IMAGES / VERSION
   file = records_file(folder, 'train')
   data = bytearray(file.read_bytes())
   if damage == 'cut':
@@ -197,7 +202,7 @@ def test_a_damaged_file_is_one_line(data_dir, damage):
   'name', ['dataset_info.json', 'features.json', 'metadata.json']
 )
 def test_a_damaged_description_is_one_line(data_dir, name):
-  file = data_dir / IMAGES / '1.0.0' / name
+  file = data_dir / IMAGES / VERSION / name
   file.write_text(file.read_text()[:20])
   with pytest.raises(errors.UserError, match='damaged') as e:
     prepared.Dataset(IMAGES, data_dir).check()
@@ -205,7 +210,7 @@ def test_a_damaged_description_is_one_line(data_dir, name):
 
 
 def test_a_missing_description_is_one_line(data_dir):
-  (data_dir / IMAGES / '1.0.0' / 'features.json').unlink()
+  (data_dir / IMAGES / VERSION / 'features.json').unlink()
   with pytest.raises(errors.UserError, match='missing or damaged'):
     prepared.Dataset(IMAGES, data_dir).check()
 
@@ -230,7 +235,7 @@ def test_a_dataset_can_not_have_code_imported(
   """TFDS imports the module of any feature that it does not know."""
   (tmp_path / 'stranger.py').write_text('raise SystemExit("it ran")')
   monkeypatch.syspath_prepend(tmp_path)
-  file = data_dir / IMAGES / '1.0.0' / 'features.json'
+  file = data_dir / IMAGES / VERSION / 'features.json'
   content = json.loads(file.read_text())
   content['featuresDict']['features']['group'] = feature
   legacy = {'type': 'stranger.X', 'content': {}}

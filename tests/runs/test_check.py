@@ -6,10 +6,12 @@ import shutil
 import pytest
 
 from dermvq_jax import errors, main
+from dermvq_jax.data.datasets import synthetic_dermoscopy
 from dermvq_jax.runs import check
 from dermvq_jax.runs import run as run_lib
 
-IMAGES = 'data/synthetic_dermoscopy/smoke/1.0.0'
+VERSION = synthetic_dermoscopy.Builder.VERSION
+IMAGES = f'data/synthetic_dermoscopy/smoke/{VERSION}'
 
 
 def lines(capsys):

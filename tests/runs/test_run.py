@@ -217,6 +217,23 @@ def test_steps_may_grow_if_the_schedule_does_not_depend_on_them(tmp_path):
   assert stored['config']['num_train_steps'] == 20
 
 
+def test_steps_may_not_grow_if_any_schedule_depends_on_them(tmp_path):
+  """A sub-tree of the parameters may have another optimizer."""
+
+  def config(num_train_steps):
+    made = smoke(
+      '--config.optim.schedule=constant',
+      f'--config.num_train_steps={num_train_steps}',
+    )
+    with made.unlocked():
+      made.critic_optim = made.optim.to_dict() | {'schedule': 'cosine'}
+    return made
+
+  vqvae(tmp_path).start(config(10), FACTS)
+  with pytest.raises(errors.UserError, match='num_train_steps was 10'):
+    vqvae(tmp_path).start(config(20), FACTS)
+
+
 def test_switching_to_a_constant_schedule_is_refused(workdir):
   config = smoke(
     '--config.optim.schedule=constant', '--config.num_train_steps=20'

@@ -9,9 +9,11 @@ import signal
 import jax
 import numpy as np
 import pytest
+import test_configs
 
 from dermvq_jax import config_files, errors
 from dermvq_jax.data import pipeline, prepared
+from dermvq_jax.models import quantizers
 from dermvq_jax.runs import checkpoints, logs
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop, trainer
@@ -473,22 +475,21 @@ def shrink(config):
   return config
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    *('vqvae:smoke', 'prior:smoke'),
-    *('prior:pixelcnn', 'prior:rnn', 'prior:transformer', 'classifier:smoke'),
-    # These have the same models, but wider or for larger images.
-    *(
-      pytest.param(name, marks=pytest.mark.slow)
-      for name in ('vqvae:128', 'vqvae:256', 'vqvae:demo', 'prior:demo')
-    ),
-    *(
-      pytest.param(name, marks=pytest.mark.slow)
-      for name in ('vqvae', 'prior', 'classifier', 'classifier:demo')
-    ),
-  ],
-)
+def every_config():
+  """All shipped configs; the small ones and the priors are fast enough."""
+  for name, argument in test_configs.GOLDEN:
+    if name == 'vqvae' and argument in quantizers.QUANTIZERS:
+      continue  # tests/test_every_quantizer.py trains them.
+    fast = argument == 'smoke' or (
+      name == 'prior' and argument not in ('', 'demo')
+    )
+    yield pytest.param(
+      f'{name}:{argument}' if argument else name,
+      marks=() if fast else pytest.mark.slow,
+    )
+
+
+@pytest.mark.parametrize('name', every_config())
 def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
   phase = name.partition(':')[0]
   workdir, _ = new_workdir(smoke_run, tmp_path, phase)

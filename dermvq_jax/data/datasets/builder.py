@@ -103,7 +103,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   - a docstring: what the images are, whom to cite, the licence, and what
     `group` is. It becomes the description of the dataset;
   - `name`: the name of the module;
-  - `VERSION`: to be raised when the prepared images or splits change;
+  - `VERSION`: to be raised when the prepared images, splits or fields change;
   - `BUILDER_CONFIGS`: usually `SIZES`;
   - `MANUAL_DOWNLOAD_INSTRUCTIONS`: which files the user has to download. The
     first paragraph is shown as an error message if they are missing. Leave it

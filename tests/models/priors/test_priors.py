@@ -4,6 +4,8 @@ All tests have two conditions; no prior knows their names.
 """
 
 import functools
+import importlib
+import pkgutil
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import pytest
 from jax import lax
 
 from dermvq_jax import errors
-from dermvq_jax.models import losses
+from dermvq_jax.models import losses, priors
 from dermvq_jax.models.priors import (
   base,
   gated_pixelcnn,
@@ -83,6 +85,17 @@ _VARIANTS = {
 }
 # Properties that the sampler and the training rely on.
 assert all(isinstance(p, base.Prior) for p in (PRIORS | _VARIANTS).values())
+
+
+def test_every_prior_has_a_row():
+  modules = {
+    module.name: importlib.import_module(f'{priors.__name__}.{module.name}')
+    for module in pkgutil.iter_modules(priors.__path__)
+  }
+  found = {name for name, m in modules.items() if hasattr(m, 'Prior')}
+  assert found - {'base'} == set(PRIORS)
+
+
 every_prior = pytest.mark.parametrize('prior', PRIORS.values(), ids=PRIORS)
 _CASES = [(name, (4, 5)) for name in PRIORS | _VARIANTS] + [
   (name, grid) for name in PRIORS for grid in [(1, 6), (6, 1)]

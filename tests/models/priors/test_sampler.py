@@ -7,16 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_priors
 
 from dermvq_jax import errors
-from dermvq_jax.models.priors import (
-  base,
-  gated_pixelcnn,
-  pixelcnn,
-  rnn,
-  sampler,
-  transformer,
-)
+from dermvq_jax.models.priors import base, gated_pixelcnn, sampler
 
 _CODES = 6
 _LABEL = (('label', 2),)
@@ -24,9 +18,9 @@ _LABEL_AND_SITE = (('label', 2), ('site', 3))
 _SMALL = dict(codebook_size=_CODES, conditions=_LABEL, num_layers=2, features=8)
 _PRIOR = gated_pixelcnn.GatedPixelCNN(**_SMALL, head_features=16)
 _OTHERS = {
-  'pixelcnn': pixelcnn.PixelCNN(**_SMALL, head_features=16),
-  'rnn': rnn.RNN(**_SMALL),
-  'transformer': transformer.Transformer(**_SMALL, num_heads=2),
+  name: prior.copy(codebook_size=_CODES, conditions=_LABEL)
+  for name, prior in test_priors.PRIORS.items()
+  if name != 'gated_pixelcnn'
 }
 _GRID = (3, 4)
 
