@@ -1,8 +1,13 @@
 """The processes of several hosts: how they meet and wait, and which writes."""
 
+import hashlib
 import importlib.util
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from dermvq_jax import errors
@@ -54,3 +59,32 @@ def wait_for_all(reason: str):
   """Returns when all processes have called it; `reason` names the place."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(reason)
+
+
+def check_same(values: Mapping[str, Any]):
+  """Checks that all processes have the same values; all must call it.
+
+  Args:
+    values: JSON values by name.
+
+  Raises:
+    UserError: on every process, if two differ.
+  """
+  if jax.process_count() == 1:
+    return
+  hashes = []
+  for value in values.values():
+    text = json.dumps(value, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).digest()
+    hashes.append(np.frombuffer(digest[:8], np.uint32))
+  everywhere = multihost_utils.process_allgather(np.stack(hashes))
+  differing = [
+    name
+    for i, name in enumerate(values)
+    if (everywhere[:, i] != everywhere[0, i]).any()
+  ]
+  if differing:
+    raise errors.UserError(
+      f'the hosts differ in their {" and ".join(differing)}; start the same '
+      'command with the same data and the same versions on all of them'
+    )

@@ -58,6 +58,16 @@ def made_by() -> dict[str, Any]:
   }
 
 
+def what_hosts_share(
+  config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> dict[str, Any]:
+  """What must be the same on all hosts of a training, as JSON values."""
+  own = ('data_dir', 'num_workers')  # Each host may have its own.
+  shared = {k: v for k, v in config.to_dict().items() if k not in own}
+  versions = made_by()['versions']
+  return {'config': shared, 'data': facts, 'versions': versions}
+
+
 class EarlierVersionError(errors.UserError):
   """An earlier version made the run, which this one can not read."""
 

@@ -222,6 +222,7 @@ def train(
   dataset = run.dataset(config)
   facts = dataset.facts
   config = trainer_lib.resolve(config, facts)
+  hosts.check_same(run_lib.what_hosts_share(config, facts))
   sources = {split: dataset.split(split) for split in ('train', 'val')}
   with contextlib.ExitStack() as stack:
     requests = stack.enter_context(stopping.Requests())

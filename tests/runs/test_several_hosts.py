@@ -112,6 +112,28 @@ def test_two_hosts_train_as_one(kind, smoke_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_hosts_that_differ_stop_before_the_first_step(smoke_run, tmp_path):
+  address = f'--coordinator=localhost:{_free_port()}'
+  two = [
+    _start(
+      tmp_path / 'two',
+      smoke_run,
+      2,
+      address,
+      '--num_processes=2',
+      f'--process_id={i}',
+      f'--config.seed={i}',
+    )
+    for i in range(2)
+  ]
+  for process in two:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, output
+    assert 'the hosts differ in their config;' in output
+  assert not (tmp_path / 'two' / 'vqvae').exists()
+
+
+@pytest.mark.slow
 def test_a_killed_host_ends_the_run_and_it_resumes(smoke_run, tmp_path):
   steps = 5000
   two = _start_two(tmp_path / 'run', smoke_run, steps)
