@@ -137,11 +137,10 @@ def test_no_run(tmp_path):
 
 
 def test_codes_of_another_vqvae(run_copy, capsys):
-  """The VQ-VAE was trained again with another seed."""
-  shutil.rmtree(run_copy / 'vqvae')
-  train = ['train', '--config=vqvae:smoke', f'--workdir={run_copy}']
-  assert main.main([*train, '--config.seed=1']) == 0
-  capsys.readouterr()
+  file = run_copy / 'prior' / 'config.json'
+  stored = json.loads(file.read_text())
+  stored['facts']['vqvae_digest'] = '0123456789abcdef'
+  file.write_text(json.dumps(stored))
   assert not check.check(run_lib.Run(run_copy))
   [line] = [line for line in lines(capsys) if 'DAMAGED' in line]
   assert line.startswith('dataset of prior: DAMAGED: the prior in')
