@@ -86,6 +86,22 @@ def norms(
   }
 
 
+def _gradient_norms(
+  optimizer: optim.Optimizer, grads: PyTree, is_due: jax.Array
+) -> metrics.Metrics:
+  """Norms of the gradients as metrics; those that are not due cost nothing."""
+
+  def measure() -> dict[str, jax.Array]:
+    return norms(optimizer, grads, 'grad_norm')
+
+  def skip() -> dict[str, jax.Array]:
+    return {name: jnp.zeros(()) for name in jax.eval_shape(measure)}
+
+  count = is_due.astype(jnp.float32)
+  found = jax.lax.cond(is_due, measure, skip)
+  return {name: metrics.Mean(norm, count) for name, norm in found.items()}
+
+
 def make_train_step(
   task: tasks.Task,
   optimizer: optim.Optimizer,
@@ -94,6 +110,7 @@ def make_train_step(
   ema_decay: float = 0.0,
   skip_nonfinite: bool = False,
   num_microbatches: int = 1,
+  is_logged: Callable[[jax.Array], jax.Array] = lambda step: step > 0,
 ) -> Callable[..., PyTree]:
   """One update, as a function for `parallel.Parallel.compile`.
 
@@ -109,6 +126,8 @@ def make_train_step(
     ema_decay: decay of the moving average of the parameters.
     skip_nonfinite: whether to continue after a step that is not finite.
     num_microbatches: how many parts of the batch run one after the other.
+    is_logged: whether the norms of the gradients are measured in a step, by its
+      number from 1; by default always.
   """
 
   def train_step(tree: PyTree, batch: PyTree, *, axis_name: str | None):
@@ -123,10 +142,7 @@ def make_train_step(
     if axis_name is not None:
       grads = jax.lax.pmean(grads, axis_name)
       parts = jax.lax.psum(parts, axis_name)
-    parts |= {
-      name: metrics.Mean.of(norm[None])
-      for name, norm in norms(optimizer, grads, 'grad_norm').items()
-    }
+    parts |= _gradient_norms(optimizer, grads, is_logged(old.step + 1))
     new, good = old.accept(
       old.update(grads, model_state, optimizer.tx, ema_decay),
       parts['loss'].total,

@@ -132,10 +132,10 @@ class Trainer:
       process_count=jax.process_count(),
     )
 
-  def is_logged(self, step: int) -> bool:
+  def is_logged(self, step: int | jax.Array) -> bool | jax.Array:
     """Whether metrics are logged after this step."""
     every, end = self.config.log_every_steps, self.config.num_train_steps
-    return step % every == 0 or step == end
+    return (step % every == 0) | (step == end)
 
   def compile_train_step(self) -> Callable[..., PyTree]:
     """Compiles one update; it reuses the memory of the tree it is given."""
@@ -146,6 +146,7 @@ class Trainer:
       ema_decay=self.config.params_ema_decay,
       skip_nonfinite=self.config.optim.skip_nonfinite,
       num_microbatches=self.config.num_microbatches,
+      is_logged=self.is_logged,
     )
     return self.parallel.compile(train_step, donate=True)
 
