@@ -2,7 +2,9 @@
 
 import abc
 import dataclasses
+import hashlib
 import importlib
+import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from dermvq_jax.data import images, splits
 
 # HAM10000's diagnoses in alphabetical order (Tschandl et al. 2018, Table 2).
 CLASS_NAMES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
+_FINGERPRINT_DIGITS = 16
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -166,9 +169,11 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           **self.extra_fields,
         }
       ),
-      # `train_variance` is added while the training split is written.
+      # `train_variance` and the fingerprint of each split are added while the
+      # splits are written.
       metadata=tfds.core.MetadataDict(
-        conditions={k: list(names) for k, names in self.conditions.items()}
+        conditions={k: list(names) for k, names in self.conditions.items()},
+        fingerprint={},
       ),
     )
 
@@ -207,10 +212,12 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self, records: Sequence[Record], split: str
   ) -> Iterator[tuple[str, dict[str, Any]]]:
     total, total_squares, count = 0.0, 0.0, 0
+    digest = hashlib.sha256()
     self._progress.set_description(f'{self.name} {split}')
     for record in records:
       image = self.read_image(record)
       self._progress.update()
+      digest.update(_identity(record) + image.tobytes())
       if split == 'train':
         pixels = image.astype(np.float64) / 255
         total += pixels.sum()
@@ -229,6 +236,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       )
     if self._progress.n == self._progress.total:
       self._progress.close()
+    fingerprint = digest.hexdigest()[:_FINGERPRINT_DIGITS]
+    self.info.metadata['fingerprint'][split] = fingerprint
     if split == 'train' and count:
       mean = total / count
       # The variance of all values in [0, 1] is the denominator of NMSE.
@@ -257,6 +266,12 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
       values[condition] = list(names).index(name) if name else len(names)
     return values
+
+
+def _identity(record: Record) -> bytes:
+  """Returns what the fingerprint of a split says of a record but its pixels."""
+  known = sorted((k, name) for k, name in record.conditions.items() if name)
+  return json.dumps([record.id, record.label, record.group, known]).encode()
 
 
 def make(dataset: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
