@@ -39,6 +39,7 @@ def test_facts_of_images(smoke_run):
     'num_val': 13,
     'num_test': 13,
     'image_size': 16,
+    'untrained_classes': [],
   }
 
 

@@ -195,6 +195,25 @@ def test_images_of_an_earlier_version_have_no_fingerprint(tmp_path):
   assert '\n' not in str(e.value)
 
 
+def test_training_images_of_one_colour(tmp_path, monkeypatch):
+  monkeypatch.setattr(Fixed, 'pixels', lambda i: 255 if i < 4 else i)
+  match = 'all pixels of all 4 training images have the same value, 255; look'
+  with pytest.raises(errors.UserError, match=match):
+    prepare_fixed(tmp_path / 'data')
+  assert not list((tmp_path / 'data').rglob('*'))
+
+
+def test_classes_without_training_images(tmp_path, monkeypatch, capsys):
+  assert prepare_fixed(tmp_path / 'all').facts['untrained_classes'] == []
+  assert 'no training images' not in capsys.readouterr().err
+  monkeypatch.setattr(Fixed, 'class_names', ('a', 'b', 'c', 'd'))
+  monkeypatch.setattr(Fixed, 'changes', {'label': 'c'})
+  facts = prepare_fixed(tmp_path / 'some').facts
+  assert facts['untrained_classes'] == ['c', 'd']
+  err = capsys.readouterr().err
+  assert 'fixed: there are no training images of c, d; models will not' in err
+
+
 # Names.
 
 
