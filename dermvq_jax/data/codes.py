@@ -30,6 +30,7 @@ class CodesConfig(tfds.core.BuilderConfig):
     conditions: names of the values of each further condition, by its name; as
       in `builder.ImageBuilder`.
     images: the dataset that was encoded.
+    images_fingerprint: `fingerprint` of its facts.
     copies: how often each training image is encoded, each time with other
       augmentations.
     examples: returns the examples of a split; a condition's value is its
@@ -44,6 +45,9 @@ class CodesConfig(tfds.core.BuilderConfig):
     default_factory=dict
   )
   images: str
+  images_fingerprint: Mapping[str, str] = dataclasses.field(
+    default_factory=dict
+  )
   copies: int
   examples: Examples
 
@@ -71,6 +75,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         num_levels=config.num_levels,
         conditions={k: list(names) for k, names in config.conditions.items()},
         images=config.images,
+        images_fingerprint=dict(config.images_fingerprint),
         copies=config.copies,
         vqvae_digest=config.name.partition('_')[0],
       ),

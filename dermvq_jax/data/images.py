@@ -1,5 +1,7 @@
 """Reads image files into arrays; writes arrays as PNG files and sheets."""
 
+import io
+import os
 import pathlib
 import warnings
 import zipfile
@@ -8,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from dermvq_jax import errors
 
@@ -20,6 +22,36 @@ _IMAGE_FORMATS = ('JPEG', 'PNG')
 # the sides are then still this many times as long as needed, so that the filter
 # that resizes the image has enough pixels.
 _DRAFT_MARGIN = 2
+# How viewers turn an image, by its EXIF orientation.
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+# Pillow's modes by the colour spaces of ICC profiles.
+_MODES = {'RGB': 'RGB', 'GRAY': 'L', 'CMYK': 'CMYK'}
+# Descriptions of the profile that images are converted to; converting from it
+# would only add rounding errors.
+_SRGB_NAMES = ('sRGB IEC61966', 'sRGB built-in')
+_16_BIT_STEP = 257  # 65535 / 255
+SUFFIXES = ('.jpg', '.jpeg', '.png')
+# Files and folders of macOS, Windows, Linux and NAS devices; some hold small
+# copies of the images. Hidden ones begin with a dot.
+_JUNK = (
+  '__macosx',
+  'thumbs.db',
+  'ehthumbs',
+  'desktop.ini',
+  '$recycle.bin',
+  'system volume information',
+  'lost+found',
+  '@eadir',
+  '#recycle',
+)
 
 MASKS = ('left', 'right', 'top', 'bottom', 'center', 'border')
 _WHITE = 128  # Pixels of a mask are white from this value on.
@@ -68,8 +100,58 @@ def symmetries(images: np.ndarray) -> list[np.ndarray]:
   return turned + [image[:, :, ::-1] for image in turned]
 
 
+def is_junk(name: str) -> bool:
+  """Whether a file or folder is hidden or is made by an operating system."""
+  return name.startswith('.') or name.lower().startswith(_JUNK)
+
+
+def check_name(path: epath.PathLike):
+  """Raises UserError unless the name of a file is UTF-8."""
+  text = os.fspath(path)
+  name = os.path.basename(text)
+  try:
+    name.encode()
+  except UnicodeEncodeError:
+    shown = os.fsencode(text).decode(errors='backslashreplace')
+    raise errors.UserError(
+      f'the name of {shown} is not UTF-8; rename the file (the program convmv '
+      'does this for many)'
+    ) from None
+
+
+def list_images(
+  folder: epath.PathLike, advice: str = 'give a folder with images'
+) -> list[epath.Path]:
+  """Returns the image files in a folder, by name; without its sub-folders.
+
+  Args:
+    folder: the folder.
+    advice: what to do if there are none.
+
+  Raises:
+    UserError: there are none, or a name is not UTF-8.
+  """
+  found = sorted(
+    path
+    for path in epath.Path(folder).iterdir()
+    if path.suffix.lower() in SUFFIXES
+    and not is_junk(path.name)
+    and not path.is_dir()
+  )
+  if not found:
+    raise errors.UserError(
+      f'there is no .jpg or .png file in {folder}; {advice}'
+    )
+  for path in found:
+    check_name(path)
+  return found
+
+
 def read_square(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
-  """Reads the central square of an image file.
+  """Reads the central square of an image file, as viewers show it.
+
+  It is turned by its EXIF orientation. Its colours are converted to sRGB if it
+  has an ICC profile, and 16 bits to 8. What is transparent becomes white.
 
   Args:
     source: a JPEG or PNG file.
@@ -88,7 +170,8 @@ def read_mask(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
   """Reads the central square of a mask, to go with `read_square`.
 
   Args:
-    source: a JPEG or PNG file in black and white.
+    source: a JPEG or PNG file in black and white; what is transparent is
+      black.
     size: the side in pixels.
 
   Returns:
@@ -101,7 +184,7 @@ def read_mask(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
   """
 
   def convert(image: Image.Image) -> np.ndarray:
-    white = np.asarray(image.convert('L')) >= _WHITE
+    white = np.asarray(_as_shown(image, 'black').convert('L')) >= _WHITE
     # As floats, so that negative weights of the filter count too.
     parts = _resize(Image.fromarray(white.astype(np.float32)), size)
     return np.abs(np.asarray(parts)) > _NO_PART
@@ -166,10 +249,84 @@ def _read(
 
 
 def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
-  """Returns the central square at `size`, uint8 `[size, size, 3]`."""
+  """Returns the central square at `size`, as `read_square` does."""
   # Decodes a JPEG at a fraction of its size if that is enough.
   image.draft(None, (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))
-  return np.asarray(_resize(image.convert('RGB'), size))
+  return np.asarray(_resize(_as_shown(image, 'white'), size))
+
+
+def _as_shown(image: Image.Image, background: str) -> Image.Image:
+  """Returns an opened image as viewers show it, in RGB.
+
+  Args:
+    image: the image.
+    background: the colour of what is transparent.
+  """
+  image.load()
+  turn = _TURNS.get(_orientation(image))
+  profile = image.info.get('icc_profile')
+  is_grey = image.mode in ('1', 'L', 'LA') or image.mode.startswith('I')
+  image = _in_8_bits(image)
+  alpha = None
+  if image.has_transparency_data:
+    image = image.convert('RGBA')
+    alpha = image.getchannel('A')
+  if image.mode != 'CMYK':
+    image = image.convert('L' if is_grey else 'RGB')
+  shown = _in_srgb(image, profile)
+  if alpha is not None:
+    empty = Image.new('RGB', shown.size, background)
+    shown = Image.composite(shown, empty, alpha)
+  return shown if turn is None else shown.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+  """Returns the EXIF orientation; 1, for upright, if there is none."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+  except Exception:  # Damaged EXIF raises many kinds; viewers ignore it.
+    return 1
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+  """Returns a grey image of 16 bits in 8 bits; others as they are."""
+  if not image.mode.startswith('I'):  # Pillow reads RGB in 8 bits anyway.
+    return image
+  values = np.asarray(image).clip(0, 2**16 - 1).astype(np.uint32)
+  rounded = (values + _16_BIT_STEP // 2) // _16_BIT_STEP
+  grey = Image.fromarray(rounded.astype(np.uint8))
+  transparent = image.info.get('transparency')  # One value is transparent.
+  if transparent is None:
+    return grey
+  opaque = np.uint8(255) * (values != transparent)
+  return Image.merge('LA', (grey, Image.fromarray(opaque.astype(np.uint8))))
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+  """Converts an image to RGB, from the colours of an ICC profile if it fits.
+
+  Args:
+    image: an image in grey (L), RGB or CMYK.
+    profile: the profile; damaged ones are ignored, as viewers do.
+  """
+  if profile:
+    try:
+      source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+      mode = _MODES.get(source.profile.xcolor_space.strip())
+      fits = mode == image.mode or (mode, image.mode) == ('RGB', 'L')
+      name = ImageCms.getProfileDescription(source)
+      if fits and not name.startswith(_SRGB_NAMES):
+        return ImageCms.profileToProfile(
+          image.convert(mode),
+          source,
+          ImageCms.createProfile('sRGB'),
+          outputMode='RGB',
+        )
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+      pass
+  return image.convert('RGB')
 
 
 def _resize(image: Image.Image, size: int) -> Image.Image:

@@ -96,11 +96,20 @@ def write(
     failure = _system_failure(e)
     if failure is None:
       raise
+    # Codes are written where their images are.
+    first = 'copy the images to' if builder.name == 'codes' else 'choose'
     raise errors.UserError(
       f'cannot prepare {name} in {data_dir}: {failure}; make room and check '
-      'permissions there, or choose another --data_dir'
+      f'permissions there, or {first} another --data_dir'
     ) from e
   return builder
+
+
+def can_write(folder: epath.PathLike) -> bool:
+  """Whether this process may write into a local folder, or may make it."""
+  path = pathlib.Path(folder).expanduser().absolute()
+  nearest = next(p for p in (path, *path.parents) if os.path.exists(p))
+  return os.access(nearest, os.W_OK | os.X_OK)
 
 
 def _write(

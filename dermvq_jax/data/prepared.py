@@ -132,7 +132,7 @@ class Dataset:
 
   def check(self):
     """Raises UserError unless the dataset is prepared and can be described."""
-    _ = self._builder
+    _ = self.facts
 
   @functools.cached_property
   def facts(self) -> dict[str, Any]:
@@ -142,10 +142,13 @@ class Dataset:
       `dataset` (its name), `class_names`, `conditions` (name to the names of
       its values; `label` is always there), `num_train`, `num_val`, `num_test`,
       `image_size` if it has images, and what the dataset's own metadata says,
-      for example `train_variance`, `codebook_size`, `grid`.
+      for example `train_variance`, `codebook_size`, `grid`. `fingerprint` of
+      images has a digest of the records of each split, in order: ids, labels,
+      groups, conditions and pixels. That of the images of codes is
+      `images_fingerprint`.
 
     Raises:
-      UserError: the dataset is not prepared.
+      UserError: the dataset is not prepared, or an earlier version prepared it.
     """
     info = self._builder.info
     class_names = list(info.features['label'].names)
@@ -161,6 +164,12 @@ class Dataset:
       **metadata,
     }
     if 'image' in info.features:
+      if not metadata.get('fingerprint'):
+        raise errors.UserError(
+          f'{self.name} in {self._builder.data_path} has no fingerprint of its '
+          'images, because an earlier version prepared it; run the command '
+          'that prepared it again, with --overwrite'
+        )
       facts['image_size'] = info.features['image'].shape[0]
     return facts
 

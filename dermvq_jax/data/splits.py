@@ -48,9 +48,10 @@ def assign(groups: Sequence[str], labels: Sequence[str]) -> list[str]:
 
   A group (a lesion or a patient) is never divided. Within each class the groups
   are sorted by a hash of their name and cut at the shares. So every class has
-  its share in every split. A group's class is its most frequent label. Adding
-  groups can move other groups, so a part of a dataset has other splits than the
-  entire dataset.
+  its share in every split. A group's class is its most frequent label. A label
+  that would have no training example, because it occurs only in groups of other
+  classes, gets one of these groups for training. Adding groups can move other
+  groups, so a part of a dataset has other splits than the entire dataset.
 
   Args:
     groups: group of each example.
@@ -66,7 +67,26 @@ def assign(groups: Sequence[str], labels: Sequence[str]) -> list[str]:
     split_of |= dict.fromkeys(members, 'train')
     split_of |= dict.fromkeys(members[:num_val], 'val')
     split_of |= dict.fromkeys(members[num_val : num_val + num_test], 'test')
+  _train_every_label(split_of, groups, labels)
   return [split_of[group] for group in groups]
+
+
+def _train_every_label(
+  split_of: dict[str, str], groups: Sequence[str], labels: Sequence[str]
+):
+  """Changes the splits of groups so that each label has a training group."""
+  groups_of = collections.defaultdict(set)
+  for group, label in zip(groups, labels):
+    groups_of[label].add(group)
+  for label in sorted(groups_of):
+    held_out = collections.defaultdict(list)
+    for group in sorted(groups_of[label], key=_hash):
+      held_out[split_of[group]].append(group)
+    if 'train' not in held_out:
+      # The split with more of its groups gives one up; val, if both have as
+      # many.
+      most = max(('val', 'test'), key=lambda split: len(held_out[split]))
+      split_of[held_out[most][0]] = 'train'
 
 
 def assign_fold(
@@ -111,7 +131,8 @@ def _shuffled_by_class(
     # Ties go to the alphabetically first class.
     label = min(counter, key=lambda name: (-counter[name], name))
     by_class[label].append(group)
-  return [
-    sorted(members, key=lambda name: hashlib.sha256(name.encode()).digest())
-    for members in by_class.values()
-  ]
+  return [sorted(members, key=_hash) for members in by_class.values()]
+
+
+def _hash(name: str) -> bytes:
+  return hashlib.sha256(name.encode()).digest()

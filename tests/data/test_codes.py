@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from dermvq_jax import errors
 from dermvq_jax.data import codes, prepare, prepared
 
 CLASS_NAMES = ('mel', 'nv')
+FINGERPRINT = {'train': '01', 'val': '23', 'test': '45'}
 CONDITIONS = {'sex': ('female', 'male')}
 
 
@@ -30,6 +32,7 @@ def write(data_dir, conditions, name='0123_x2'):
     class_names=CLASS_NAMES,
     conditions=conditions,
     images='toy/smoke',
+    images_fingerprint=FINGERPRINT,
     copies=2,
     examples=examples,
   )
@@ -74,5 +77,18 @@ def test_facts(tmp_path):
     'sex': list(CONDITIONS['sex']),
   }
   assert facts['images'] == 'toy/smoke'
+  assert facts['images_fingerprint'] == FINGERPRINT
   assert facts['copies'] == 2
   assert facts['vqvae_digest'] == '0123'
+
+
+def test_codes_that_cannot_be_written_beside_their_images(
+  tmp_path, monkeypatch
+):
+  def fail(*_, **__):
+    raise PermissionError(13, 'Permission denied')
+
+  monkeypatch.setattr(prepare.pathlib.Path, 'mkdir', fail)
+  match = 'permissions there, or copy the images to another --data_dir'
+  with pytest.raises(errors.UserError, match=match):
+    write(tmp_path, {})

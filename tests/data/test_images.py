@@ -1,8 +1,11 @@
-"""Tests of image files: PNG, sheets, crop and resize, masks."""
+"""Tests of image files: PNG, sheets, as viewers show them, masks, folders."""
+
+import os
+import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from dermvq_jax import errors
 from dermvq_jax.data import images
@@ -104,6 +107,137 @@ def test_small_images_are_enlarged():
   np.testing.assert_array_equal(result, np.full((16, 16, 3), (9, 8, 7)))
 
 
+# Pixels are those that viewers show.
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_images_and_masks_are_turned_as_exif_says(tmp_path, orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  stored = gradient(60, 40)
+  stored.save(tmp_path / 'a.jpg', quality=95, exif=exif)
+  stored.save(tmp_path / 'a.png', exif=exif)
+  with Image.open(tmp_path / 'a.png') as image:
+    shown = ImageOps.exif_transpose(image)
+  expected = images.crop_and_resize(shown, 40)
+  np.testing.assert_array_equal(
+    images.read_square(tmp_path / 'a.png', 40), expected
+  )
+  difference = images.read_square(tmp_path / 'a.jpg', 40) - expected.astype(int)
+  assert np.abs(difference).max() <= 6
+  stored = Image.new('L', (60, 40))
+  stored.paste(255, (50, 0, 60, 40))
+  stored.save(tmp_path / 'mask.png', exif=exif)
+  with Image.open(tmp_path / 'mask.png') as image:
+    ImageOps.exif_transpose(image).save(tmp_path / 'turned.png')
+  np.testing.assert_array_equal(
+    images.read_mask(tmp_path / 'mask.png', 40),
+    images.read_mask(tmp_path / 'turned.png', 40),
+  )
+
+
+def test_a_large_photo_is_turned_and_decoded_at_a_fraction(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # A telephone writes this for a portrait.
+  stored = gradient(800, 600)
+  stored.save(tmp_path / 'a.jpg', quality=95, exif=exif)
+  expected = images.crop_and_resize(
+    stored.transpose(Image.Transpose.ROTATE_270), 64
+  )
+  result = images.read_square(tmp_path / 'a.jpg', 64)
+  assert np.abs(result - expected.astype(int)).max() <= 6
+
+
+@pytest.mark.parametrize('exif', [b'Exif\0\0II*\0', b'Exif\0\0' + b'?' * 40])
+def test_damaged_exif_is_ignored(tmp_path, exif):
+  gradient(40, 40).save(tmp_path / 'a.jpg', quality=95, exif=exif)
+  assert images.read_square(tmp_path / 'a.jpg', 40).std() > 50
+
+
+def test_16_bits_are_scaled(tmp_path):
+  grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+  Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / 'a.png')
+  result = images.read_square(tmp_path / 'a.png', 16)
+  np.testing.assert_array_equal(result, np.stack([grey] * 3, -1))
+  white = np.uint16(65535) * (grey > 99).astype(np.uint16)
+  Image.fromarray(white).save(tmp_path / 'mask.png')
+  np.testing.assert_array_equal(
+    images.read_mask(tmp_path / 'mask.png', 16), grey > 99
+  )
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P', 'I;16'])
+def test_what_is_transparent_becomes_white(tmp_path, mode):
+  colours = _images(1, 8, 8)[0]
+  if mode == 'I;16':
+    values = np.full((8, 8), 100 * 257, np.uint16)
+    values[:4] = 7  # This value is transparent.
+    Image.fromarray(values).save(tmp_path / 'a.png', transparency=7)
+  elif mode == 'P':
+    image = Image.new('P', (8, 8), 1)
+    image.putpalette([9, 9, 9, 100, 100, 100])
+    image.paste(0, (0, 0, 8, 4))
+    image.save(tmp_path / 'a.png', transparency=0)
+  else:
+    colours[4:] = 100
+    image = Image.fromarray(colours).convert(mode)
+    alpha = Image.new('L', (8, 8), 255)
+    alpha.paste(0, (0, 0, 8, 4))
+    image.putalpha(alpha)
+    image.save(tmp_path / 'a.png')
+  result = images.read_square(tmp_path / 'a.png', 8)
+  np.testing.assert_array_equal(result[:4], np.full((4, 8, 3), 255))
+  np.testing.assert_array_equal(result[4:], np.full((4, 8, 3), 100))
+
+
+def test_half_transparent_pixels_are_mixed_with_white(tmp_path):
+  Image.new('RGBA', (4, 4), (100, 0, 200, 128)).save(tmp_path / 'a.png')
+  result = images.read_square(tmp_path / 'a.png', 4)
+  expected = 255 - (255 - np.array([100, 0, 200])) * 128 / 255
+  assert np.abs(result - expected).max() <= 1
+
+
+def icc_profile(space):
+  return ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
+
+
+def swapped_profile():
+  """An ICC profile like sRGB, but with red and green swapped."""
+  data = bytearray(icc_profile('sRGB'))
+  count = int.from_bytes(data[128:132], 'big')
+  tags = {bytes(data[i : i + 4]): i for i in range(132, 132 + 12 * count, 12)}
+  red, green = tags[b'rXYZ'], tags[b'gXYZ']
+  data[red : red + 4], data[green : green + 4] = b'gXYZ', b'rXYZ'
+  return bytes(data).replace(
+    'sRGB'.encode('utf-16-be'), 'xxxx'.encode('utf-16-be')
+  )
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P'])
+def test_colours_are_converted_to_srgb(tmp_path, mode):
+  image = Image.new('RGB', (4, 4), (200, 50, 90))
+  image = image.quantize() if mode == 'P' else image.convert(mode)
+  image.save(tmp_path / 'a.png', icc_profile=swapped_profile())
+  result = images.read_square(tmp_path / 'a.png', 4)
+  assert np.abs(result - np.array([50, 200, 90])).max() <= 2
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK', 'RGBA'])
+@pytest.mark.parametrize(
+  'profile', [icc_profile('sRGB'), icc_profile('LAB'), b'damaged']
+)
+def test_profiles_that_change_nothing(tmp_path, mode, profile):
+  """sRGB, one of another colour space, and a damaged one."""
+  image = gradient(16, 16).convert(mode)
+  kind = 'JPEG' if mode == 'CMYK' else 'PNG'
+  image.save(tmp_path / 'with.x', kind, icc_profile=profile)
+  image.save(tmp_path / 'without.x', kind)
+  np.testing.assert_array_equal(
+    images.read_square(tmp_path / 'with.x', 16),
+    images.read_square(tmp_path / 'without.x', 16),
+  )
+
+
 # Masks.
 
 
@@ -138,3 +272,44 @@ def test_masks_of_any_mode(tmp_path):
   (tmp_path / 'mask.png').write_text('no image')
   with pytest.raises(errors.UserError, match='unreadable'):
     images.read_mask(tmp_path / 'mask.png', 16)
+
+
+def test_a_mask_painted_white_on_a_transparent_layer(tmp_path):
+  layer = np.full((16, 16, 4), 255, np.uint8)
+  layer[:10, :, 3] = 0
+  Image.fromarray(layer).save(tmp_path / 'mask.png')
+  mask = images.read_mask(tmp_path / 'mask.png', 16)
+  np.testing.assert_array_equal(mask, layer[..., 3] > 0)
+
+
+# Folders.
+
+
+def test_images_of_a_folder(tmp_path):
+  for name in ('b.JPG', 'a.png', 'c.jpeg'):
+    (tmp_path / name).write_bytes(b'')
+  (tmp_path / 'folder.jpg').mkdir()
+  for name in ('._a.png', '.DS_Store', 'Thumbs.db', 'x.gif', '__MACOSX.jpg'):
+    (tmp_path / name).write_bytes(b'')
+  found = images.list_images(tmp_path)
+  assert [path.name for path in found] == ['a.png', 'b.JPG', 'c.jpeg']
+
+
+def test_a_folder_without_images(tmp_path):
+  (tmp_path / '._a.jpg').write_bytes(b'')
+  match = 'there is no .jpg or .png file in .*; give a folder with images'
+  with pytest.raises(errors.UserError, match=match):
+    images.list_images(tmp_path)
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+  path = os.fsencode(tmp_path) + b'/L\xe4sion.jpg'
+  try:
+    with open(path, 'wb'):
+      pass
+  except OSError:
+    pytest.skip('this file system has no such names')
+  match = re.escape(r'/L\xe4sion.jpg is not UTF-8; rename')
+  with pytest.raises(errors.UserError, match=match) as e:
+    images.list_images(tmp_path)
+  str(e.value).encode()  # It can be printed.

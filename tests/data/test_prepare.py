@@ -45,7 +45,8 @@ class Toy(builder.ImageBuilder, skip_registration=True):
   def read_image(self, record):
     if record.source % 10 == 9 and type(self).trouble:
       raise type(self).trouble
-    return np.full((4, 4, 3), type(self).value * record.source, np.uint8)
+    value = type(self).value * record.source % 256
+    return np.full((4, 4, 3), value, np.uint8)
 
 
 @pytest.fixture
@@ -114,10 +115,18 @@ def test_a_second_call_returns_at_once_and_says_so(toy, capsys, monkeypatch):
 
 def test_overwrite(toy, monkeypatch):
   prepare_toy(toy)
-  monkeypatch.setattr(Toy, 'value', 0)
+  before = prepared.Dataset('toy/smoke', toy).facts
+  monkeypatch.setattr(Toy, 'value', -1)
   prepare_toy(toy, overwrite=True)
-  val = prepared.Dataset('toy/smoke', toy).split('val')
-  assert all((example['image'] == 0).all() for example in val)
+  after = prepared.Dataset('toy/smoke', toy)
+  assert before['fingerprint'].keys() == after.facts['fingerprint'].keys()
+  for split, value in after.facts['fingerprint'].items():
+    assert value != before['fingerprint'][split]
+  for example in after.split('val'):
+    expected = -int(example['id']) % 256
+    np.testing.assert_array_equal(
+      example['image'], np.full((4, 4, 3), expected)
+    )
 
 
 TROUBLES = (
@@ -221,6 +230,21 @@ def test_a_data_dir_that_is_a_file(toy):
   with pytest.raises(errors.UserError, match='cannot prepare toy/smoke in'):
     prepare_toy(toy)
   assert toy.read_text() == 'a file'
+
+
+def test_folders_that_can_be_written(tmp_path, monkeypatch):
+  assert prepare.can_write(tmp_path)
+  assert prepare.can_write(tmp_path / 'new' / 'newer')
+  (tmp_path / 'share').mkdir(mode=0o500)
+  asked = []
+
+  def access(path, mode):  # Root may write everywhere.
+    asked.append(path)
+    return mode & os.W_OK == 0
+
+  monkeypatch.setattr(os, 'access', access)
+  assert not prepare.can_write(tmp_path / 'share' / 'codes')
+  assert asked == [tmp_path / 'share']
 
 
 def test_other_runtime_errors_are_raised_as_they_are(toy, monkeypatch):

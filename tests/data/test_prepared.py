@@ -35,6 +35,7 @@ def test_facts_of_images(smoke_run):
   assert json.loads(json.dumps(facts)) == facts
   variance = facts.pop('train_variance')
   assert 0 < variance < 0.25
+  assert set(facts.pop('fingerprint')) == {'train', 'val', 'test'}
   assert facts == {
     'dataset': IMAGES,
     'class_names': list(builder.CLASS_NAMES),
@@ -43,6 +44,7 @@ def test_facts_of_images(smoke_run):
     'num_val': 13,
     'num_test': 13,
     'image_size': 16,
+    'untrained_classes': [],
   }
 
 
@@ -50,6 +52,8 @@ def test_facts_of_codes(smoke_run):
   dataset = codes_of(smoke_run / 'data')
   facts = prepared.Dataset(dataset, smoke_run / 'data').facts
   assert json.loads(json.dumps(facts)) == facts
+  assert 'images_fingerprint' in facts
+  del facts['images_fingerprint']
   assert facts == {
     'dataset': dataset,
     'class_names': list(builder.CLASS_NAMES),

@@ -72,6 +72,21 @@ def test_the_most_frequent_label_is_the_groups_class():
   assert tie == splits.assign(['a', 'a'], ['mel', 'nv'])
 
 
+def test_every_label_has_groups_for_training():
+  """Here the groups with a df are mostly nv, and were all held out."""
+  groups = [f'HAM_{i:07d}' for i in range(20)] * 3
+  labels = ['nv'] * 60
+  before = splits.assign(groups, labels)
+  for held_out in (VAL[:1], VAL, [*VAL, TEST[0]], [VAL[0], TEST[0]], TEST):
+    mixed = ['df' if g in held_out else 'nv' for g in groups[:20]] + labels[20:]
+    after = dict(zip(groups, splits.assign(groups, mixed)))
+    moved = [g for g, s in zip(groups[:20], before) if after[g] != s]
+    assert len(moved) == 1 and after[moved[0]] == 'train'
+    assert moved[0] in (TEST if held_out == TEST else VAL)
+  mixed = ['df' if g in (*VAL, 'HAM_0000000') else 'nv' for g in groups[:20]]
+  assert splits.assign(groups, mixed + labels[20:]) == before
+
+
 # Folds: published results used the expected values.
 
 

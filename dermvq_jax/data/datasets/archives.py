@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dermvq_jax import errors
+from dermvq_jax.data import images
 
 # Both kinds of path have `name`, `stem`, `suffix` and `open('rb')`.
 File = pathlib.Path | zipfile.Path
@@ -25,6 +26,14 @@ MAX_TABLE_BYTES = 100_000_000
 _MAX_MEMBER_BYTES = 100_000_000
 _ID = re.compile('[A-Za-z0-9_-]+')
 _NUM_NAMED = 3
+# How R, pandas, spreadsheets and people write that a value is not known.
+_UNKNOWN = {
+  *('na', 'n/a', '<na>', '#n/a', '#na', 'nan', '-nan', 'null', 'none'),
+  *('unknown', 'unk', '?', '-', '.'),
+}
+# A first line by which spreadsheets are told the delimiter.
+_DELIMITER_LINE = re.compile(r'"?sep=([;,\t])"?\r?\n', re.IGNORECASE)
+_DELIMITERS = '\t;,'
 
 
 def list_files(
@@ -42,11 +51,13 @@ def list_files(
     Files in alphabetical order, unpacked ones before those in zips.
 
   Raises:
-    UserError: a zip is damaged or has unsafe member names.
+    UserError: a zip is damaged or has unsafe member names, or the name of a
+      file is not UTF-8.
   """
   files = list(_walk(folder, _MAX_DEPTH, ignored))
   for path in files:
     if path.suffix.lower() in suffixes:
+      images.check_name(path)
       yield path
   for path in files:
     if path.suffix.lower() == '.zip':
@@ -122,10 +133,8 @@ def _walk(
 
 
 def _is_other(name: str, ignored: Sequence[str]) -> bool:
-  """Returns whether a name is hidden, from macOS' bookkeeping, or ignored."""
-  return name.startswith(('.', '__MACOSX')) or name.lower().startswith(
-    tuple(ignored)
-  )
+  """Returns whether a name is hidden, an operating system's, or ignored."""
+  return images.is_junk(name) or name.lower().startswith(tuple(ignored))
 
 
 def _zip_members(
@@ -133,7 +142,7 @@ def _zip_members(
 ) -> Iterator[zipfile.Path]:
   try:
     archive = zipfile.ZipFile(path)
-  except (zipfile.BadZipFile, NotImplementedError) as e:
+  except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as e:
     raise errors.UserError(
       f'{path} is not an intact zip file ({e}); download it again'
     ) from None
@@ -165,49 +174,89 @@ def read_table(
   check: Callable[[str, Row], None],
   *,
   optional: Sequence[str] = (),
+  may_be_unknown: Sequence[str] = (),
   advice: str = 'use the published file',
 ) -> dict[str, Row]:
   """Returns image -> the columns of its row, without surrounding spaces.
 
   Args:
-    file: comma or tab separated text with a header, quoted or not.
+    file: text with a header, separated by commas, tabs or semicolons, quoted
+      or not; the line `sep=;` may come first.
     key: the column with the name of the image.
     columns: the columns that the table must have; others are left out.
     check: a function of the place of a row, as text, and of the row; it raises
       UserError if the row is wrong.
     optional: columns that the table may have; they are blank otherwise.
+    may_be_unknown: columns in which words like NA, nan and unknown mean that
+      the value is not known; it is then blank.
     advice: what to do if the table lacks `columns`.
 
   Raises:
     UserError: it is not such a file, or a row can't be used.
   """
-  text = _read_text(file)
-  header = text.partition('\n')[0]
-  delimiter = '\t' if '\t' in header else ','
-  reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter)
-  rows = {}
-  try:
-    missing = [c for c in columns if c not in (reader.fieldnames or ())]
-    if missing:
-      raise errors.UserError(
-        f'{file} lacks the columns {", ".join(missing)}; {advice}'
-      )
-    for raw in reader:
-      row = {c: (raw.get(c) or '').strip() for c in (*columns, *optional)}
-      where = f'{file}, line {reader.line_num}'
-      check(where, row)
-      if row[key] in rows:
-        raise errors.UserError(
-          f'{where}: {key} {row[key]} is there twice; keep one row per image'
-        )
-      rows[row[key]] = row
-  except csv.Error as e:
+  lines = _read_lines(file)
+  where, header = next(lines, ('', []))
+  names = [name.strip() for name in header]
+  missing = [c for c in columns if c not in names]
+  if missing:
     raise errors.UserError(
-      f'{file}, line {reader.line_num}: {e}; save or download it again'
-    ) from None
+      f'{file} lacks the columns {", ".join(missing)}; {advice}'
+    )
+  doubled = sorted({name for name in names if name and names.count(name) > 1})
+  if doubled:
+    raise errors.UserError(
+      f'{where}: the column {doubled[0]} is there twice; remove or rename one'
+    )
+  rows = {}
+  for where, fields in lines:
+    if len(fields) > len(names):
+      raise errors.UserError(
+        f'{where}: there are {len(fields)} values for {len(names)} columns; '
+        'put a value that contains the delimiter into quotes'
+      )
+    raw = {name: field.strip() for name, field in zip(names, fields)}
+    row = {c: raw.get(c, '') for c in (*columns, *optional)}
+    unknown = [c for c in may_be_unknown if row[c].lower() in _UNKNOWN]
+    row |= dict.fromkeys(unknown, '')
+    check(where, row)
+    if row[key] in rows:
+      raise errors.UserError(
+        f'{where}: {key} {row[key]} is there twice; keep one row per image'
+      )
+    rows[row[key]] = row
   if not rows:
     raise errors.UserError(f'{file} holds no rows; download it again')
   return rows
+
+
+def _read_lines(file: File) -> Iterator[tuple[str, list[str]]]:
+  """Yields the place, as text, and the values of each line; not of blank ones.
+
+  Raises:
+    UserError: it is not such a file.
+  """
+  text = _read_text(file)
+  told = _DELIMITER_LINE.match(text)
+  if told:
+    text = text[told.end() :]
+  header = text.partition('\n')[0]
+  reader = csv.reader(
+    io.StringIO(text, newline=''),
+    delimiter=told[1] if told else max(_DELIMITERS, key=header.count),
+    strict=True,
+  )
+
+  def where() -> str:
+    return f'{file}, line {reader.line_num + bool(told)}'
+
+  try:
+    for values in reader:
+      if values:
+        yield where(), values
+  except csv.Error as e:
+    raise errors.UserError(
+      f'{where()}: {e}; save or download it again'
+    ) from None
 
 
 def _read_text(file: File) -> str:

@@ -1,10 +1,15 @@
 """What all datasets of images share: the base class and how to make one."""
 
 import abc
+import collections
 import dataclasses
+import hashlib
 import importlib
+import json
 import pathlib
 import re
+import sys
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +24,10 @@ from dermvq_jax.data import images, splits
 
 # HAM10000's diagnoses in alphabetical order (Tschandl et al. 2018, Table 2).
 CLASS_NAMES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
+_FINGERPRINT_DIGITS = 16
+_MAX_NAMED = 20
+# A variance below this is zero, but for rounding errors.
+_NO_VARIANCE = 1e-9
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -131,6 +140,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   conditions: Mapping[str, Sequence[str]] = {}
   extra_fields: Mapping[str, Any] = {}
   _progress: tqdm.tqdm | None = None
+  _unread: collections.deque[Record]
 
   @abc.abstractmethod
   def read_records(self, folder: pathlib.Path | None) -> list[Record]:
@@ -166,9 +176,12 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           **self.extra_fields,
         }
       ),
-      # `train_variance` is added while the training split is written.
+      # `train_variance` and the fingerprint of each split are added while the
+      # splits are written.
       metadata=tfds.core.MetadataDict(
-        conditions={k: list(names) for k, names in self.conditions.items()}
+        conditions={k: list(names) for k, names in self.conditions.items()},
+        fingerprint={},
+        untrained_classes=[],
       ),
     )
 
@@ -193,24 +206,41 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         f'the splits {", ".join(sorted(empty))} would be empty; add images '
         'until a class has at least 10 lesions or patients'
       )
+    self._note_untrained(
+      {r.label for r, split in zip(records, assigned) if split == 'train'}
+    )
     self._progress = progress.bar(
       desc=self.name, total=len(records), unit='image'
     )
-    return {
-      split: self._generate_examples(
-        [r for r, s in zip(records, assigned) if s == split], split
-      )
+    parts = {
+      split: [r for r, s in zip(records, assigned) if s == split]
       for split in splits.SPLITS
     }
+    self._unread = collections.deque(r for part in parts.values() for r in part)
+    return {s: self._generate_examples(part, s) for s, part in parts.items()}
+
+  def _note_untrained(self, trained: set[str]) -> None:
+    """Stores, and says, which classes have no training images."""
+    names = self.info.features['label'].names
+    untrained = [name for name in names if name not in trained]
+    self.info.metadata['untrained_classes'] = untrained
+    if untrained:
+      print(
+        f'{self.name}: there are no training images of '
+        f'{", ".join(untrained)}; models will not know how they look',
+        file=sys.stderr,
+      )
 
   def _generate_examples(
     self, records: Sequence[Record], split: str
   ) -> Iterator[tuple[str, dict[str, Any]]]:
     total, total_squares, count = 0.0, 0.0, 0
+    digest = hashlib.sha256()
     self._progress.set_description(f'{self.name} {split}')
     for record in records:
-      image = self.read_image(record)
+      image = self._read(record)
       self._progress.update()
+      digest.update(_identity(record) + image.tobytes())
       if split == 'train':
         pixels = image.astype(np.float64) / 255
         total += pixels.sum()
@@ -229,10 +259,48 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       )
     if self._progress.n == self._progress.total:
       self._progress.close()
+    fingerprint = digest.hexdigest()[:_FINGERPRINT_DIGITS]
+    self.info.metadata['fingerprint'][split] = fingerprint
     if split == 'train' and count:
       mean = total / count
+      variance = total_squares / count - mean**2
+      if variance < _NO_VARIANCE:
+        raise errors.UserError(
+          f'all pixels of all {len(records)} training images have the same '
+          f'value, {255 * mean:.0f}; look at the images and save them again'
+        )
       # The variance of all values in [0, 1] is the denominator of NMSE.
-      self.info.metadata['train_variance'] = total_squares / count - mean**2
+      self.info.metadata['train_variance'] = variance
+
+  def _read(self, record: Record) -> np.ndarray:
+    """Reads the next of the unread images.
+
+    Raises:
+      UserError: it is not usable; other unreadable files are named too.
+    """
+    self._unread.popleft()
+    try:
+      return self.read_image(record)
+    except errors.UserError as e:
+      names = self._unreadable_files() if _is_file(record) else []
+      if not names:
+        raise
+      more = ', ...' if len(names) > _MAX_NAMED else ''
+      raise errors.UserError(
+        f'{e}; {len(names)} more cannot be used either: '
+        f'{", ".join(names[:_MAX_NAMED])}{more}'
+      ) from e
+
+  def _unreadable_files(self) -> list[str]:
+    """Returns the unread files that are not usable images."""
+    names = []
+    for record in filter(_is_file, self._unread):
+      try:
+        self.read_image(record)
+      except errors.UserError:
+        names.append(str(record.source))
+      self._progress.update()
+    return names
 
   def _condition_values(self, record: Record) -> dict[str, int]:
     """Returns the number of each condition's value, or its null value.
@@ -257,6 +325,16 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
       values[condition] = list(names).index(name) if name else len(names)
     return values
+
+
+def _is_file(record: Record) -> bool:
+  return isinstance(record.source, pathlib.Path | zipfile.Path)
+
+
+def _identity(record: Record) -> bytes:
+  """Returns what the fingerprint of a split says of a record but its pixels."""
+  known = sorted((k, name) for k, name in record.conditions.items() if name)
+  return json.dumps([record.id, record.label, record.group, known]).encode()
 
 
 def make(dataset: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:

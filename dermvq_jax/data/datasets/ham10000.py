@@ -26,7 +26,6 @@ _METADATA_SUFFIXES = ('.csv', '.tab', '.tsv', '')
 _SOURCE = 'https://doi.org/10.7910/DVN/DBW86T'
 # Dataverse offers the test images of ISIC 2018 too; they are another dataset.
 _OTHER_ARCHIVES = ('isic2018',)
-_UNKNOWN_AGES = ('', 'nan', 'na', 'unknown')
 
 
 class Builder(builder.ImageBuilder):
@@ -118,6 +117,7 @@ def read_metadata(
     'image_id',
     _COLUMNS,
     lambda where, row: _check_row(where, row, class_names),
+    may_be_unknown=('lesion_id', 'age'),
     advice=f'use the {_METADATA_NAME} file of the archive',
   )
 
@@ -144,7 +144,7 @@ def _check_row(
 
 
 def _parse_age(age: str) -> np.float32:
-  return np.float32('nan' if age.lower() in _UNKNOWN_AGES else age)
+  return np.float32(age or 'nan')
 
 
 def _find_metadata(folder: pathlib.Path) -> pathlib.Path:

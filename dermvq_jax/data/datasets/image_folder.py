@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 
 from dermvq_jax import errors
+from dermvq_jax.data import images
 from dermvq_jax.data.datasets import archives, builder
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _TABLE = 'metadata.csv'
 # Class names are parts of commands (CLASS=NUMBER,...) and of file names.
 _CLASS_NAME = re.compile(r'\w([\w .-]*[\w.-])?')
@@ -65,7 +65,7 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
   classes = [
     path
     for path in sorted(folder.iterdir())
-    if path.is_dir() and not path.name.startswith(('.', '__MACOSX'))
+    if path.is_dir() and not images.is_junk(path.name)
   ]
   if not classes:
     raise errors.UserError(
@@ -75,22 +75,18 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
   records = []
   for path in classes:
     _check_class_name(str(path), path.name)
-    files = [
-      file
-      for file in sorted(path.iterdir())
-      if file.suffix.lower() in _SUFFIXES and not file.name.startswith('.')
-    ]
-    if not files:
-      raise errors.UserError(
-        f'the class folder {path} holds no {", ".join(_SUFFIXES)} image; put '
-        'the images of a class directly into its folder (the splits train, val '
-        'and test are made here) or remove it'
-      )
+    files = images.list_images(
+      path,
+      'put the images of a class directly into its folder (the splits train, '
+      'val and test are made here), or remove that folder',
+    )
     for file in files:
       # Images of other classes may have the same name.
       name = f'{path.name}_{file.stem}'
       records.append(
-        builder.Record(id=name, label=path.name, group=name, source=file)
+        builder.Record(
+          id=name, label=path.name, group=name, source=pathlib.Path(file)
+        )
       )
   return _keep_for_training(
     records, [r.source.name.startswith('synthetic_') for r in records]
@@ -119,11 +115,12 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
     ('image', 'label'),
     _check_row,
     optional=('group', 'synthetic'),
+    may_be_unknown=('group',),
     advice='give it a header line with image, label and, if known, group',
   )
   files = collections.defaultdict(list)
   num_files = 0
-  for file in archives.list_files(folder, _SUFFIXES):
+  for file in archives.list_files(folder, images.SUFFIXES):
     num_files += 1
     for name in (file.name, file.stem):
       files[name].append(file)

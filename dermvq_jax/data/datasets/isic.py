@@ -114,7 +114,13 @@ def read_groups(
       archives.check_id(where, 'lesion_id', row['lesion_id'])
 
   table = archives.find_table(folder, name, source)
-  rows = archives.read_table(table, 'image', ('image', 'lesion_id'), check)
+  rows = archives.read_table(
+    table,
+    'image',
+    ('image', 'lesion_id'),
+    check,
+    may_be_unknown=('lesion_id',),
+  )
   missing = sorted(set(image_ids) - set(rows))
   if missing:
     raise errors.UserError(

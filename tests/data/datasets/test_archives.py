@@ -13,10 +13,79 @@ def read(file):
   return archives.read_table(file, 'image', ('image',), lambda *_: None)
 
 
+def read_text(tmp_path, text):
+  """Reads a table with the columns image, label and, perhaps, group."""
+  path = tmp_path / 'metadata.csv'
+  path.write_text(text)
+  return archives.read_table(
+    path,
+    'image',
+    ('image', 'label'),
+    lambda *_: None,
+    optional=('group',),
+    may_be_unknown=('group',),
+  )
+
+
 def zipped(path, data):
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('t.csv', data)
   return zipfile.Path(path, 't.csv')
+
+
+UNKNOWN = ['', 'NA', 'n/a', 'NaN', 'null', 'None', '<NA>', 'unknown', ' - ']
+
+
+@pytest.mark.parametrize('word', UNKNOWN)
+def test_words_for_what_is_not_known(tmp_path, word):
+  rows = read_text(tmp_path, f'image,label,group\na,none,{word}\nb,x,nail\n')
+  assert [row['group'] for row in rows.values()] == ['', 'nail']
+  assert [row['label'] for row in rows.values()] == ['none', 'x']
+
+
+def test_a_row_with_too_many_values(tmp_path):
+  text = 'image,label,group\na,nv,1\nb,melanoma, in situ,2\n'
+  match = (
+    r'metadata\.csv, line 3: there are 4 values for 3 columns; put a value'
+  )
+  with pytest.raises(errors.UserError, match=match):
+    read_text(tmp_path, text)
+  quoted = text.replace('melanoma, in situ', '"melanoma, in situ"')
+  assert read_text(tmp_path, quoted)['b']['label'] == 'melanoma, in situ'
+
+
+@pytest.mark.parametrize('header', ['image,label,label', 'image,label, label '])
+def test_a_column_that_is_there_twice(tmp_path, header):
+  match = r'metadata\.csv, line 1: the column label is there twice; remove or'
+  with pytest.raises(errors.UserError, match=match):
+    read_text(tmp_path, f'{header}\na,nv,mel\n')
+
+
+def test_columns_without_names_and_short_rows(tmp_path):
+  rows = read_text(tmp_path, 'image,label,,group,\n\na,x,7,,\nb,x\n')
+  assert [*rows.values()] == [
+    {'image': image, 'label': 'x', 'group': ''} for image in 'ab'
+  ]
+
+
+def test_a_quote_that_is_not_closed(tmp_path):
+  with pytest.raises(errors.UserError, match=r'metadata\.csv, line 4: '):
+    read_text(tmp_path, 'image,label,notes\na,x,"6 mm\nb,x,\nc,x,\n')
+
+
+@pytest.mark.parametrize('first', ['', 'sep=;\n', '"sep=;"\r\n'])
+def test_semicolons(tmp_path, first):
+  text = first + 'image;label;group\na;x, y;1,5\n'
+  assert read_text(tmp_path, text)['a'] == {
+    'image': 'a',
+    'label': 'x, y',
+    'group': '1,5',
+  }
+  line = 4 if first else 3
+  with pytest.raises(
+    errors.UserError, match=f'line {line}: there are 4 values'
+  ):
+    read_text(tmp_path, text + 'b;x;1;5\n')
 
 
 def test_a_table_that_is_too_large(tmp_path, monkeypatch):

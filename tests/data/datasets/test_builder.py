@@ -1,6 +1,7 @@
-"""Tests of the base class of all datasets of images: conditions, names."""
+"""Tests of the base class of datasets of images: what it stores; names."""
 
 import contextlib
+import dataclasses
 import os
 
 import numpy as np
@@ -110,6 +111,107 @@ def test_unknown_conditions(tmp_path, monkeypatch, changes, message):
 def test_conditions_with_the_name_of_another_field(name):
   with pytest.raises(TypeError, match=name):
     builder.shared_features(('a', 'b'), {name: ('x',)})
+
+
+# Fingerprints, and what cannot be learnt.
+
+
+class Fixed(builder.ImageBuilder, skip_registration=True):
+  """Twelve images with fixed splits; class attributes change them."""
+
+  name = 'fixed'
+  VERSION = tfds.core.Version('1.0.0')
+  BUILDER_CONFIGS = [builder.ImageConfig(name='smoke', size=4)]
+  class_names = ('a', 'b')
+  conditions = {'sex': SEXES}
+  changes = {}
+  pixels = staticmethod(lambda i: 5 * i)
+
+  def read_records(self, folder):
+    records = [
+      builder.Record(
+        id=f'{i}',
+        label='ab'[i % 2],
+        group=f'group{i}',
+        source=i,
+        conditions={'sex': 'male'},
+        split=('train', 'val', 'test')[i // 4],
+      )
+      for i in range(12)
+    ]
+    records[5] = dataclasses.replace(records[5], **type(self).changes)
+    return records
+
+  def read_image(self, record):
+    return np.full((4, 4, 3), type(self).pixels(record.source), np.uint8)
+
+
+def prepare_fixed(data_dir):
+  prepare.write(lambda: Fixed(config='smoke', data_dir=data_dir))
+  return prepared.Dataset('fixed/smoke', data_dir)
+
+
+@pytest.fixture(scope='module')
+def fingerprint(tmp_path_factory):
+  """The fingerprint of `Fixed` without changes."""
+  return prepare_fixed(tmp_path_factory.mktemp('data')).facts['fingerprint']
+
+
+def test_a_fingerprint_for_each_split(fingerprint, tmp_path):
+  assert set(fingerprint) == {'train', 'val', 'test'}
+  assert all(len(bytes.fromhex(v)) == 8 for v in fingerprint.values())
+  assert len(set(fingerprint.values())) == 3
+  assert prepare_fixed(tmp_path).facts['fingerprint'] == fingerprint
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'id': 'x'},
+    {'label': 'a'},
+    {'group': 'x'},
+    {'conditions': {'sex': 'female'}},
+    {'conditions': {}},
+    {'source': 6},
+  ],
+  ids=str,
+)
+def test_every_change_of_a_record_shows(
+  fingerprint, tmp_path, monkeypatch, changes
+):
+  monkeypatch.setattr(Fixed, 'changes', changes)
+  found = prepare_fixed(tmp_path).facts['fingerprint']
+  assert found['val'] != fingerprint['val']
+  assert found | {'val': ''} == fingerprint | {'val': ''}
+
+
+def test_images_of_an_earlier_version_have_no_fingerprint(tmp_path):
+  prepare_fixed(tmp_path)
+  file = tmp_path / 'fixed/smoke/1.0.0/metadata.json'
+  file.write_text('{"conditions": {}, "train_variance": 0.1}')
+  dataset = prepared.Dataset('fixed/smoke', tmp_path)
+  with pytest.raises(errors.UserError, match='again, with --overwrite') as e:
+    dataset.check()
+  assert '\n' not in str(e.value)
+
+
+def test_training_images_of_one_colour(tmp_path, monkeypatch):
+  monkeypatch.setattr(Fixed, 'pixels', lambda i: 255 if i < 4 else i)
+  match = 'all pixels of all 4 training images have the same value, 255; look'
+  with pytest.raises(errors.UserError, match=match):
+    prepare_fixed(tmp_path / 'data')
+  assert not list((tmp_path / 'data').rglob('*'))
+
+
+def test_classes_without_training_images(tmp_path, monkeypatch, capsys):
+  assert prepare_fixed(tmp_path / 'all').facts['untrained_classes'] == []
+  assert 'no training images' not in capsys.readouterr().err
+  monkeypatch.setattr(Fixed, 'class_names', ('a', 'b', 'c', 'd'))
+  monkeypatch.setattr(Fixed, 'changes', {'label': 'c'})
+  facts = prepare_fixed(tmp_path / 'some').facts
+  assert facts['untrained_classes'] == ['c', 'd']
+  err = capsys.readouterr().err
+  assert 'fixed: there are no training images of c, d; models will not' in err
 
 
 # Names.

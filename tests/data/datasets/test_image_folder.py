@@ -1,11 +1,13 @@
 """Tests of folders with one's own images; test_datasets has the basics."""
 
+import os
 import shutil
 
 import fabricate
 import pytest
 from PIL import Image
 
+from dermvq_jax import errors
 from dermvq_jax.data import prepare, prepared
 from dermvq_jax.data.datasets import builder
 
@@ -121,13 +123,13 @@ def test_synthetic_is_true_or_false(listed):
 
 def test_an_empty_class(folder):
   (folder / 'scc').mkdir()
-  check_error(folder, 'the class folder .*/scc holds no .jpg, .jpeg, .png')
+  check_error(folder, 'no .jpg or .png file in .*/scc; put the images of a')
 
 
 def test_folders_of_splits_are_not_classes(folder):
   """The same holds for a folder that a zip program added."""
   shutil.copytree(folder, folder.with_name('two') / 'train')
-  check_error(folder.with_name('two'), 'the class folder .*/train holds no')
+  check_error(folder.with_name('two'), 'no .jpg or .png file in .*/train; put')
 
 
 def test_no_folders(tmp_path):
@@ -153,12 +155,63 @@ def test_too_few(folder):
   check_error(folder, 'are too few: the splits test, val would be empty')
 
 
+def test_what_operating_systems_leave_is_skipped(folder, tmp_path):
+  """A memory stick from a Mac, and the small copies of a NAS device."""
+  before = builder.make(DATASET, tmp_path).read_records(folder)
+  for path in list(folder.glob('*/*.jpg')):
+    path.with_name(f'._{path.name}').write_bytes(b'Mac OS X')
+  for name in ('@eaDir', '$RECYCLE.BIN', 'System Volume Information', '.x'):
+    fabricate.write_folder(folder / name, ['thumb'])
+    fabricate.write_folder(folder / 'mel' / name, ['thumb'])
+  (folder / 'mel' / 'Thumbs.db').write_bytes(b'')
+  assert builder.make(DATASET, tmp_path).read_records(folder) == before
+
+
+def test_every_unreadable_file_is_named(folder):
+  for name in ('mel/3', 'mel/7', 'nv/0', 'basal cell/5'):
+    (folder / f'{name}.jpg').write_text('<html>')
+  with pytest.raises(errors.UserError) as e:
+    prepare.run(DATASET, folder.with_name('data'), folder)
+  for name in ('mel/3', 'mel/7', 'nv/0', 'basal cell/5'):
+    assert f'{name}.jpg' in str(e.value)
+  assert '; 3 more cannot be used either: ' in str(e.value)
+  assert '\n' not in str(e.value)
+  assert not list(folder.with_name('data').rglob('*'))
+
+
+@pytest.mark.parametrize('with_table', [False, True])
+def test_a_name_that_is_not_utf8(folder, with_table):
+  if with_table:
+    table = fabricate.table(('image', 'label'), [('x', 'mel')])
+    (folder / 'metadata.csv').write_text(table)
+  path = folder / 'mel' / '3.jpg'
+  try:
+    path.rename(path.with_name(os.fsdecode(b'L\xe4sion.jpg')))
+  except OSError:
+    pytest.skip('this file system has no such names')
+  check_error(folder, r'mel/L\\xe4sion.jpg is not UTF-8; rename the file')
+
+
 def test_no_image(folder):
   (folder / 'mel' / '3.jpg').write_text('<html>')
   check_error(folder, 'mel/3.jpg is unreadable')
 
 
 # A metadata.csv.
+
+
+def test_words_for_unknown_patients_are_not_a_group(listed, tmp_path):
+  path = listed / 'metadata.csv'
+  header, *rows = [row.split(',') for row in path.read_text().split()]
+  rows = [
+    [label, ('NA', 'p1')[i % 2], image]
+    for i, (label, _, image) in enumerate(rows)
+  ]
+  path.write_text(fabricate.table(header, rows))
+  records = builder.make(DATASET, tmp_path).read_records(listed)
+  own = {record.group for record in records if record.group == record.id}
+  assert len(own) == len(rows) / 2
+  assert {record.group for record in records} == own | {'group_p1'}
 
 
 @pytest.mark.parametrize(
