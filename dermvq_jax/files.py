@@ -1,9 +1,17 @@
-"""Writes files and folders that are either complete or absent; locks."""
+"""Writes files and folders that are either complete or absent; locks.
+
+What is written is on the disk before it gets its name, and a name is on the
+disk before the next step. So it is complete after a loss of power as well.
+"""
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
+import re
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -11,17 +19,111 @@ from etils import epath
 
 from dermvq_jax import errors
 
+_INCOMPLETE = '.incomplete'
+# Never writes to what is there already, such as a link to another file.
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+# What file systems answer that cannot sync a folder.
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
+
 
 def is_remote(path: epath.PathLike) -> bool:
   """Whether a path is in a bucket: no locks, no appending, no renaming."""
   return '://' in str(path)
 
 
+def refuse_links(folder: epath.PathLike):
+  """Checks that nothing outside of a folder is changed by writing in it.
+
+  Raises:
+    UserError: a local folder, or something directly in it, is a link.
+  """
+  if is_remote(folder):
+    return
+  folder = os.fspath(folder)
+  names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  for path in (folder, *(os.path.join(folder, name) for name in names)):
+    if os.path.islink(path):
+      raise errors.UserError(
+        f'{path} is a link to {os.readlink(path)}, and dermvq does not write '
+        'through links in a run; replace it by a copy, or remove it'
+      )
+
+
+def sync(path: epath.PathLike):
+  """Waits until a local file, or the names in a local folder, are on the disk.
+
+  A folder that may not be read, or whose file system cannot, is left out.
+  """
+  try:
+    descriptor = os.open(path, os.O_RDONLY)
+  except PermissionError:
+    return
+  try:
+    os.fsync(descriptor)
+  except OSError as e:
+    if e.errno not in _CANNOT_SYNC:
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def sync_tree(folder: epath.PathLike):
+  """Runs `sync` for everything in a local folder, and last for itself."""
+  for parent, _, names in os.walk(folder, topdown=False):
+    for path in (os.path.join(parent, name) for name in names):
+      if not os.path.islink(path):
+        sync(path)
+    sync(parent)
+
+
+def _open_new(path: epath.Path, folder: bool) -> tuple[epath.Path, int]:
+  """Makes an empty file or folder that will be renamed to `path`.
+
+  Returns:
+    The file or folder, whose name nobody else uses, and its descriptor. While
+    that is open, `_remove_leftovers` of other processes leaves it alone.
+  """
+  while True:
+    unique = f'{os.getpid()}-{secrets.token_hex(4)}'
+    partial = path.parent / f'{path.name}.{unique}{_INCOMPLETE}'
+    if folder:
+      partial.mkdir()
+    flags = os.O_RDONLY | os.O_NOFOLLOW if folder else _NEW_FILE
+    descriptor = os.open(partial, flags, 0o666)
+    with contextlib.suppress(OSError):  # There may be no locks.
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if partial.exists():
+      return partial, descriptor
+    os.close(descriptor)  # It was taken for a leftover before it was locked.
+
+
+def _remove_leftovers(path: epath.Path):
+  """Removes what killed processes left of `path`, if nobody has it locked."""
+  pattern = re.escape(path.name) + r'(\.\d+-[0-9a-f]{8})?' + _INCOMPLETE
+  for name in os.listdir(path.parent):
+    if not re.fullmatch(pattern, name):
+      continue
+    leftover = os.path.join(path.parent, name)
+    # It is not ours, it is being written, or there are no locks.
+    with contextlib.suppress(OSError):
+      flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+      descriptor = os.open(leftover, flags)
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.isdir(leftover):
+          shutil.rmtree(leftover)
+        else:
+          os.unlink(leftover)
+      finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
   """Opens a file to write bytes to; it replaces `path` at the end.
 
-  After a kill or an error `path` is as it was before.
+  After a kill, an error or a loss of power `path` is as it was before. If
+  several processes write it at once, one of their files remains.
   """
   path = epath.Path(path)
   if is_remote(path):
@@ -30,10 +132,18 @@ def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
     yield file
     path.write_bytes(file.getvalue())
     return
-  partial = path.with_name(f'{path.name}.incomplete')
-  with partial.open('wb') as file:
-    yield file
-  partial.replace(path)
+  _remove_leftovers(path)
+  partial, descriptor = _open_new(path, folder=False)
+  try:
+    with os.fdopen(descriptor, 'wb') as file:
+      yield file
+      file.flush()
+      os.fsync(descriptor)
+      os.replace(partial, path)
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
+  sync(path.parent)
 
 
 def write_text(path: epath.PathLike, text: str):
@@ -44,21 +154,43 @@ def write_text(path: epath.PathLike, text: str):
 
 @contextlib.contextmanager
 def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
-  """Makes a folder that gets its name when everything is in it.
+  """Makes a folder that gets its name when everything in it is on the disk.
 
   Yields:
-    The folder to write into, `path` with the suffix `.incomplete`.
+    The folder to write into, whose name ends with `.incomplete`.
 
   Raises:
     UserError: `path` exists already.
   """
   path = epath.Path(path).expanduser()
-  partial = path.parent / f'{path.name}.incomplete'
-  if is_remote(path) and path.exists() and partial.exists():
-    # A bucket renames file by file, and an earlier rename was interrupted.
+  if is_remote(path):
+    with _new_remote_folder(path) as partial:
+      yield partial
+    return
+  _check_is_free(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  _remove_leftovers(path)
+  partial, descriptor = _open_new(path, folder=True)
+  try:
+    yield partial
+    sync_tree(partial)
+    _check_is_free(path)  # Another process may have made it meanwhile.
+    partial.rename(path)
+  except BaseException:
+    shutil.rmtree(partial)
+    raise
+  finally:
+    os.close(descriptor)
+  sync(path.parent)
+
+
+@contextlib.contextmanager
+def _new_remote_folder(path: epath.Path) -> Iterator[epath.Path]:
+  """Does the same as `new_folder` in a bucket, which renames file by file."""
+  partial = path.parent / f'{path.name}{_INCOMPLETE}'
+  if path.exists() and partial.exists():  # An earlier rename was interrupted.
     path.rmtree()
-  if path.exists():
-    raise errors.UserError(f'{path} exists already; give another --out')
+  _check_is_free(path)
   if partial.exists():  # An earlier run was interrupted.
     partial.rmtree()
   partial.mkdir(parents=True)
@@ -69,6 +201,11 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
       partial.rmtree()
     raise
   partial.rename(path)
+
+
+def _check_is_free(path: epath.Path):
+  if path.exists():
+    raise errors.UserError(f'{path} exists already; give another --out')
 
 
 @contextlib.contextmanager

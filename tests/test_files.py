@@ -1,7 +1,9 @@
 """Files and folders that are either complete or absent; locks."""
 
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -53,6 +55,134 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path):
       (folder / 'a').write_text('')
       raise ValueError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """What was synced (number of its inode) or renamed (its new name)."""
+  made = []
+  fsync, rename, replace = os.fsync, os.rename, os.replace
+
+  def record_sync(descriptor):
+    made.append(os.fstat(descriptor).st_ino)
+    fsync(descriptor)
+
+  def recorder(real):
+    def record(old, new):
+      made.append(os.path.basename(new))
+      real(old, new)
+
+    return record
+
+  monkeypatch.setattr(os, 'fsync', record_sync)
+  monkeypatch.setattr(os, 'rename', recorder(rename))
+  monkeypatch.setattr(os, 'replace', recorder(replace))
+  return made
+
+
+def inode(path):
+  return path.stat().st_ino
+
+
+def test_a_file_is_on_the_disk_before_its_name(tmp_path, calls):
+  path = tmp_path / 'a.txt'
+  files.write_text(path, 'text')
+  assert calls == [inode(path), 'a.txt', inode(tmp_path)]
+
+
+def test_a_folder_is_on_the_disk_before_its_name(tmp_path, calls):
+  out = tmp_path / 'out'
+  with files.new_folder(out) as folder:
+    (folder / 'x').mkdir()
+    for name in ('x/b', 'a'):
+      (folder / name).write_text('')
+  before, after = calls[: calls.index('out')], calls[calls.index('out') + 1 :]
+  assert sorted(before) == sorted(map(inode, [out, *out.rglob('*')]))
+  assert before.index(inode(out / 'x/b')) < before.index(inode(out / 'x'))
+  assert before[-1] == inode(out)
+  assert after == [inode(tmp_path)]
+
+
+def test_file_systems_that_cannot_sync_folders(tmp_path, monkeypatch):
+  fsync = os.fsync
+
+  def only_files(descriptor):
+    if os.path.isdir(f'/proc/self/fd/{descriptor}'):
+      raise OSError(22, 'Invalid argument')
+    fsync(descriptor)
+
+  monkeypatch.setattr(os, 'fsync', only_files)
+  files.write_text(tmp_path / 'a', 'a')
+  assert (tmp_path / 'a').read_text() == 'a'
+
+
+def test_writers_of_one_file_at_once(tmp_path):
+  """Each writes all of it; nothing of them is mixed or left."""
+  path, errors_found = tmp_path / 'a', []
+
+  def write(letter):
+    try:
+      for _ in range(20):
+        files.write_text(path, letter * 10**5)
+        assert len(set(path.read_text())) == 1
+    except BaseException as e:
+      errors_found.append(e)
+
+  writers = [threading.Thread(target=write, args=(c,)) for c in 'abcd']
+  for writer in writers:
+    writer.start()
+  for writer in writers:
+    writer.join()
+  assert not errors_found
+  assert os.listdir(tmp_path) == ['a']
+
+
+def test_writers_of_one_folder_at_once(tmp_path):
+  out = tmp_path / 'out'
+  with files.new_folder(out) as first:
+    (first / 'a').write_text('first')
+    refused = pytest.raises(errors.UserError, match='exists already')
+    with refused, files.new_folder(out) as second:
+      (second / 'a').write_text('second')
+      os.rename(first, out)  # The first one ends before.
+    os.rename(out, first)
+  assert (out / 'a').read_text() == 'first'
+  assert os.listdir(tmp_path) == ['out']
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+  for name in ('a.incomplete', 'a.1234-0123abcd.incomplete'):
+    (tmp_path / name).write_text('half')
+  (tmp_path / 'b.incomplete').mkdir()
+  (tmp_path / 'b.incomplete' / 'x').write_text('half')
+  (tmp_path / 'a.txt.incomplete').write_text('of another file')
+  with files.replacing(tmp_path / 'a') as file:
+    files.write_text(tmp_path / 'a', 'a')  # It spares what is being written.
+    file.write(b'b')
+  assert (tmp_path / 'a').read_text() == 'b'
+  with files.new_folder(tmp_path / 'b'):
+    pass
+  assert sorted(os.listdir(tmp_path)) == ['a', 'a.txt.incomplete', 'b']
+
+
+def test_nothing_is_written_through_links(tmp_path):
+  outside = tmp_path / 'outside'
+  outside.write_text('keep')
+  folder = tmp_path / 'report'
+  folder.mkdir()
+  files.refuse_links(folder)
+  for name in ('a', 'a.incomplete'):
+    (folder / name).symlink_to(outside)
+  with pytest.raises(errors.UserError, match='report/a is a link to .*outside'):
+    files.refuse_links(folder)
+  files.write_text(folder / 'a', 'new')
+  assert outside.read_text() == 'keep'
+  assert (folder / 'a').read_text() == 'new'
+  (tmp_path / 'other').symlink_to(folder)
+  with pytest.raises(errors.UserError, match='other is a link'):
+    files.refuse_links(tmp_path / 'other')
+  files.refuse_links(tmp_path / 'missing')
+  files.refuse_links('gs://bucket/run')
 
 
 _HOLD = """

@@ -6,29 +6,34 @@ checksums are committed together; without checksums, orbax would restore flipped
 bits silently. Weights are a tree of arrays, which orbax can read without this
 package. A state has several times as many arrays and is saved often, so it is
 packed into one array of bytes: most of a save's time is spent per array.
+
+A step is on the disk before it gets its name, and before an older one is
+removed. The first step that a process saves is read back.
 """
 
+import asyncio
 import contextlib
+import glob
 import json
+import math
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
 from dermvq_jax import errors, files
-from dermvq_jax.runs import hosts
+from dermvq_jax.runs import hosts, packing
 
 PyTree = Any
 _KEEP = 2
 _ARRAYS = 'default'  # orbax's name for a step's only item
 _CHECKSUMS = 'checksums'
-_PACKED = 'msgpack'
 # Old steps are moved here first: deleting file by file can be interrupted.
 _REMOVED = 'removed'
 _MAX_REASON = 200  # characters; tensorstore adds pages to its reasons
@@ -38,6 +43,7 @@ _SYSTEM_FAILURES = (
   'Permission denied',
   'Read-only file system',
   'File too large',
+  'Input/output error',
 )
 
 
@@ -45,15 +51,56 @@ class DamagedError(Exception):
   """A checkpoint differs from what was saved; the message says where."""
 
 
+class _LiteralPath(type(epath.Path('/'))):
+  """A local path whose own `[`, `*` and `?` are no patterns.
+
+  orbax finds what it has written by `glob`. It derives its paths from the one
+  that it is given, so they are of this class as well.
+  """
+
+  def glob(self, pattern: str) -> Iterator[epath.Path]:
+    """Yields everything in this folder that fits a pattern."""
+    for found in glob.glob(os.path.join(glob.escape(str(self)), pattern)):
+      yield type(self)(found)
+
+
+class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """The folder of a local step; it is on the disk before it gets its name."""
+
+  async def finalize(self):
+    """Gives the step its name."""
+    await asyncio.to_thread(files.sync_tree, self.get())
+    await super().finalize()
+    # orbax writes two more files just before.
+    await asyncio.to_thread(files.sync_tree, self.get_final())
+    await asyncio.to_thread(files.sync, self.get_final().parent)
+
+
 def _absolute(folder: epath.PathLike) -> epath.Path:
-  """An absolute path, as orbax needs; `resolve` would take gs:// as local."""
+  """An absolute path, as orbax needs; `resolve` would take gs:// as local.
+
+  Raises:
+    UserError: tensorstore would take the path as another one.
+  """
   folder = epath.Path(folder)
-  return folder if files.is_remote(folder) else folder.resolve()
+  if files.is_remote(folder):
+    return folder
+  folder = _LiteralPath(folder.resolve())
+  if '\\' in str(folder):
+    raise errors.UserError(
+      f'{folder} has a backslash in its name, where checkpoints cannot be '
+      'saved; give a --workdir without'
+    )
+  return folder
 
 
 def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep, cleanup_tmp_directories=True, todelete_subdir=_REMOVED
+    max_to_keep=keep,
+    cleanup_tmp_directories=True,
+    todelete_subdir=_REMOVED,
+    # orbax' own choice for a bucket cannot be synced, and need not.
+    temporary_path_class=None if files.is_remote(folder) else _SyncedPath,
   )
   return ocp.CheckpointManager(folder, options=options)
 
@@ -69,32 +116,6 @@ def _empty(folder: epath.Path):
     folder.rmtree()
 
 
-def _pack(tree: PyTree) -> dict[str, np.ndarray]:
-  """Packs a tree of dicts and arrays into one array, uint8 `[N]`."""
-  packed = flax.serialization.msgpack_serialize(tree)
-  return {_PACKED: np.frombuffer(packed, np.uint8)}
-
-
-def _unpack(tree: PyTree) -> PyTree:
-  """Unpacks a tree; a tree that was not packed is returned unchanged."""
-  if list(tree) != [_PACKED]:
-    return tree
-  return flax.serialization.msgpack_restore(tree[_PACKED].tobytes())
-
-
-def _checksums(step: int, tree: PyTree) -> dict[str, Any]:
-  """Returns the CRC-32 of each array, with its type and shape, for JSON."""
-  sums = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    array = np.ascontiguousarray(leaf)
-    start = zlib.crc32(f'{array.dtype}{array.shape}'.encode())
-    data = array.reshape(-1).view(np.uint8)
-    sums[jax.tree_util.keystr(path, simple=True, separator='/')] = zlib.crc32(
-      data, start
-    )
-  return {'step': step, 'crc32': sums}
-
-
 def _read(folder: epath.Path) -> PyTree:
   """Reads the tree of NumPy arrays in a step's folder.
 
@@ -104,31 +125,20 @@ def _read(folder: epath.Path) -> PyTree:
   try:
     with ocp.StandardCheckpointer() as reader:
       arrays = reader.restore(folder / _ARRAYS)
-    tree = _unpack(arrays)
+    tree = packing.unpack(arrays)
     file = folder / _CHECKSUMS / 'metadata'
-    saved = json.loads(file.read_text()) if file.parent.exists() else None
+    has_sums = file.parent.exists()
+    saved = json.loads(file.read_text()) if has_sums else None
   except Exception as e:  # orbax and tensorstore raise many kinds.
     reason = errors.one_line(e)[:_MAX_REASON]
     raise DamagedError(f'unreadable: {reason}') from e
-  if saved is None:
+  if not has_sums:
     logging.warning('%s has no checksums: damage cannot be found.', folder)
     return tree
-  found = _checksums(int(folder.name), arrays)
-  if saved == found:
-    return tree
-  if not isinstance(saved, dict) or not isinstance(saved.get('crc32'), dict):
-    raise DamagedError(f'{file} is damaged')
-  differing = [
-    name
-    for name in sorted(saved['crc32'].keys() | found['crc32'].keys())
-    if saved['crc32'].get(name) != found['crc32'].get(name)
-  ]
-  if differing:
-    raise DamagedError(
-      f'{len(differing)} of {len(found["crc32"])} arrays differ from what was '
-      f'saved, first {differing[0]}'
-    )
-  raise DamagedError(f'it was saved as step {saved.get("step")}')
+  found = packing.checksums(int(folder.name), arrays)
+  if problem := packing.difference(saved, found):
+    raise DamagedError(problem)
+  return tree
 
 
 @contextlib.contextmanager
@@ -159,11 +169,26 @@ class Checkpoints:
   """
 
   def __init__(self, folder: epath.Path):
+    """Opens a phase's folder to write in it.
+
+    Raises:
+      UserError: it cannot be written, or there are links in it.
+    """
     self.folder = epath.Path(folder)
     self._folder = _absolute(folder)
+    # The first step that was saved by a manager, until it has been read back.
+    self._unproven: dict[ocp.CheckpointManager, int | None] = {}
+    for path in (self._folder, *self._parts()):
+      files.refuse_links(path)
     with _saving(self._folder):
-      self._states = _manager(self._folder / 'checkpoints', _KEEP)
-      self._best = _manager(self._folder / 'best', 1)
+      self._states, self._best = map(_manager, self._parts(), (_KEEP, 1))
+      if not files.is_remote(self._folder):
+        # New folders are names in the folders above.
+        for path in (self._folder, *self._folder.parents[:2]):
+          files.sync(path)
+
+  def _parts(self) -> list[epath.Path]:
+    return [self._folder / 'checkpoints', self._folder / 'best']
 
   def latest_step(self) -> int | None:
     """Returns the last committed step, intact or not; None without any."""
@@ -174,19 +199,40 @@ class Checkpoints:
     with _saving(self._folder):
       # The state records how good the weights in best/ are, so they are saved
       # first.
-      self._best.wait_until_finished()
+      self._finish(self._best)
       # Copied to the host: the next step reuses the device's buffers.
       plain = flax.serialization.to_state_dict(jax.device_get(tree))
-      self._save(self._states, step, _pack(plain))
+      self._save(self._states, step, packing.pack(plain))
 
   def _save(self, manager: ocp.CheckpointManager, step: int, tree: PyTree):
-    manager.wait_until_finished()
+    self._finish(manager)
     _empty(manager.directory / _REMOVED)
     items = {
       _ARRAYS: ocp.args.StandardSave(tree),
-      _CHECKSUMS: ocp.args.JsonSave(_checksums(step, tree)),
+      _CHECKSUMS: ocp.args.JsonSave(packing.checksums(step, tree)),
     }
     manager.save(step, args=ocp.args.Composite(**items), force=True)
+    self._unproven.setdefault(manager, step)
+
+  def _finish(self, manager: ocp.CheckpointManager):
+    """Waits until a step is written; the first one is read back.
+
+    What makes all of them unreadable is found before a training goes on.
+    """
+    manager.wait_until_finished()
+    step = self._unproven.get(manager)
+    if step is None:
+      return
+    self._unproven[manager] = None
+    if step in _steps(manager.directory):  # Otherwise saving it has failed.
+      try:
+        _read(manager.directory / str(step))
+      except DamagedError as e:
+        raise errors.UserError(
+          f'what was just saved in {manager.directory / str(step)} cannot be '
+          f'read back ({e}); use another --workdir, on another disk or with '
+          'plain letters in its name'
+        ) from e
 
   def restore(self, like: PyTree) -> tuple[int, PyTree | None]:
     """Restores the latest tree that is intact.
@@ -254,10 +300,66 @@ class Checkpoints:
       return False
     return True
 
+  def repair_best(
+    self,
+    best: float,
+    steps: Sequence[int],
+    like: PyTree,
+    weights_of: Callable[[PyTree], PyTree],
+    ended: bool,
+  ) -> float:
+    """Saves the best weights again if they are lost and a checkpoint has them.
+
+    Args:
+      best: the best metric's value so far, infinity if there is none.
+      steps: the steps whose validation gave that value. The weights are of the
+        first one.
+      like: gives the structure of a tree, as for `restore`.
+      weights_of: returns the weights of such a tree.
+      ended: whether the training has ended.
+
+    Returns:
+      `best` if there are intact weights now. Otherwise infinity, so that the
+      next validation saves new ones.
+
+    Raises:
+      UserError: the weights are lost after the end of the training.
+    """
+    if math.isinf(best) or self.best_is_intact():
+      return best
+    folder = self._best.directory
+    problem = 'no checkpoint holds them'
+    if steps and steps[0] in self._states.all_steps():
+      source = self._states.directory / str(steps[0])
+      try:
+        tree = flax.serialization.from_state_dict(like, _read(source))
+      except (DamagedError, ValueError) as e:
+        problem = f'{source} is damaged as well ({errors.one_line(e)})'
+      else:
+        self.save_best(steps[0], weights_of(tree))
+        self.wait()
+        logging.warning('%s was lost. It is rebuilt from %s.', folder, source)
+        return best
+    of = f' of step {steps[0]}' if steps else ''
+    if ended:
+      raise errors.UserError(
+        f'the weights{of} in {folder} are lost, and {problem}; restore them '
+        f'from a copy, or move {self._folder} away and train again: the same '
+        'command gives the same weights'
+      )
+    logging.warning(
+      'The weights%s in %s are lost, and %s. The best of the next validations '
+      'are kept instead.',
+      of,
+      folder,
+      problem,
+    )
+    return math.inf
+
   def save_best(self, step: int, weights: PyTree):
     """Replaces the weights in `best/`."""
     with _saving(self._folder):
-      self._best.wait_until_finished()
+      self._finish(self._best)
       # A resumed run repeats steps whose weights may be there already.
       for old in self._best.all_steps():
         if old >= step:
@@ -269,8 +371,8 @@ class Checkpoints:
   def wait(self):
     """Waits until everything is written."""
     with _saving(self._folder):
-      self._best.wait_until_finished()
-      self._states.wait_until_finished()
+      self._finish(self._best)
+      self._finish(self._states)
 
   def close(self):
     """Waits until everything is written, and removes leftovers."""
@@ -289,12 +391,16 @@ def has_best(folder: epath.Path) -> bool:
 def best_id(folder: epath.Path) -> str:
   """Identifies the weights in `folder/best`; '' if there are none."""
   best = _absolute(folder) / 'best'
-  steps = _steps(best)
-  if not steps:
-    return ''
-  checksums = best / str(steps[-1]) / _CHECKSUMS / 'metadata'
-  sums = checksums.read_bytes() if checksums.exists() else b''
-  return f'{steps[-1]}-{zlib.crc32(sums):08x}'
+  while steps := _steps(best):
+    checksums = best / str(steps[-1]) / _CHECKSUMS / 'metadata'
+    try:
+      sums = checksums.read_bytes()
+    except FileNotFoundError:
+      if steps != _steps(best):
+        continue  # A training replaced them meanwhile.
+      sums = b''
+    return f'{steps[-1]}-{zlib.crc32(sums):08x}'
+  return ''
 
 
 def load_best(folder: epath.Path) -> PyTree:
@@ -312,9 +418,10 @@ def load_best(folder: epath.Path) -> PyTree:
       if steps != _steps(best):
         continue  # A training replaced them meanwhile.
       raise errors.UserError(
-        f'the weights {best / str(steps[-1])} are damaged ({e}); restore them '
-        f'from a copy, or move {folder} away and train again: the same '
-        'command gives the same weights'
+        f'the weights {best / str(steps[-1])} are damaged ({e}); run the same '
+        'dermvq train: it rebuilds them if a checkpoint holds them. Otherwise '
+        f'restore them from a copy, or move {folder} away and train again: the '
+        'same command gives the same weights'
       ) from e
   raise errors.UserError(
     f'{folder} holds no trained weights; run dermvq train '
@@ -333,7 +440,8 @@ def verify(folder: epath.PathLike) -> Iterator[tuple[str, int, str]]:
     for step in _steps(parent):
       try:
         _read(parent / str(step))
-        problem = ''
+        sums = parent / str(step) / _CHECKSUMS
+        problem = '' if sums.exists() else f'{sums} is missing'
       except DamagedError as e:
         problem = str(e)
       if (parent / str(step)).exists():  # A training may have replaced it.

@@ -60,6 +60,11 @@ def _is_chatter(record: logging.LogRecord) -> bool:
   return record.levelno < logging.ERROR and not (ours or wanted)
 
 
+def exists(folder: epath.PathLike) -> bool:
+  """Whether there is a metrics.jsonl in a phase's folder."""
+  return (epath.Path(folder) / _FILE).exists()
+
+
 def read(folder: epath.PathLike) -> list[dict[str, Any]]:
   """Reads all rows of a phase's metrics.jsonl; none if there is no file.
 
@@ -75,14 +80,25 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
   for number, line in enumerate(lines, 1):
     try:
       row = json.loads(line)
-      _ = row['step'] >= 0
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, RecursionError):
+      row = None
+    if not _is_row(row):
       raise errors.UserError(
         f'line {number} of {path} is damaged; restore the file from a copy, '
         'or delete that line'
-      ) from None
+      )
     rows.append(row)
   return rows
+
+
+def _is_row(row: Any) -> bool:
+  """Whether a JSON value is a row: numbers by name, with their step."""
+  return (
+    isinstance(row, dict)
+    and all(type(value) in (int, float) for value in row.values())
+    and type(row.get('step')) is int
+    and row['step'] >= 0
+  )
 
 
 class _Files:

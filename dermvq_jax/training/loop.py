@@ -1,7 +1,6 @@
 """The only training loop, including validation; it knows no model."""
 
 import contextlib
-import math
 import time
 from typing import Any
 
@@ -63,7 +62,7 @@ def _loop(
   """
   config, par, folder = trainer.config, trainer.parallel, saved.folder
   tree = par.put_tree(restored['tree'])
-  best = _best_so_far(float(restored['best']), saved)
+  best = float(restored['best'])
   end = config.num_train_steps
   log = stack.enter_context(contextlib.closing(logs.open_log(folder, start)))
   trace = logs.Trace(folder / 'profile' if profile else None, start, end)
@@ -125,15 +124,6 @@ def _loop(
     if step % config.log_every_steps == 0:
       # Validation and saving at log steps are not counted as time of steps.
       logged, since = step, time.time()
-
-
-def _best_so_far(best: float, saved: checkpoints.Checkpoints) -> float:
-  """The best value so far.
-
-  If the weights in best/ are lost it is infinity, so that the next validation
-  saves new ones.
-  """
-  return best if math.isinf(best) or saved.best_is_intact() else math.inf
 
 
 def _keep_best(
@@ -237,8 +227,21 @@ def train(
     hosts.wait_for_all('the config is written')
     saved = checkpoints.Checkpoints(phase.folder)
     stack.enter_context(contextlib.closing(saved))
-    start, restored = saved.restore({'tree': structure, 'best': np.float32(0)})
-    if start >= config.num_train_steps:
+    like = {'tree': structure, 'best': np.float32(0)}
+    start, restored = saved.restore(like)
+    ended = start >= config.num_train_steps
+    if start:
+      key, best = f'val/{trainer.task.best_metric}', restored['best']
+      rows = phase.metrics()
+      steps = [r['step'] for r in rows if np.float32(r.get(key, 'nan')) == best]
+      restored['best'] = saved.repair_best(
+        best,
+        steps,
+        like,
+        lambda tree: trainer.kept_weights(tree['tree']['state']),
+        ended,
+      )
+    if ended:
       logging.info('%s is already trained.', phase.folder)
       return
     if not start:

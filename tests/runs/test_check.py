@@ -7,7 +7,7 @@ import pytest
 
 from dermvq_jax import errors, main
 from dermvq_jax.data.datasets import synthetic_dermoscopy
-from dermvq_jax.runs import check
+from dermvq_jax.runs import check, logs
 from dermvq_jax.runs import run as run_lib
 
 VERSION = synthetic_dermoscopy.Builder.VERSION
@@ -36,6 +36,7 @@ def test_a_whole_run(smoke_run, capsys):
       f'{dataset} val: ok, 13 records',
       f'{dataset} test: ok, 13 records',
     ]
+  expected += ['report/evaluate_val.json: ok', 'report/nearest_val.npz: ok']
   assert sorted(lines(capsys)) == sorted(expected)
 
 
@@ -54,6 +55,34 @@ def spoil_data(folder):
 
 def cut(path):
   path.write_bytes(path.read_bytes()[:-1000])
+
+
+def halve(path):
+  """Keeps the first half of a file."""
+  data = path.read_bytes()
+  path.write_bytes(data[: len(data) // 2])
+
+
+def halve_rows(path):
+  rows = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join(rows[: len(rows) // 2]))
+
+
+def remove_all(folder, pattern):
+  for path in folder.rglob(pattern):
+    path.unlink()
+
+
+def of_split(folder, split):
+  return next((folder / IMAGES).glob(f'*-{split}.*'))
+
+
+def shorten_split(path):
+  """Says that the first split has one record less."""
+  info = json.loads(path.read_text())
+  shards = info['splits'][0]['shardLengths']
+  shards[0] = str(int(shards[0]) - 1)
+  path.write_text(json.dumps(info))
 
 
 def largest(folder):
@@ -98,6 +127,134 @@ def test_damage_is_named(run_copy, capsys, damage, said):
   found = [line for line in out if 'DAMAGED' in line]
   for line, start in zip(found, said, strict=True):
     assert line.startswith(start)
+
+
+# What an interrupted copy leaves. Each must be found, and without a traceback.
+@pytest.mark.parametrize(
+  ('damage', 'said'),
+  [
+    (
+      lambda run: shutil.rmtree(run / 'prior/best'),
+      'prior/best: DAMAGED: missing, though it was saved',
+    ),
+    (
+      lambda run: shutil.rmtree(run / 'classifier/checkpoints'),
+      'classifier/checkpoints/10: DAMAGED: missing, though the metrics go to',
+    ),
+    (
+      lambda run: shutil.rmtree(run / 'vqvae/checkpoints/10'),
+      'vqvae/checkpoints/10: DAMAGED: missing, though the metrics go to',
+    ),
+    (
+      lambda run: (run / 'vqvae/metrics.jsonl').unlink(),
+      'vqvae/metrics.jsonl: DAMAGED: it is missing',
+    ),
+    (
+      lambda run: halve_rows(run / 'vqvae/metrics.jsonl'),
+      'vqvae/metrics.jsonl: DAMAGED: rows after step 5 are missing',
+    ),
+    (
+      lambda run: (run / 'vqvae/metrics.jsonl').write_bytes(b''),
+      'vqvae/metrics.jsonl: DAMAGED: rows after step 0 are missing',
+    ),
+    (
+      lambda run: (run / 'vqvae/metrics.jsonl').write_text('{"step": "x"}\n'),
+      'vqvae/metrics.jsonl: DAMAGED: line 1 of',
+    ),
+    (
+      lambda run: (run / 'vqvae/metrics.jsonl').write_bytes(
+        b'{"step": 1, "\xff": 2}\n'
+      ),
+      'vqvae/metrics.jsonl: DAMAGED: line 1 of',
+    ),
+    (
+      lambda run: (run / 'prior/config.json').unlink(),
+      'prior/config.json: DAMAGED: it is missing',
+    ),
+    (
+      lambda run: (run / 'vqvae/config.json').write_text('null'),
+      'vqvae/config.json: DAMAGED: ',
+    ),
+    (
+      lambda run: shutil.rmtree(run / 'vqvae/best/10/checksums'),
+      'vqvae/best/10: DAMAGED: ',
+    ),
+    (
+      lambda run: of_split(run, 'test').unlink(),
+      'synthetic_dermoscopy/smoke test: DAMAGED: ',
+    ),
+    (
+      lambda run: of_split(run, 'train').write_bytes(b''),
+      'synthetic_dermoscopy/smoke train: DAMAGED: ',
+    ),
+    (
+      lambda run: halve(of_split(run, 'train')),
+      'synthetic_dermoscopy/smoke train: DAMAGED: ',
+    ),
+    (
+      lambda run: (run / IMAGES / 'dataset_info.json').write_text(''),
+      'dataset of vqvae: DAMAGED: ',
+    ),
+    (
+      lambda run: shorten_split(run / IMAGES / 'dataset_info.json'),
+      'dataset of vqvae: DAMAGED: ',
+    ),
+    (
+      lambda run: remove_all(run / IMAGES, 'label.labels.txt'),
+      'dataset of vqvae: DAMAGED: ',
+    ),
+    (
+      lambda run: (run / IMAGES / 'label.labels.txt').write_text(''),
+      'dataset of vqvae: DAMAGED: ',
+    ),
+    (
+      lambda run: remove_all(run / IMAGES, 'metadata.json'),
+      'dataset of vqvae: DAMAGED: ',
+    ),
+    (
+      lambda run: halve(run / 'report/evaluate_val.json'),
+      'report/evaluate_val.json: DAMAGED: unreadable',
+    ),
+    (
+      lambda run: halve(run / 'report/nearest_val.npz'),
+      'report/nearest_val.npz: DAMAGED: unreadable',
+    ),
+    (
+      lambda run: (run / 'report/nearest_val.npz').unlink(),
+      'report/evaluate_val.json: DAMAGED: nearest_val.npz, which belongs',
+    ),
+  ],
+)
+def test_what_a_copy_can_miss(run_copy, capsys, damage, said):
+  damage(run_copy)
+  assert main.main(['check', f'--workdir={run_copy}']) == 1
+  assert any(line.startswith(said) for line in lines(capsys))
+
+
+@pytest.mark.parametrize('stopped_at', [0, 8])
+def test_a_run_that_was_stopped_is_whole(run_copy, capsys, stopped_at):
+  """Whatever the state after a step, nothing that must be there is missing."""
+  folder = run_copy / 'vqvae'
+  for step in (8, 10):
+    if step > stopped_at:
+      shutil.rmtree(folder / 'checkpoints' / str(step))
+  if stopped_at < 5:
+    shutil.rmtree(folder / 'best')
+  for name in ('prior', 'classifier', 'report'):
+    shutil.rmtree(run_copy / name)
+  rows = [row for row in logs.read(folder) if row['step'] <= stopped_at]
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  (folder / 'metrics.jsonl').write_text(text)
+  assert check.check(run_lib.Run(run_copy)), lines(capsys)
+
+
+def test_a_phase_without_its_config_alone(run_copy, capsys):
+  for name in ('prior', 'classifier', 'report', 'data'):
+    shutil.rmtree(run_copy / name)
+  (run_copy / 'vqvae/config.json').unlink()
+  assert not check.check(run_lib.Run(run_copy))
+  [line] = [line for line in lines(capsys) if 'DAMAGED' in line]
+  assert line.startswith('vqvae/config.json: DAMAGED: it is missing')
 
 
 def test_codes_outside_the_codebook(run_copy, capsys):

@@ -356,3 +356,178 @@ def test_a_read_only_folder_is_one_line(folder):
       store.close()
   finally:
     (folder / 'checkpoints').chmod(0o700)
+
+
+# Folders, links and the disk.
+
+
+@pytest.mark.parametrize(
+  'name', ['lr[0.1]', '[!a]', ']', 'a*b', 'a?b', '{a}', 'a%20 #|é']
+)
+def test_names_that_look_like_patterns(tmp_path, name):
+  """They are saved right, and nothing of a folder that fits is mixed in."""
+  others = ['aXb', 'lr0', 'b']
+  for i, other in enumerate(others):
+    store = checkpoints.Checkpoints(tmp_path / other / 'vqvae')
+    store.save_best(1, {'params': {f'other{i}': np.zeros(2)}})
+    store.close()
+  folder = tmp_path / name / 'vqvae'
+  store = checkpoints.Checkpoints(folder)
+  store.save_best(1, weights(1))
+  store.save(1, tree(1))
+  store.close()
+  jax.tree.map(
+    np.testing.assert_array_equal, checkpoints.load_best(folder), weights(1)
+  )
+  store = checkpoints.Checkpoints(folder)
+  step, restored = store.restore(tree(0))
+  store.close()
+  assert step == 1
+  assert_same(restored, tree(1))
+  assert not any(problem for _, _, problem in checkpoints.verify(folder))
+  shutil.move(tmp_path / name, tmp_path / 'plain')
+  checkpoints.load_best(tmp_path / 'plain' / 'vqvae')
+
+
+def test_a_backslash_is_refused(tmp_path):
+  """tensorstore takes it as a slash, so it would write somewhere else."""
+  folder = tmp_path / 'a\\b'
+  for use in (checkpoints.Checkpoints, checkpoints.load_best):
+    with pytest.raises(errors.UserError, match='has a backslash'):
+      use(folder)
+  assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize('kind', ['checkpoints', 'best'])
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_what_cannot_be_read_back_ends_the_training(folder, monkeypatch, kind):
+  monkeypatch.setattr(checkpoints._LiteralPath, 'glob', lambda *args: iter(()))
+  store = checkpoints.Checkpoints(folder)
+  save = {'checkpoints': store.save, 'best': store.save_best}[kind]
+  save(3, weights(3))
+  with pytest.raises(errors.UserError, match=f'{kind}/3 cannot be read back'):
+    save(4, weights(4))
+  assert [p.name for p in (folder / kind).iterdir()] == ['3']
+  store.close()
+  store = checkpoints.Checkpoints(folder)
+  {'checkpoints': store.save, 'best': store.save_best}[kind](5, weights(5))
+  with pytest.raises(errors.UserError, match=f'{kind}/5 cannot be read back'):
+    store.close()
+
+
+def test_only_the_first_save_is_read_back(folder, monkeypatch):
+  read, real = [], checkpoints._read
+  monkeypatch.setattr(
+    checkpoints, '_read', lambda path: read.append(path.name) or real(path)
+  )
+  saved(folder, 1, 2, 3).close()
+  assert read == ['1']
+
+
+def test_a_step_is_on_the_disk_before_an_older_one_is_removed(
+  folder, monkeypatch
+):
+  calls = []
+  fsync, rename, replace = os.fsync, os.rename, os.replace
+
+  def record_sync(descriptor):
+    calls.append(os.fstat(descriptor).st_ino)
+    fsync(descriptor)
+
+  def recorder(real):
+    def record(old, new):
+      calls.append(os.path.relpath(new, folder))
+      real(old, new)
+
+    return record
+
+  store = saved(folder, 1, 2)
+  monkeypatch.setattr(os, 'fsync', record_sync)
+  monkeypatch.setattr(os, 'rename', recorder(rename))
+  monkeypatch.setattr(os, 'replace', recorder(replace))
+  store.save(3, tree(3))
+  store._states.wait_until_finished()
+  named = calls.index('checkpoints/3')
+  removed = calls.index('checkpoints/removed/1')
+  states = folder / 'checkpoints'
+  arrays = {p.stat().st_ino for p in (states / '3/default').rglob('*')}
+  assert arrays <= set(calls[:named])
+  everything = {p.stat().st_ino for p in (states / '3').rglob('*')}
+  everything |= {(states / '3').stat().st_ino, states.stat().st_ino}
+  assert everything <= set(calls[:removed])
+  assert named < removed
+  assert states.stat().st_ino in calls[named:removed]
+  store.close()
+
+
+@pytest.mark.parametrize('name', ['.', 'best', 'checkpoints/5', 'config.json'])
+def test_links_are_refused(folder, tmp_path, name):
+  target = tmp_path / 'target'
+  target.mkdir()
+  link = folder / name
+  link.parent.mkdir(parents=True, exist_ok=True)
+  link.symlink_to(target)
+  with pytest.raises(errors.UserError, match='is a link to .*target'):
+    checkpoints.Checkpoints(folder)
+  assert not os.listdir(target)
+
+
+# Best weights that are lost.
+
+
+def weights_of(tree):
+  return {'params': tree['tree']['params'], 'model_state': {}}
+
+
+def with_best(folder, step):
+  """Steps 4 and 5 and the weights of one of them."""
+  store = saved(folder, 4, 5)
+  store.save_best(step, weights_of(tree(step)))
+  store.close()
+
+
+@pytest.mark.parametrize('damage', ['none', 'gone', 'damaged'])
+@pytest.mark.parametrize('step', [4, 5])
+def test_best_weights_are_rebuilt(folder, caplog, damage, step):
+  with_best(folder, step)
+  expected = checkpoints.load_best(folder)
+  if damage == 'gone':
+    shutil.rmtree(folder / 'best')
+  elif damage == 'damaged':
+    (folder / f'best/{step}/default/manifest.ocdbt').write_bytes(b'')
+  store = checkpoints.Checkpoints(folder)
+  like = tree(0)
+  assert store.repair_best(0.5, [step, 9], like, weights_of, True) == 0.5
+  store.close()
+  assert_same(checkpoints.load_best(folder), expected)
+  assert [p.name for p in (folder / 'best').iterdir()] == [str(step)]
+  rebuilt = f'is rebuilt from {folder}/checkpoints/{step}.'
+  assert (rebuilt in caplog.text) == (damage != 'none')
+
+
+@pytest.mark.parametrize('steps', [[], [3], [4]])
+def test_best_weights_that_no_checkpoint_holds(folder, caplog, steps):
+  with_best(folder, 5)
+  shutil.rmtree(folder / 'best')
+  (folder / 'checkpoints/4/default/manifest.ocdbt').unlink()
+  store = checkpoints.Checkpoints(folder)
+  lost = np.inf, steps, tree(0), weights_of
+  assert store.repair_best(*lost, True) == np.inf  # There never were any.
+  lost = 0.5, *lost[1:]
+  assert store.repair_best(*lost, False) == np.inf
+  assert 'are lost' in caplog.text and 'kept instead' in caplog.text
+  with pytest.raises(errors.UserError, match='from a copy, or move') as e:
+    store.repair_best(*lost, True)
+  assert ('damaged as well' in str(e.value)) == (steps == [4])
+  assert not steps or f'of step {steps[0]} in {folder}/best' in str(e.value)
+  store.close()
+
+
+def test_missing_checksums_are_found(folder):
+  store = saved(folder, 1)
+  store.close()
+  sums = folder / 'checkpoints' / '1' / 'checksums'
+  shutil.rmtree(sums)
+  assert list(checkpoints.verify(folder)) == [
+    ('checkpoints', 1, f'{sums} is missing')
+  ]

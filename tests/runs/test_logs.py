@@ -60,7 +60,20 @@ def test_a_line_cut_by_a_kill_is_ignored(folder):
   assert (folder / 'metrics.jsonl').read_text().endswith('\n')
 
 
-@pytest.mark.parametrize('line', ['{"step": 3', '[]', '{"loss": 1}', '\0\xff'])
+@pytest.mark.parametrize(
+  'line',
+  [
+    '{"step": 3',
+    '[]',
+    '{"loss": 1}',
+    '\0\xff',
+    '{"step": "x"}',
+    '{"step": NaN}',
+    '{"step": -1}',
+    '{"step": 7, "a": "text"}',
+    '[' * 10**5,
+  ],
+)
 def test_a_damaged_row_is_named_and_nothing_cut(folder, line):
   written(folder)
   file = folder / 'metrics.jsonl'
@@ -75,8 +88,8 @@ def test_a_damaged_row_is_named_and_nothing_cut(folder, line):
 
 def test_flush_puts_rows_on_the_disk(folder, monkeypatch):
   synced = []
-  monkeypatch.setattr(logs.os, 'fsync', synced.append)
   log = logs.Log(folder, 0)
+  monkeypatch.setattr(logs.os, 'fsync', synced.append)
   log.scalars(1, {'a': 1.0})
   log.flush()
   assert len(synced) == 1

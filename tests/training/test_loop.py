@@ -302,6 +302,26 @@ def test_damaged_checkpoints(run_copy, smoke_run, caplog):
   assert_same_run(folder, smoke_run / 'prior')
 
 
+@pytest.mark.parametrize('phase', PHASES)
+def test_best_weights_are_rebuilt_after_the_end(
+  phase, run_copy, smoke_run, caplog
+):
+  folder = run_copy / phase
+  shutil.rmtree(folder / 'best')
+  train_smoke(phase, run_copy)
+  assert f'rebuilt from {folder}/checkpoints/10' in caplog.text
+  assert 'is already trained' in caplog.text
+  assert_same_run(folder, smoke_run / phase)
+
+
+def test_best_weights_that_are_lost_after_the_end(run_copy):
+  folder = run_copy / 'vqvae'
+  shutil.rmtree(folder / 'best')
+  (folder / 'metrics.jsonl').write_text('')
+  with pytest.raises(errors.UserError, match='vqvae/best are lost'):
+    train_smoke('vqvae', run_copy)
+
+
 def test_a_second_training_is_refused(run_copy):
   before = sorted(run_copy.rglob('*'))
   refused = pytest.raises(errors.UserError, match='another dermvq train is')
