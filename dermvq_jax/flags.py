@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 from collections.abc import Sequence
 
-from dermvq_jax import __version__
+from dermvq_jax import __version__, errors
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -53,12 +53,11 @@ def _counts(text: str) -> dict[str, int]:
 
 
 def _seed_number(text: str) -> int:
+  from dermvq_jax.models import arguments  # needs NumPy, which takes a while
+
   try:
-    seed = int(text)
-    if not 0 <= seed < 2**32:
-      raise ValueError
-    return seed
-  except ValueError:
+    return arguments.check_seed(int(text))
+  except (ValueError, errors.UserError):
     raise argparse.ArgumentTypeError(
       f'{text!r} is not a whole number from 0 to {2**32 - 1}'
     ) from None

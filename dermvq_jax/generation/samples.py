@@ -12,7 +12,7 @@ from dermvq_jax import __version__, errors, files, inference
 from dermvq_jax.data import images
 from dermvq_jax.evaluation import nearest_images
 from dermvq_jax.generation import tables
-from dermvq_jax.models.priors import sampler
+from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.runs import run as run_lib
 
 _SHEET_COLUMNS = 16
@@ -158,7 +158,7 @@ def sample(
       settings['reject_memorised'] = reject_memorised
     kept = np.flatnonzero(~reject(new))
     names = [model.class_names[labels[i]] for i in kept]
-    ids = sampler.count_within_labels(labels)[kept]
+    ids = randomness.count_within_labels(labels)[kept]
     settings = {'seed': seed} | settings
     sheet += _write_samples(folder, new[kept], names, ids, settings)
     images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
