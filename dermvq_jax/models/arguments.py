@@ -12,7 +12,8 @@ import numpy as np
 
 from dermvq_jax import errors
 
-_SEEDS = 2**32  # JAX's keys and ids have 32 bits; larger numbers would wrap.
+# JAX's keys and ids have 32 bits; larger numbers would wrap.
+NUM_SEEDS = 2**32
 
 
 def is_number(value: Any, kind: type = numbers.Real) -> bool:
@@ -35,10 +36,10 @@ def check_seed(seed: int) -> int:
   Raises:
     UserError: it is not a whole number from 0 to 2**32 - 1.
   """
-  if not is_number(seed, numbers.Integral) or not 0 <= seed < _SEEDS:
+  if not is_number(seed, numbers.Integral) or not 0 <= seed < NUM_SEEDS:
     raise errors.UserError(
       f'seed is {errors.one_line(repr(seed))}; give a whole number from 0 to '
-      f'{_SEEDS - 1}'
+      f'{NUM_SEEDS - 1}'
     )
   return int(seed)
 
@@ -57,10 +58,10 @@ def check_ids(ids: Sequence[int], number: int) -> np.ndarray:
   if number and (
     not np.issubdtype(array.dtype, np.integer)
     or int(array.min()) < 0
-    or int(array.max()) >= _SEEDS
+    or int(array.max()) >= NUM_SEEDS
   ):
     raise errors.UserError(
-      f'ids must be whole numbers from 0 to {_SEEDS - 1}, not '
+      f'ids must be whole numbers from 0 to {NUM_SEEDS - 1}, not '
       + errors.one_line(repr(ids))
     )
   return array.astype(np.uint32)
