@@ -35,11 +35,19 @@ def one_line(error: object) -> str:
   return ' '.join(str(error).split())
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = '') -> str:
   r"""Returns text with escapes like \x1b for what a terminal would obey.
 
   Names of classes, ids and files may come from a stranger.
+
+  Args:
+    text: any text.
+    keep: characters that stay as they are.
   """
-  return _ACTIVE.sub(
-    lambda found: found[0].encode('unicode_escape').decode(), text
-  )
+
+  def escape(found: re.Match[str]) -> str:
+    if found[0] in keep:
+      return found[0]
+    return found[0].encode('unicode_escape').decode()
+
+  return _ACTIVE.sub(escape, text)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from absl import flags
 
 from dermvq_jax.data import augment, pipeline
 from dermvq_jax.training import (
@@ -100,6 +101,10 @@ class Trainer:
       'process_count': jax.process_count(),
       'num_workers': self.config.num_workers,
     } | kwargs
+    if kwargs['num_workers'] and not flags.FLAGS.is_parsed():
+      # grain's worker processes read absl's flags, which a script or notebook
+      # need not have parsed.
+      flags.FLAGS.mark_as_parsed()
     return pipeline.train_batches(
       self._sources['train'],
       batch_size=self.config.batch_size,
