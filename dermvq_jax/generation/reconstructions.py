@@ -31,19 +31,6 @@ def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
   return named
 
 
-def _unique_stems(names: Sequence[str]) -> list[str]:
-  """File names without suffix; one that occurred before gets a number."""
-  seen, stems = set(), []
-  for name in names:
-    base = stem = tables.file_stem(name.rpartition('.')[0] or name)
-    number = 2
-    while stem in seen:
-      stem, number = f'{base}_{number}', number + 1
-    seen.add(stem)
-    stems.append(stem)
-  return stems
-
-
 def _read_inputs(
   model: inference.Model,
   paths: Sequence[epath.PathLike],
@@ -111,7 +98,7 @@ def reconstruct(
     codes = model.encode(originals)
     results = {'reconstruction': model.decode(codes)}
     rows = [{'image': name} for name in names]
-    stems = _unique_stems(names)
+    stems = tables.file_stems([n.rpartition('.')[0] or n for n in names])
     if through_prior:
       predicted, log_likelihood = model.predict(codes, labels)
       results['through_prior'] = model.decode(predicted)

@@ -33,3 +33,19 @@ def write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
 def file_stem(name: str) -> str:
   """Turns a name from metadata into a file name that stays in its folder."""
   return re.sub(r'[^\w .()-]', '_', name).lstrip('.') or '_'
+
+
+def file_stems(names: Sequence[str]) -> list[str]:
+  """Turns names into different file names; one that came before has a number.
+
+  Names that differ only in case are the same file on some disks.
+  """
+  seen, stems = set(), []
+  for name in names:
+    base = stem = file_stem(name)
+    number = 2
+    while stem.casefold() in seen:
+      stem, number = f'{base}_{number}', number + 1
+    seen.add(stem.casefold())
+    stems.append(stem)
+  return stems
