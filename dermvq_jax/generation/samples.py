@@ -67,7 +67,8 @@ def balancing_counts(
   counts = np.bincount(labels, minlength=len(class_names)) // copies
   lacking = dict(zip(class_names, (counts.max() - counts).tolist()))
   for name, have in zip(class_names, counts):
-    logging.info('%s: %d training images, %d new', name, have, lacking[name])
+    shown = errors.printable(name)
+    logging.info('%s: %d training images, %d new', shown, have, lacking[name])
   return lacking
 
 
