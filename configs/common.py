@@ -13,7 +13,7 @@ def base(task: str) -> ml_collections.ConfigDict:
   """
   config = ml_collections.ConfigDict()
   config.task = task
-  config.seed = 0
+  config.seed = 0  # from 0 to 2**32 - 1
 
   config.data_dir = ''  # '': the data_dir of the VQ-VAE, or WORKDIR/data
   config.batch_size = 16  # of all devices together

@@ -42,7 +42,9 @@ def load(
   """
   name, _, argument = config.partition(':')
   is_path = '/' in name or name.endswith('.py')
-  path = name if is_path else os.path.join(_FOLDER, f'{name}.py')
+  path = (
+    os.path.expanduser(name) if is_path else os.path.join(_FOLDER, f'{name}.py')
+  )
   if not (os.path.isfile(path) if is_path else name in shipped()):
     raise errors.UserError(
       f'there is no config {name!r}; give one of {", ".join(shipped())}, or '

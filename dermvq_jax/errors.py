@@ -1,5 +1,14 @@
 """Exceptions that are not bugs, and their messages."""
 
+import re
+
+# Characters that a terminal obeys, or that change how the rest of a line looks:
+# control characters, line separators, marks of direction, halves of surrogates.
+_ACTIVE = re.compile(
+  '[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069'
+  '\ud800-\udfff]'
+)
+
 
 class UserError(Exception):
   """A problem the user can fix.
@@ -24,3 +33,21 @@ class StoppedError(Exception):
 def one_line(error: object) -> str:
   """Returns the text of an exception without its line breaks."""
   return ' '.join(str(error).split())
+
+
+def printable(text: str, keep: str = '') -> str:
+  r"""Returns text with escapes like \x1b for what a terminal would obey.
+
+  Names of classes, ids and files may come from a stranger.
+
+  Args:
+    text: any text.
+    keep: characters that stay as they are.
+  """
+
+  def escape(found: re.Match[str]) -> str:
+    if found[0] in keep:
+      return found[0]
+    return found[0].encode('unicode_escape').decode()
+
+  return _ACTIVE.sub(escape, text)

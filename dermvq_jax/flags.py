@@ -1,10 +1,9 @@
 """The flags of all commands, and their help."""
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 
-from dermvq_jax import __version__
+from dermvq_jax import __version__, flag_types
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -22,53 +21,11 @@ A run is one folder, the workdir:
 """
 
 
-def _folder(text: str) -> str:
-  """Checks that this installation can open a path."""
-  scheme, separator, _ = text.partition('://')
-  if separator and scheme != 'gs':
-    raise argparse.ArgumentTypeError(
-      f'{text!r} is neither a local folder nor gs://BUCKET/...'
-    )
-  if separator and not importlib.util.find_spec('gcsfs'):
-    raise argparse.ArgumentTypeError(
-      f'{text!r} needs a client for buckets: pip install gcsfs'
-    )
-  return text
-
-
-def _counts(text: str) -> dict[str, int]:
-  """Reads 'mel=16,nv=4' or '8'; the class '' stands for every class."""
-  try:
-    counts = {}
-    for part in text.split(','):
-      name, _, number = part.rpartition('=')
-      counts[name] = int(number)
-    if min(counts.values()) < 0:
-      raise ValueError
-    return counts
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f'{text!r} is neither a number nor CLASS=NUMBER,...'
-    ) from None
-
-
-def _seed_number(text: str) -> int:
-  try:
-    seed = int(text)
-    if not 0 <= seed < 2**32:
-      raise ValueError
-    return seed
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f'{text!r} is not a whole number from 0 to {2**32 - 1}'
-    ) from None
-
-
 def _add_workdir(sub: argparse.ArgumentParser):
   sub.add_argument(
     '--workdir',
     required=True,
-    type=_folder,
+    type=flag_types.folder,
     metavar='DIR',
     help='folder of the run, local or gs://BUCKET/...',
   )
@@ -78,7 +35,7 @@ def _add_out(sub: argparse.ArgumentParser):
   sub.add_argument(
     '--out',
     required=True,
-    type=_folder,
+    type=flag_types.folder,
     metavar='DIR',
     help='new folder for the images, local or gs://BUCKET/...',
   )
@@ -88,7 +45,7 @@ def _add_data_dir(sub: argparse.ArgumentParser, required: bool = False):
   sub.add_argument(
     '--data_dir',
     required=required,
-    default='',
+    type=flag_types.path,
     metavar='DIR',
     help='folder of prepared datasets'
     + ('' if required else ' (default: where the run was trained from)'),
@@ -96,7 +53,7 @@ def _add_data_dir(sub: argparse.ArgumentParser, required: bool = False):
 
 
 def _add_seed(sub: argparse.ArgumentParser):
-  sub.add_argument('--seed', type=_seed_number, default=0, help='default: 0')
+  sub.add_argument('--seed', type=flag_types.seed, default=0, help='default: 0')
 
 
 def _add_evaluation(sub: argparse.ArgumentParser):
@@ -116,6 +73,7 @@ def _add_evaluation(sub: argparse.ArgumentParser):
   )
   sub.add_argument(
     '--inception',
+    type=flag_types.path,
     metavar='FILE',
     help='compare images in the features of the standard FID, with the weights '
     'in this .npz file; the README says where to get them (default: in the '
@@ -164,8 +122,8 @@ def _add_sampling(sub: argparse.ArgumentParser):
   number = sub.add_mutually_exclusive_group()
   number.add_argument(
     '--counts',
-    type=_counts,
-    default=_counts('8'),
+    type=flag_types.counts,
+    default=flag_types.counts('8'),
     metavar='N|CLASS=N,...',
     help='number of images, of every class or of some (default: 8)',
   )
@@ -178,11 +136,13 @@ def _add_sampling(sub: argparse.ArgumentParser):
   _add_controls(sub)
   sub.add_argument(
     '--complete',
+    type=flag_types.path,
     metavar='IMAGE',
     help='complete this image instead; --mask hides a part of it',
   )
   sub.add_argument(
     '--mask',
+    type=flag_types.path,
     metavar='NAME|FILE',
     help='left, right, top, bottom (halves), center, border, or an image file '
     'that is white where it hides the image',
@@ -256,7 +216,10 @@ def _add_preparing(sub: argparse.ArgumentParser):
     '/64, /128 or /224. Without --manual_dir the command says what to download',
   )
   sub.add_argument(
-    '--manual_dir', metavar='DIR', help='where you put the downloaded files'
+    '--manual_dir',
+    type=flag_types.path,
+    metavar='DIR',
+    help='where you put the downloaded files',
   )
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
 
@@ -360,7 +323,11 @@ def _parser() -> argparse.ArgumentParser:
     '--workdir=RUN --out=OUT --split=val --num_images=16 --through_prior',
   )
   sub.add_argument(
-    'images', nargs='*', metavar='IMAGE', help='files or folders of images'
+    'images',
+    nargs='*',
+    type=flag_types.path,
+    metavar='IMAGE',
+    help='files or folders of images',
   )
   _add_workdir(sub)
   _add_out(sub)
@@ -405,6 +372,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   sub.add_argument(
     '--workdir',
+    type=flag_types.path,
     default='runs/demo',
     metavar='DIR',
     help='local folder for everything (default: runs/demo)',

@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models import build, chunks
-from dermvq_jax.models.priors import base, sampler
+from dermvq_jax.models import arguments, build, chunks
+from dermvq_jax.models.priors import base, randomness, sampler
 from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
@@ -172,18 +172,7 @@ class Model:
     Raises:
       UserError: no such class.
     """
-    numbers, null = [], len(self.class_names)
-    for label in np.atleast_1d(np.asarray(labels, dtype=object)):
-      if isinstance(label, str) and label in self.class_names:
-        numbers.append(self.class_names.index(label))
-      elif isinstance(label, int | np.integer) and 0 <= label <= null:
-        numbers.append(int(label))
-      else:
-        raise errors.UserError(
-          f'there is no class {label!r}; the classes are '
-          + ', '.join(self.class_names)
-        )
-    return np.array(numbers, np.int32)
+    return arguments.check_labels(labels, self.class_names)
 
   def encode(self, images: np.ndarray) -> np.ndarray:
     """Encodes uint8 images `[B, H, W, 3]` as codes int32 `[B, h, w]`.
@@ -191,18 +180,9 @@ class Model:
     Raises:
       UserError: wrong shape or dtype, or H or W not divisible by downsampling.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-      raise errors.UserError(
-        f'images must be uint8 [B, H, W, 3], not {images.dtype} '
-        f'{list(images.shape)}'
-      )
-    factor = self.config.vqvae.model.downsampling
-    if images.shape[1] % factor or images.shape[2] % factor:
-      raise errors.UserError(
-        f'images of {images.shape[1]}x{images.shape[2]} px are not divisible '
-        f'by the downsampling, {factor}'
-      )
+    images = arguments.check_images(
+      images, self.config.vqvae.model.downsampling
+    )
     return chunks.apply(self._codec.encode, images)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -256,6 +236,12 @@ class Model:
       UserError: the shapes do not fit, nothing is hidden, or no code is left.
     """
     known = self.codes_without(hidden)
+    image, hidden = np.asarray(image), np.asarray(hidden)
+    if image.dtype != np.uint8 or image.shape != (*hidden.shape, 3):
+      raise errors.UserError(
+        f'the image must be uint8 {[*hidden.shape, 3]} like its mask, not '
+        f'{image.dtype} {list(image.shape)}'
+      )
     if not np.any(hidden):
       raise errors.UserError('the mask hides nothing; make a part of it white')
     if not known.any():
@@ -349,16 +335,7 @@ class Model:
     Raises:
       UserError: not one finite number of at least 0 per class, or all are 0.
     """
-    number = len(self.class_names)
-    weights = np.ones(number) if class_prior is None else class_prior
-    weights = np.asarray(weights, np.float64)
-    good = np.isfinite(weights) & (weights >= 0)
-    if weights.shape != (number,) or not good.all() or not weights.any():
-      raise errors.UserError(
-        f'class_prior must be {number} numbers that are 0 or more, not all 0; '
-        f'it is {class_prior}'
-      )
-    return weights / weights.sum()
+    return arguments.check_class_prior(class_prior, len(self.class_names))
 
   def sample_codes(
     self,
@@ -378,8 +355,8 @@ class Model:
 
     Args:
       labels: class names or numbers, `[B]`.
-      seed: an image depends only on seed, label, id and its known codes, not
-        on the other images.
+      seed: from 0 to 2**32 - 1; an image depends only on seed, label, id and
+        its known codes, not on the other images.
       temperature: divides the log-probabilities; 0 takes the most likely code.
       top_k: samples only from the k most likely codes; 0: from all codes.
       top_p: samples only from the smallest set of codes whose probabilities sum
@@ -392,14 +369,14 @@ class Model:
       show_progress: whether to show a progress bar.
 
     Raises:
-      UserError: no trained prior, an unknown class, a control out of its range
-        (`sampler.Controls`), known codes that do not fit, or guidance by a
-        prior that was trained without dropping its conditions.
+      UserError: no trained prior, an unknown class, a wrong seed or id, a
+        control out of its range (`sampler.Controls`), known codes that do not
+        fit, or guidance by a prior that was trained without dropping its
+        conditions.
     """
     controls = sampler.Controls(temperature, top_k, top_p, guidance_scale)
     labels = self.labels(labels)
-    if ids is not None and len(ids) != len(labels):
-      raise errors.UserError(f'{len(labels)} labels but {len(ids)} ids')
+    keys = randomness.image_keys(seed, labels, ids)
     prior = self._prior
     drop_rates = self.config.prior.conditions
     if guidance_scale != 1 and not all(drop_rates.values()):
@@ -412,7 +389,7 @@ class Model:
       prior.model,
       prior.variables,
       self._conditions(labels),
-      sampler.image_keys(seed, labels, ids),
+      keys,
       self.grid,
       controls,
       known_codes=known_codes,
@@ -427,23 +404,4 @@ class Model:
     return self.decode(self.sample_codes(labels, **kwargs))
 
   def _check_codes(self, codes: np.ndarray) -> np.ndarray:
-    codes = np.asarray(codes)
-    if codes.ndim != 3 or not np.issubdtype(codes.dtype, np.integer):
-      raise errors.UserError(
-        f'codes must be integers [B, h, w], not {codes.dtype} '
-        f'{list(codes.shape)}'
-      )
-    if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
-      raise errors.UserError(
-        f'codes must be in [0, {self.codebook_size}); these are from '
-        f'{codes.min()} to {codes.max()}'
-      )
-    # The codes of level l are from l * K to l * K + K - 1.
-    level = codes // (self.codebook_size // self.num_levels)
-    due = np.arange(codes.shape[2]) % self.num_levels
-    if codes.shape[2] % self.num_levels or np.any(level != due):
-      raise errors.UserError(
-        f'the {self.num_levels} levels of a code are adjacent, so that column '
-        f'j holds codes of level j % {self.num_levels}; these codes do not'
-      )
-    return codes.astype(np.int32)
+    return arguments.check_codes(codes, self.codebook_size, self.num_levels)

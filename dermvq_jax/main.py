@@ -8,25 +8,30 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from dermvq_jax import errors, flags
+from dermvq_jax import console, errors, flags
 from dermvq_jax.training import compile_cache, host_memory
 
 _MISTAKE = 2  # exit code, the same as argparse's
 _DAMAGED = 1  # exit code of dermvq check
 _INTERRUPTED = 130  # exit code, the same as the shell's
-# Exit code after SIGTERM, EX_TEMPFAIL of sysexits.h: everything is saved, and
-# the same command resumes. 143 would mean that the process died.
+# Exit code after SIGTERM and SIGHUP, EX_TEMPFAIL of sysexits.h: everything is
+# saved, and the same command resumes. 143 would mean that the process died.
 _STOPPED = 75
-# Errors of a wrong path, missing permissions or a full disk.
+# Errors of a wrong path, missing permissions, and a full or failing disk.
 _SYSTEM_ERRORS = {
   errno.EACCES,
+  errno.EDQUOT,
   errno.EEXIST,
+  errno.EFBIG,
+  errno.EIO,
   errno.EISDIR,
+  errno.ELOOP,
   errno.ENAMETOOLONG,
   errno.ENOSPC,
   errno.ENOTDIR,
   errno.EPERM,
   errno.EROFS,
+  errno.ESTALE,
 }
 
 
@@ -34,7 +39,7 @@ def _run_of(args: argparse.Namespace):
   """The run that the arguments name."""
   from dermvq_jax.runs import run
 
-  return run.Run(args.workdir, getattr(args, 'data_dir', ''))
+  return run.Run(args.workdir, getattr(args, 'data_dir', None) or '')
 
 
 def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:
@@ -130,6 +135,12 @@ def _demo(args: argparse.Namespace):
   demo.demo(args.workdir, args.size)
 
 
+def _say_error(args: argparse.Namespace, message: str):
+  """Says in one line why a command ends, whatever names the message has."""
+  line = f'dermvq {args.command}: error: {errors.printable(message)}'
+  print(line, file=sys.stderr)
+
+
 _COMMANDS = {
   'prepare': _prepare,
   'train': _train,
@@ -145,7 +156,12 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit code."""
-  args = flags.parse(sys.argv[1:] if argv is None else argv)
+  with console.steady():
+    return _run(flags.parse(sys.argv[1:] if argv is None else argv))
+
+
+def _run(args: argparse.Namespace) -> int:
+  """Runs a command; mistakes become one line and an exit code."""
   host_memory.keep()
   compile_cache.enable()
   from dermvq_jax.runs import logs
@@ -156,21 +172,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     code = _COMMANDS[args.command](args)
   except errors.UserError as e:
-    print(f'dermvq {args.command}: error: {e}', file=sys.stderr)
+    _say_error(args, str(e))
     return _MISTAKE
   except OSError as e:
     if e.errno not in _SYSTEM_ERRORS:
       raise
-    where = e.filename or 'the disk'
-    print(
-      f'dermvq {args.command}: error: {where}: {e.strerror}; check the path, '
-      'the permissions and the space there',
-      file=sys.stderr,
+    _say_error(
+      args,
+      f'{e.filename or "the disk"}: {e.strerror}; check the path, the '
+      'permissions, the space and the disk there',
     )
     return _MISTAKE
   except errors.StoppedError as e:
     print('Saved; the same command resumes from here.', file=sys.stderr)
-    return _STOPPED if e.signal == signal.SIGTERM else _INTERRUPTED
+    return _INTERRUPTED if e.signal == signal.SIGINT else _STOPPED
   except KeyboardInterrupt:
     print(
       '\nInterrupted; the same dermvq train command resumes.',

@@ -30,7 +30,7 @@ from etils import epath
 
 from dermvq_jax.data import prepared
 from dermvq_jax.models import build
-from dermvq_jax.models.priors import sampler
+from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
 from dermvq_jax.training import trainer as trainer_lib
@@ -83,7 +83,7 @@ class _Contender:
     step_seconds = (time.perf_counter() - start) / _STEPS_A_ROUND
     variables = {'params': self._tree['state'].params}
     conditions = {'label': self._labels}
-    keys = sampler.image_keys(0, self._labels)
+    keys = randomness.image_keys(0, self._labels)
     start = time.perf_counter()
     sampler.sample_codes(
       self._model, variables, conditions, keys, self._grid

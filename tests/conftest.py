@@ -127,6 +127,7 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
   image = np.zeros((1, 16, 16, 3), np.float32)
   save(config, facts, build.vqvae(config).init, image)
   facts = {
+    'dataset': 'codes/none',  # not prepared
     'class_names': facts['class_names'],
     'conditions': facts['conditions'],
     'codebook_size': config.quantizer.codebook_size,

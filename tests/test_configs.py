@@ -177,7 +177,7 @@ def test_the_name_of_the_default_component_is_an_argument():
     assert config.to_dict() == config_files.load(name).to_dict()
 
 
-def test_a_config_file_of_the_user(tmp_path):
+def test_a_config_file_of_the_user(tmp_path, monkeypatch):
   path = tmp_path / 'mine.py'
   path.write_text(
     'from dermvq_jax.configs import vqvae\n\n\n'
@@ -188,3 +188,5 @@ def test_a_config_file_of_the_user(tmp_path):
   )
   config = config_files.load(f'{path}:smoke')
   assert (config.seed, config.batch_size) == (5, 8)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert config_files.load('~/mine.py').seed == 5

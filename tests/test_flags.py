@@ -44,6 +44,9 @@ COMMANDS = (
     (['sample', '--workdir=x', '--out=y', '--config.seed=1'], 'only dermvq tr'),
     (['reconstruct', '--workdir=x', '--out=y', '--split=all'], "'all'"),
     (['demo', '--size=large'], "'large'"),
+    (['check', '--workdir='], 'is a variable of the shell not set?'),
+    (['encode', '--workdir=x', '--data_dir='], 'path is empty'),
+    (['check', '--workdir=~nobody-here/x'], 'give ./~nobody-here/x'),
   ],
 )
 def test_mistakes_in_flags(argv, message, capsys):
@@ -113,6 +116,28 @@ def test_hyphens_and_underscores():
     ['train', '--config=vqvae', '--workdir=x', '--config.data_dir=a-b']
   )
   assert args.overrides == ['--config.data_dir=a-b']
+
+
+def test_home_folders(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  args = flags.parse(
+    ['reconstruct', '~/a.png', 'b.png', '--workdir=~/run', '--out=~']
+    + ['--data_dir=~/data']
+  )
+  assert args.images == ['/home/me/a.png', 'b.png']
+  assert (args.workdir, args.out) == ('/home/me/run', '/home/me')
+  assert args.data_dir == '/home/me/data'
+  args = flags.parse(
+    ['sample', '--workdir=./~x', '--out=y', '--complete=~/a', '--mask=~/b']
+  )
+  assert (args.complete, args.mask) == ('/home/me/a', '/home/me/b')
+  assert args.workdir == './~x'
+  args = flags.parse(
+    ['prepare', '--dataset=x/y', '--manual_dir=~/m', '--data_dir=gs://b/~']
+  )
+  assert (args.manual_dir, args.data_dir) == ('/home/me/m', 'gs://b/~')
+  args = flags.parse(['evaluate', '--workdir=x', '--inception=~/i.npz'])
+  assert args.inception == '/home/me/i.npz'
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,9 @@ def test_refuses_images(model, images, message):
     (np.full((1, 4, 4), 2**40), r'\[0, 32\)'),
     (np.zeros((1, 4, 4)), 'integers .* not float64'),
     (np.zeros((4, 4), int), r'not int64 \[4, 4\]'),
+    (np.full((1, 4, 4), 2**64 - 1, np.uint64), r'\[0, 32\)'),
+    (np.zeros((1, 4, 4), bool), 'integers .* not bool'),
+    ([[[0, 1], [0]]], 'codes cannot become an array'),
     (3, 'codes must be integers'),
     (None, 'codes must be integers'),
   ],
@@ -147,6 +150,14 @@ def test_refuses_codes(model, codes, message):
       method(codes)
 
 
+def test_codes_of_every_integer_type(model, codes):
+  expected = model.decode(codes[:2])
+  for dtype in (np.uint8, np.int8, np.int64, np.uint64):
+    np.testing.assert_array_equal(
+      model.decode(codes[:2].astype(dtype)), expected
+    )
+
+
 # Labels.
 
 
@@ -159,6 +170,7 @@ def test_labels(model):
     np.array([4, 5, 0], np.uint8),
     jnp.asarray([4, 5, 0]),
     ('mel', 'nv', 'akiec'),
+    [jnp.int32(4), np.int8(5), np.str_('akiec')],
   ):
     numbers = model.labels(labels)
     assert numbers.dtype == np.int32
@@ -168,7 +180,9 @@ def test_labels(model):
   assert model.labels([]).shape == (0,)
 
 
-@pytest.mark.parametrize('label', ['melanoma', 'MEL', '', 8, -1, 1.0, None])
+@pytest.mark.parametrize(
+  'label', ['melanoma', 'MEL', '', 8, -1, 1.0, None, True, b'mel', 2**32]
+)
 def test_unknown_class(model, codes, label):
   for use in (
     lambda: model.labels([label]),
@@ -238,6 +252,37 @@ def test_temperature(model):
   for temperature in (-1, float('nan'), float('inf')):
     with pytest.raises(errors.UserError, match='temperature'):
       model.sample(['mel'], temperature=temperature)
+
+
+@pytest.mark.parametrize(
+  'labels', [[np.True_], [['mel', 'nv']], np.zeros((2, 2), int), {'mel': 1}]
+)
+def test_labels_of_odd_types(model, labels):
+  with pytest.raises(errors.UserError, match='there is no class') as e:
+    model.labels(labels)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32, 2**64, 1.0, True, None, '1'])
+def test_refuses_seeds(model, seed):
+  """JAX takes 2**32 for 0, and -1 for 2**32 - 1."""
+  with pytest.raises(errors.UserError, match='seed is .*0 to 4294967295'):
+    model.sample(['mel'], seed=seed)
+
+
+def test_seeds_of_numpy(model):
+  expected = model.sample_codes(['mel'], seed=7)
+  for seed in (np.uint8(7), np.int64(7)):
+    np.testing.assert_array_equal(
+      model.sample_codes(['mel'], seed=seed), expected
+    )
+  model.sample_codes(['mel'], seed=2**32 - 1)
+
+
+@pytest.mark.parametrize('ids', [[-1], [2**32], [0.0], [True], ['a'], [None]])
+def test_refuses_ids(model, ids):
+  with pytest.raises(errors.UserError, match='ids must be whole numbers'):
+    model.sample(['mel'], ids=ids)
 
 
 def test_ids_for_other_labels(model):
@@ -352,11 +397,30 @@ def test_classify_is_bayes_rule(smoke_run, model, images, codes, n):
 
 
 @pytest.mark.parametrize(
-  'class_prior', [[1.0] * 6, [0] * 7, [1] * 6 + [-1], [float('nan')] * 7, 1]
+  'class_prior',
+  [
+    [1.0] * 6,
+    [0] * 7,
+    [1] * 6 + [-1],
+    [float('nan')] * 7,
+    1,
+    ['1'] * 7,
+    [1j] * 7,
+    [[1] * 7, [1]],
+    dict.fromkeys(range(7), 1),
+    np.ones((7, 7)),
+  ],
 )
 def test_refuses_class_priors(model, images, class_prior):
-  with pytest.raises(errors.UserError, match='class_prior must be 7 numbers'):
+  message = 'class_prior must be 7 numbers'
+  with pytest.raises(errors.UserError, match=message) as e:
     model.classify(images[:1], class_prior=class_prior)
+  assert '\n' not in str(e.value)
+
+
+def test_large_class_priors(model):
+  found = model.check_class_prior([1e308] * 7)
+  np.testing.assert_allclose(found, 1 / 7)
 
 
 def test_posterior_does_not_underflow():
@@ -455,6 +519,16 @@ def test_codes_without_hidden_pixels(narrow_run):
 def test_refuses_masks_of_pixels(model, hidden):
   with pytest.raises(errors.UserError, match=r'bool \[H, W\]'):
     model.codes_without(hidden)
+
+
+@pytest.mark.parametrize(
+  'image', [np.zeros((16, 8, 3), np.uint8), np.zeros((16, 16, 3)), 'a.png']
+)
+def test_refuses_images_that_do_not_fit_the_mask(narrow_run, image):
+  hidden = np.zeros((16, 16), bool)
+  hidden[:, :8] = True
+  with pytest.raises(errors.UserError, match=r'uint8 \[16, 16, 3\] like'):
+    dermvq_jax.load(narrow_run).hide(image, hidden)
 
 
 # Incomplete runs.

@@ -1,10 +1,13 @@
 """Tests of the command line: exit codes, messages, help."""
 
+import errno
 import gzip
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -295,14 +298,47 @@ def test_system_failures(monkeypatch, capsys):
   assert '/readonly: Denied' in err
   err = mistake(capsys, fail_with(OSError(28, 'No space left on device')))
   assert 'No space left' in err
+  for number in (errno.EDQUOT, errno.EIO, errno.ESTALE):
+    err = mistake(capsys, fail_with(OSError(number, os.strerror(number))))
+    assert os.strerror(number) in err
   argv = fail_with(FileNotFoundError(2, 'a bug, not a mistake'))
   with pytest.raises(FileNotFoundError):
     main.main(argv)
   assert main.main(fail_with(KeyboardInterrupt())) == 130
   assert 'the same dermvq train command resumes' in capsys.readouterr().err
-  for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+  for number, code in (
+    (signal.SIGTERM, 75),
+    (signal.SIGHUP, 75),
+    (signal.SIGINT, 130),
+  ):
     assert main.main(fail_with(errors.StoppedError(number))) == code
     assert 'Saved; the same command resumes' in capsys.readouterr().err
+
+
+def test_names_in_messages_are_escaped(monkeypatch, capsys):
+  def fail(*args, **kwargs):
+    raise errors.UserError('no class \x1b]0;owned\x07\nnv\u202e')
+
+  monkeypatch.setattr(samples, 'sample', fail)
+  err = mistake(capsys, ['sample', '--workdir=x', '--out=y'])
+  assert 'no class \\x1b]0;owned\\x07\\nnv\\u202e' in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('damage', [False, True])
+def test_a_reader_that_has_enough(run_copy, damage):
+  """`dermvq check | head -1` says whether there is damage."""
+  if damage:
+    (run_copy / 'prior' / 'metrics.jsonl').write_text('damage\n')
+  command = '"$0" -m dermvq_jax.main check --workdir="$1" | head -1'
+  done = subprocess.run(
+    ['bash', '-c', f'{command}; exit ${{PIPESTATUS[0]}}']
+    + [sys.executable, str(run_copy)],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == damage
+  assert 'Traceback' not in done.stderr and len(done.stdout.splitlines()) == 1
 
 
 def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):

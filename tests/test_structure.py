@@ -18,7 +18,7 @@ _REPOSITORY = pathlib.Path(__file__).parents[1]
 # imports only rooms from earlier lines.
 _ORDER = [
   {'errors', 'progress'},
-  {'files', 'provenance'},
+  {'console', 'files', 'provenance'},
   {'models', 'data'},
   {'runs'},
   {'training'},
@@ -26,7 +26,8 @@ _ORDER = [
   {'evaluation'},
   {'generation'},
   {'reporting'},
-  {'config_files', 'flags'},
+  {'config_files', 'flag_types'},
+  {'flags'},
   {'demo'},
   {'main'},
 ]

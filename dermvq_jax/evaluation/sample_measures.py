@@ -15,7 +15,7 @@ from dermvq_jax.evaluation import (
   memorisation,
   results,
 )
-from dermvq_jax.models.priors import sampler
+from dermvq_jax.models.priors import randomness, sampler
 
 # The classifier's recall of a class is measured on at least this many samples.
 _MIN_CLASS_SAMPLES = 25
@@ -191,7 +191,7 @@ def _measure_memorisation(
   return result, {
     **arrays,
     'label': samples.labels,
-    'sample_id': sampler.count_within_labels(samples.labels),
+    'sample_id': randomness.count_within_labels(samples.labels),
     **_closest(subject, samples.images, arrays),
   }
 

@@ -1,5 +1,6 @@
 """Reconstructions of images as a folder of files."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,33 +16,60 @@ _SUFFIXES = ('.jpg', '.jpeg', '.png')
 _SHEET_COLUMNS = 16
 
 
-def _find_files(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
-  """The given image files, and the image files in the given folders."""
-  named = []
+@dataclasses.dataclass
+class _Inputs:
+  """What is reconstructed.
+
+  Attributes:
+    names: the name of each image.
+    pixels: uint8 `[H, W, 3]` each.
+    labels: int32 `[B]`; None if they are not known.
+    skipped: why each of the other files in the given folders is left out.
+  """
+
+  names: list[str] = dataclasses.field(default_factory=list)
+  pixels: list[np.ndarray] = dataclasses.field(default_factory=list)
+  labels: np.ndarray | None = None
+  skipped: list[str] = dataclasses.field(default_factory=list)
+
+
+def _list_images(folder: epath.Path) -> list[epath.Path]:
+  """The image files in a folder, by name, without hidden ones."""
+  found = sorted(
+    path
+    for path in folder.iterdir()
+    # macOS puts a file ._NAME beside each image on other disks.
+    if path.suffix.lower() in _SUFFIXES and not path.name.startswith('.')
+  )
+  if not found:
+    raise errors.UserError(
+      f'there is no .jpg or .png file in {folder}; give a folder with images'
+    )
+  return found
+
+
+def _read_files(paths: Sequence[epath.PathLike], size: int) -> _Inputs:
+  """Reads the given image files, and those in the given folders.
+
+  Raises:
+    UserError: a given file is missing or unreadable, or a folder has no image.
+  """
+  inputs = _Inputs()
   for path in map(epath.Path, paths):
-    if path.is_dir():
-      found = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES]
-      if not found:
-        raise errors.UserError(f'there is no .jpg or .png file in {path}')
-      named += sorted(found)
-    elif path.exists():
-      named.append(path)
-    else:
+    is_folder = path.is_dir()
+    if not is_folder and not path.exists():
       raise errors.UserError(f'there is no file {path}')
-  return named
-
-
-def _unique_stems(names: Sequence[str]) -> list[str]:
-  """File names without suffix; one that occurred before gets a number."""
-  seen, stems = set(), []
-  for name in names:
-    base = stem = tables.file_stem(name.rpartition('.')[0] or name)
-    number = 2
-    while stem in seen:
-      stem, number = f'{base}_{number}', number + 1
-    seen.add(stem)
-    stems.append(stem)
-  return stems
+    for file in _list_images(path) if is_folder else [path]:
+      try:
+        inputs.pixels.append(images.read_square(file, size))
+        inputs.names.append(file.name)
+      except errors.UserError as e:
+        if not is_folder:
+          raise
+        inputs.skipped.append(str(e))
+  if not inputs.names:
+    raise errors.UserError(f'there is no readable image: {inputs.skipped[0]}')
+  return inputs
 
 
 def _read_inputs(
@@ -49,21 +77,19 @@ def _read_inputs(
   paths: Sequence[epath.PathLike],
   split: str | None,
   num_images: int,
-) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-  """Returns names, images uint8 `[B, H, W, 3]`, and labels `[B]` or None."""
+) -> _Inputs:
+  """Reads the images that the arguments of `reconstruct` name."""
   if bool(paths) == bool(split):
     raise errors.UserError('give either image files or --split')
   if paths:
-    found = _find_files(paths)
-    pixels = [images.read_square(f, model.image_size) for f in found]
-    return [f.name for f in found], np.stack(pixels), None
+    return _read_files(paths, model.image_size)
   source = model.run.images.split(split)
   if num_images < 1:
     raise errors.UserError(f'--num_images is {num_images}; give 1 or more')
   records = [source[i] for i in range(min(num_images, len(source)))]
-  return (
-    [record['id'].decode() for record in records],
-    np.stack([record['image'] for record in records]),
+  return _Inputs(
+    [record['id'].decode(errors='backslashreplace') for record in records],
+    [record['image'] for record in records],
     np.array([record['label'] for record in records], np.int32),
   )
 
@@ -86,14 +112,16 @@ def reconstruct(
   Args:
     run: a run with a trained VQ-VAE.
     out: the new folder.
-    paths: files or folders of images; cropped and resized as in training.
+    paths: files or folders of images; cropped and resized as in training. An
+      unreadable file in a folder is left out, and is named at the end.
     split: instead of paths, 'train', 'val' or 'test' of the run's dataset.
     num_images: number of images of the split.
     through_prior: whether to use the prior, too.
     label: class of the images in `paths`; by default the null label.
 
   Raises:
-    UserError: the run is not trained, an image is unreadable, or `out` exists.
+    UserError: the run is not trained, a given image is unreadable, or `out`
+      exists.
   """
   if split and label is not None:
     raise errors.UserError(
@@ -101,7 +129,9 @@ def reconstruct(
     )
   model = inference.Model(run)
   train_variance = run.vqvae.facts['train_variance']
-  names, originals, labels = _read_inputs(model, paths, split, num_images)
+  inputs = _read_inputs(model, paths, split, num_images)
+  names, originals = inputs.names, np.stack(inputs.pixels)
+  labels = inputs.labels
   if labels is None:
     null_label = len(model.class_names)
     labels = np.repeat(
@@ -111,7 +141,7 @@ def reconstruct(
     codes = model.encode(originals)
     results = {'reconstruction': model.decode(codes)}
     rows = [{'image': name} for name in names]
-    stems = _unique_stems(names)
+    stems = tables.file_stems([n.rpartition('.')[0] or n for n in names])
     if through_prior:
       predicted, log_likelihood = model.predict(codes, labels)
       results['through_prior'] = model.decode(predicted)
@@ -149,6 +179,8 @@ def reconstruct(
       images.sheet([row[:_SHEET_COLUMNS] for row in sheet]),
     )
   logging.info('Wrote %s', out)
+  for reason in inputs.skipped:
+    logging.warning('Left out: %s', errors.printable(reason))
 
 
 def _perplexity(codes: np.ndarray) -> float:

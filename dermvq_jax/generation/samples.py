@@ -12,9 +12,10 @@ from dermvq_jax import __version__, errors, files, inference
 from dermvq_jax.data import images
 from dermvq_jax.evaluation import nearest_images
 from dermvq_jax.generation import tables
-from dermvq_jax.models.priors import sampler
+from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.runs import run as run_lib
 
+_Counts = dict[str, int]  # number of images of each class
 _SHEET_COLUMNS = 16
 # In the text chunks of every image that `sample` writes.
 _MARKS = {
@@ -66,8 +67,80 @@ def balancing_counts(
   counts = np.bincount(labels, minlength=len(class_names)) // copies
   lacking = dict(zip(class_names, (counts.max() - counts).tolist()))
   for name, have in zip(class_names, counts):
-    logging.info('%s: %d training images, %d new', name, have, lacking[name])
+    shown = errors.printable(name)
+    logging.info('%s: %d training images, %d new', shown, have, lacking[name])
   return lacking
+
+
+def _check_seen(run: run_lib.Run, model: inference.Model, counts: _Counts):
+  """Checks that the prior has seen each class that is asked for.
+
+  Reads records of the training split only until each class has come. The codes
+  need not be where the samples are made; then nothing is checked.
+
+  Raises:
+    UserError: a class has no training image, so its samples mean nothing.
+  """
+  names = [name for name, number in counts.items() if number]
+  unseen = dict(zip(model.labels(names).tolist(), names))
+  try:
+    for record in run.codes.split('train'):
+      unseen.pop(int(record['label']), None)
+      if not unseen:
+        return
+  except errors.UserError as e:
+    logging.info('Not checked if each class has training images: %s', e)
+    return
+  _refuse_unseen(set(unseen.values()), counts)
+
+
+def _refuse_unseen(unseen: set[str], counts: _Counts):
+  """Raises UserError for classes without a training image."""
+  rest = ','.join(
+    f'{name}={number}'
+    for name, number in counts.items()
+    if number and name not in unseen
+  )
+  raise errors.UserError(
+    f'no training image has the class {", ".join(sorted(unseen))}, so the '
+    'prior has not learned it; leave it out'
+    + (f': --counts={rest}' if rest else '')
+  )
+
+
+def _choose_labels(
+  run: run_lib.Run,
+  model: inference.Model,
+  counts: _Counts | None,
+  balance: bool,
+) -> np.ndarray:
+  """Returns the label of each image to make; arguments as in `sample`."""
+  if balance:
+    model.check_prior()
+    # The codes have the labels, and are read much faster than images.
+    training = run.codes.labels('train')
+    counts = balancing_counts(
+      training, model.class_names, run.codes.facts['copies']
+    )
+    seen = {model.class_names[label] for label in np.unique(training)}
+    if unseen := set(model.class_names) - seen:
+      _refuse_unseen(unseen, counts)
+  elif counts and '' in counts:
+    counts = dict.fromkeys(model.class_names, counts['']) | counts
+    del counts['']
+  labels = model.labels(
+    [name for name, n in (counts or {}).items() for _ in range(n)]
+  )
+  if not len(labels):
+    raise errors.UserError(
+      'the classes are balanced already; give --counts for new images'
+      if balance
+      else '--counts asks for no image'
+    )
+  if not balance:
+    model.check_prior()
+    _check_seen(run, model, counts)
+  return labels
 
 
 def sample(
@@ -109,10 +182,11 @@ def sample(
     **controls: how to sample; see `sampler.Controls`.
 
   Raises:
-    UserError: the run is not trained, a class is unknown, a control is out of
-      its range, there is no such image or mask, the mask leaves no code or
-      hides nothing, `out` exists, there is nothing to balance, the training
-      images are needed and not found, or all images are dropped.
+    UserError: the run is not trained, a class is unknown or has no training
+      image, a control is out of its range, there is no such image or mask, the
+      mask leaves no code or hides nothing, `out` exists, there is nothing to
+      balance, the training images are needed and not found, or all images are
+      dropped.
   """
   settings = dataclasses.asdict(sampler.Controls(**controls))
   if (complete is None) != (mask is None):
@@ -122,24 +196,7 @@ def sample(
       '--balance cannot go with --counts or --complete; leave out one of them'
     )
   model = inference.Model(run)
-  if balance:
-    model.check_prior()
-    # The codes have the labels, and are read much faster than images.
-    counts = balancing_counts(
-      run.codes.labels('train'), model.class_names, run.codes.facts['copies']
-    )
-  elif counts and '' in counts:
-    counts = dict.fromkeys(model.class_names, counts['']) | counts
-    del counts['']
-  labels = model.labels(
-    [name for name, n in (counts or {}).items() for _ in range(n)]
-  )
-  if not len(labels):
-    raise errors.UserError(
-      'the classes are balanced already; give --counts for new images'
-      if balance
-      else '--counts asks for no image'
-    )
+  labels = _choose_labels(run, model, counts, balance)
   known, sheet = {}, []
   if complete is not None:
     original, masked = _hide(model, complete, mask)
@@ -158,9 +215,10 @@ def sample(
       settings['reject_memorised'] = reject_memorised
     kept = np.flatnonzero(~reject(new))
     names = [model.class_names[labels[i]] for i in kept]
-    ids = sampler.count_within_labels(labels)[kept]
+    ids = randomness.count_within_labels(labels)[kept]
     settings = {'seed': seed} | settings
-    sheet += _write_samples(folder, new[kept], names, ids, settings)
+    stems = dict(zip(model.class_names, tables.file_stems(model.class_names)))
+    sheet += _write_samples(folder, new[kept], names, ids, stems, settings)
     images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
   logging.info('Wrote %s', out)
 
@@ -170,6 +228,7 @@ def _write_samples(
   new: np.ndarray,
   names: Sequence[str],
   ids: Sequence[int],
+  stems: dict[str, str],
   settings: dict[str, Any],
 ) -> list[np.ndarray]:
   """Writes PNG files and `metadata.csv`.
@@ -179,6 +238,7 @@ def _write_samples(
     new: the images, uint8 `[B, H, W, 3]`.
     names: the class of each.
     ids: the number of each in its class.
+    stems: the folder of each class.
     settings: further columns, with the same values in all rows.
 
   Returns:
@@ -186,7 +246,7 @@ def _write_samples(
   """
   rows, by_class = [], {}
   for name, number, image in zip(names, ids, new):
-    stem = tables.file_stem(name)
+    stem = stems[name]
     file = f'synthetic_{stem}_{number:05d}.png'
     (folder / stem).mkdir(exist_ok=True)
     images.save_png(folder / stem / file, image, _MARKS | {'Label': name})

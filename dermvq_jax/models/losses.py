@@ -266,7 +266,9 @@ def check_reconstruction(weights: Mapping[str, float]) -> None:
       f'config.loss has no {", ".join(unknown)}; there are '
       + ', '.join(RECONSTRUCTION_TERMS)
     )
-  if not (all(w >= 0 for w in weights.values()) and any(weights.values())):
+  if not (
+    all(0 <= w < math.inf for w in weights.values()) and any(weights.values())
+  ):
     raise errors.UserError(
       f'the weights in config.loss are {dict(weights)}; give numbers that are '
       '0 or more, at least one above 0'

@@ -36,6 +36,7 @@ _STYLE = {
   'savefig.facecolor': 'none',
   'svg.fonttype': 'none',  # text stays text
   'text.color': _PLACEHOLDER,
+  'text.parse_math': False,  # A $ in the name of a class is a $.
   'xtick.color': _PLACEHOLDER,
   'ytick.color': _PLACEHOLDER,
 }
@@ -334,12 +335,13 @@ def labelled_sheet(
   axis = figure.add_axes((left, 0, 1 - left, 1 - top))
   axis.imshow(sheet, interpolation='nearest')
   axis.axis('off')
+  style = {'va': 'center', 'fontsize': 9, 'parse_math': False}
   for i, name in enumerate(rows):
     y = (1 - top) * (1 - (i + 0.5) / len(rows))
-    figure.text(left * 0.9, y, name, ha='right', va='center', fontsize=9)
+    figure.text(left * 0.9, y, name, ha='right', **style)
   for j, name in enumerate(columns):
     x = left + (1 - left) * (j + 0.5) / len(columns)
-    figure.text(x, 1 - top / 2, name, ha='center', va='center', fontsize=9)
+    figure.text(x, 1 - top / 2, name, ha='center', **style)
   return _png(figure)
 
 

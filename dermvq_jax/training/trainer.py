@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from absl import flags
 
-from dermvq_jax import errors
 from dermvq_jax.data import augment, pipeline
 from dermvq_jax.training import (
   metrics,
   optim,
   parallel,
+  ranges,
   state,
   tasks,
 )
@@ -38,16 +39,9 @@ def resolve(
     A copy in which all values are given.
 
   Raises:
-    UserError: a number of steps or a size is less than 1.
+    UserError: a number is out of its range.
   """
-  for name in (
-    'batch_size',
-    'num_microbatches',
-    'log_every_steps',
-    'checkpoint_every_steps',
-  ):
-    if config[name] < 1:
-      raise errors.UserError(f'config.{name} is {config[name]}; give 1 or more')
+  ranges.check_ranges(config)
   config = ml_collections.ConfigDict(config.to_dict())
   epoch = max(1, facts['num_train'] // config.batch_size)
   if config.data_dir:  # later commands may run in another folder
@@ -56,12 +50,7 @@ def resolve(
     config.num_epochs * epoch
   )
   config.eval_every_steps = config.eval_every_steps or epoch
-  for name in ('num_train_steps', 'eval_every_steps'):
-    if config[name] < 1:
-      raise errors.UserError(
-        f'config.{name} is {config[name]}; give a number of steps, or 0 to '
-        'derive it from the epochs'
-      )
+  ranges.check_ranges(config)  # Many epochs may be too many steps.
   return config
 
 
@@ -112,6 +101,10 @@ class Trainer:
       'process_count': jax.process_count(),
       'num_workers': self.config.num_workers,
     } | kwargs
+    if kwargs['num_workers'] and not flags.FLAGS.is_parsed():
+      # grain's worker processes read absl's flags, which a script or notebook
+      # need not have parsed.
+      flags.FLAGS.mark_as_parsed()
     return pipeline.train_batches(
       self._sources['train'],
       batch_size=self.config.batch_size,

@@ -53,7 +53,7 @@ def _jax(
   import jax.numpy as jnp
 
   from dermvq_jax.models import build
-  from dermvq_jax.models.priors import sampler
+  from dermvq_jax.models.priors import randomness, sampler
 
   fields = (f'prior.{name}={value}' for name, value in PRIORS[prior].items())
   model = build.prior(
@@ -72,7 +72,7 @@ def _jax(
   apply = functools.partial(model.apply, train=False)
 
   if how == 'incremental':
-    keys = sampler.image_keys(0, labels)
+    keys = randomness.image_keys(0, labels)
     return harness.timed(
       lambda: sampler.sample_codes(
         model, variables, conditions, keys, (grid, grid)

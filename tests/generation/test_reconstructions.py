@@ -136,6 +136,30 @@ def test_files_of_the_same_name(smoke_run, tmp_path, out):
   assert len([n for n in names_in(out) if 'reconstruction' in n]) == 4
 
 
+def test_junk_and_bad_files_in_a_folder(smoke_run, tmp_path, out, caplog):
+  """As macOS leaves them on a stick, and a copy that was interrupted."""
+  folder = tmp_path / 'in'
+  for name in ('a.png', 'b.png', 'd.png'):
+    save_image(folder / name)
+    (folder / f'._{name}').write_bytes(b'\0\5\x16\7\0\2\0\0Mac OS X')
+  for name in ('Thumbs.db', '.DS_Store'):
+    (folder / name).write_bytes(b'x')
+  cut = (folder / 'b.png').read_bytes()[:60]
+  (folder / 'c\x1b[2J.png').write_bytes(cut)
+  reconstructions.reconstruct(run_lib.Run(smoke_run), out, paths=[folder])
+  rows = read_csv(out / 'errors.csv')
+  assert [row['image'] for row in rows] == ['a.png', 'b.png', 'd.png']
+  [last] = [r for r in caplog.records if 'Left out' in r.getMessage()]
+  assert last is caplog.records[-1]
+  assert 'c\\x1b[2J.png is unreadable' in last.getMessage()
+  for name in ('a.png', 'b.png', 'd.png'):
+    (folder / name).write_bytes(cut)
+  with pytest.raises(errors.UserError, match='no readable image: .*a.png'):
+    reconstructions.reconstruct(
+      run_lib.Run(smoke_run), tmp_path / 'none', paths=[folder]
+    )
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [

@@ -116,6 +116,44 @@ def test_nothing_to_balance(smoke_run, out, monkeypatch):
   assert not out.exists()
 
 
+@pytest.mark.parametrize(
+  'arguments', [{'counts': {'': 2}}, {'counts': {'df': 1}}, {'balance': True}]
+)
+def test_unseen_classes_are_refused(smoke_run, out, monkeypatch, arguments):
+  """No training image is a df, so what is drawn for it means nothing."""
+  records = [{'label': label} for label in (0, 1, 2, 4, 4, 5, 6) * 3]
+  monkeypatch.setattr(prepared.Dataset, 'split', lambda *_, **__: records)
+  run = run_lib.Run(smoke_run)
+  with pytest.raises(errors.UserError, match='has the class df, so') as e:
+    samples.sample(run, out, **arguments)
+  advice = {
+    2: '--counts=akiec=2,bcc=2,bkl=2,mel=2,nv=2,vasc=2',
+    1: 'leave it out',
+  }[arguments.get('counts', {}).get('', 1)]
+  if 'balance' in arguments:
+    advice = '--counts=akiec=3,bcc=3,bkl=3,nv=3,vasc=3'
+  assert str(e.value).endswith(advice)
+  assert not out.exists()
+  samples.sample(run, out, counts={'mel': 1, 'df': 0})
+
+
+def test_no_more_is_read_than_needed(smoke_run, out, monkeypatch):
+  def records():
+    yield from ({'label': label} for label in (5, 4))
+    raise AssertionError('The class was there.')
+
+  monkeypatch.setattr(prepared.Dataset, 'split', lambda *_, **__: records())
+  samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 1})
+
+
+def test_samples_without_the_data(smoke_run, out, caplog):
+  caplog.set_level('INFO')
+  run = run_lib.Run(smoke_run, '/nowhere')
+  samples.sample(run, out, counts={'mel': 1})
+  assert 'Not checked if each class has training images' in caplog.text
+  assert (out / sample_file('mel')).exists()
+
+
 def test_samples_are_an_image_folder(smoke_run, tmp_path, out):
   """Folders are read by metadata.csv or, as torchvision does, without it."""
   samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 2, 'nv': 1})
@@ -313,6 +351,21 @@ def test_named_masks(size, mask):
   config = vqvae.get_config('' if size == 64 else str(size))
   reached = build.vqvae(config).encoder.reached_by(hidden)
   assert 10 < (~reached).sum() < reached.size
+
+
+def test_classes_of_similar_names_have_their_own_files(run_copy, out):
+  file = run_copy / 'vqvae' / 'config.json'
+  stored = json.loads(file.read_text())
+  stored['facts']['class_names'][:3] = ['a/b', 'a_b', 'A?b']
+  file.write_text(json.dumps(stored))
+  counts = {'a/b': 1, 'a_b': 1, 'A?b': 1}
+  samples.sample(run_lib.Run(run_copy), out, counts=counts)
+  rows = read_csv(out / 'metadata.csv')
+  assert [row['label'] for row in rows] == list(counts)
+  assert [row['image'] for row in rows] == [
+    f'synthetic_{stem}_00000.png' for stem in ('a_b', 'a_b_2', 'A_b_3')
+  ]
+  assert len(list(out.glob('*/*.png'))) == 3
 
 
 def test_class_names_stay_in_the_folder(run_copy, tmp_path, out):

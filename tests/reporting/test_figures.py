@@ -122,3 +122,12 @@ def test_principal_colours():
   np.testing.assert_array_equal(
     figures.principal_colours(np.ones((2, 2, 3))), np.zeros((2, 2, 3))
   )
+
+
+def test_dollars_in_names_are_dollars():
+  """Otherwise matplotlib would read formulas, and fail at wrong ones."""
+  names = ['$a^', r'$\frac{1}{$']
+  svg = figures.confusion({'Some': np.eye(2, dtype=int)}, names, 'name')
+  assert set(names) <= _texts(svg)
+  sheet = np.zeros((34, 34, 3), np.uint8)
+  assert figures.labelled_sheet(sheet, names, names).startswith(b'\x89PNG')

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from dermvq_jax.training import compile_cache
+
 _COUNT = """
 import json, os, sys
 from dermvq_jax.training import compile_cache
@@ -101,3 +103,32 @@ def test_the_users_own_setting_stands(env, tmp_path, named):
   run(_COUNT + _SMALL, env=env | {'JAX_COMPILATION_CACHE_DIR': value})
   assert not (tmp_path / 'caches').exists()
   assert (tmp_path / 'mine').exists() == bool(named)
+
+
+@pytest.mark.parametrize('which', ['dermvq_jax', 'dermvq_jax/xla'])
+@pytest.mark.parametrize('mode', [0o777, 0o770, 0o702])
+def test_a_folder_that_others_can_write_is_not_used(
+  tmp_path, monkeypatch, which, mode
+):
+  """Compiled programs are native code."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  assert used(monkeypatch) == str(tmp_path / 'dermvq_jax' / 'xla')
+  assert (tmp_path / 'dermvq_jax' / 'xla').stat().st_mode & 0o777 == 0o700
+  (tmp_path / which).chmod(mode)
+  assert used(monkeypatch) is None
+
+
+def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(os, 'geteuid', lambda: os.getuid() + 1)
+  assert used(monkeypatch) is None
+  assert not (tmp_path / 'dermvq_jax' / 'xla').exists()
+
+
+def used(monkeypatch):
+  """The folder that `enable` chooses."""
+  for name in _SETTINGS:
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.delitem(sys.modules, 'jax', raising=False)
+  compile_cache.enable()
+  return os.environ.get(_SETTINGS[0])

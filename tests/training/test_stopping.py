@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 
+import jax
 import pytest
 
 from dermvq_jax.training import stopping
@@ -9,10 +10,14 @@ from dermvq_jax.training import stopping
 
 @pytest.fixture(autouse=True)
 def usual_handlers():
-  """Ctrl-C is ignored in a process that a shell runs in its background."""
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  """Shells ignore Ctrl-C for background jobs, nohup ignores SIGHUP."""
+  before = {
+    signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+  }
   yield
-  signal.signal(signal.SIGINT, before)
+  for number, handler in before.items():
+    signal.signal(number, handler)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -26,6 +31,32 @@ def test_a_signal_is_a_request(number, capfd):
   assert signal.getsignal(number) == before
   name = signal.Signals(number).name
   assert f'{name}: saving and stopping after this' in capfd.readouterr().err
+
+
+def test_a_closed_terminal_is_a_request(capfd):
+  """Two SIGHUPs come: from the system and from the shell."""
+  before = signal.getsignal(signal.SIGHUP)
+  with stopping.Requests() as requests:
+    for _ in range(2):
+      os.kill(os.getpid(), signal.SIGHUP)
+    assert requests.agreed(1) == signal.SIGHUP
+  assert signal.getsignal(signal.SIGHUP) == before
+  err = capfd.readouterr().err
+  assert err.count('SIGHUP: saving and stopping') == 1 and 'again' not in err
+
+
+def test_with_several_hosts_sighup_is_sigterm(monkeypatch):
+  """JAX's handler of SIGTERM informs all hosts."""
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  received = []
+  before = signal.signal(signal.SIGTERM, lambda n, _: received.append(n))
+  try:
+    with stopping.Requests():
+      os.kill(os.getpid(), signal.SIGHUP)
+      os.kill(os.getpid(), signal.SIGHUP)
+    assert received == [signal.SIGTERM]
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_a_second_ctrl_c_interrupts():

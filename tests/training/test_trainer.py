@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from dermvq_jax import config_files
+from dermvq_jax.data import pipeline
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import trainer as trainer_lib
 
@@ -79,3 +81,21 @@ def test_only_what_is_kept_goes_to_best(smoke_run):
   kept = trainer.kept_weights(start)
   assert list(kept['params']) == ['decoder']
   assert kept['model_state'] is start.model_state
+
+
+def test_workers_in_a_script(smoke_run, monkeypatch):
+  """grain's workers read absl's flags, which a script does not parse."""
+  trainer = make(smoke_run, 'vqvae')
+  asked = []
+  monkeypatch.setattr(
+    pipeline, 'train_batches', lambda *_, **kwargs: asked.append(kwargs)
+  )
+  flags.FLAGS.unparse_flags()
+  try:
+    trainer.train_batches()
+    assert not flags.FLAGS.is_parsed()
+    trainer.train_batches(num_workers=2)
+    assert flags.FLAGS.is_parsed()
+  finally:
+    flags.FLAGS.mark_as_parsed()
+  assert [kwargs['num_workers'] for kwargs in asked] == [0, 2]

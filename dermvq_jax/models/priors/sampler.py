@@ -11,7 +11,6 @@ New shapes, and controls that are switched on or off, cause a compilation; new
 values, known codes and masks do not.
 """
 
-import collections
 import dataclasses
 import functools
 import math
@@ -24,8 +23,8 @@ import numpy as np
 from jax import lax
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models import losses, nearest
-from dermvq_jax.models.priors import base
+from dermvq_jax.models import arguments, losses, nearest
+from dermvq_jax.models.priors import base, randomness
 
 Array = jax.Array
 
@@ -57,15 +56,19 @@ class Controls:
   def __post_init__(self):
     for name in ('temperature', 'guidance_scale'):
       value = getattr(self, name)
-      if not (math.isfinite(value) and value >= 0):
+      if not arguments.is_number(value) or not 0 <= value < math.inf:
         raise errors.UserError(
           f'{name} is {value}; give a number of at least 0'
         )
-    if not (self.top_k >= 0 and self.top_k % 1 == 0):
+    if not (
+      arguments.is_number(self.top_k)
+      and 0 <= self.top_k < math.inf
+      and self.top_k % 1 == 0
+    ):
       raise errors.UserError(
         f'top_k is {self.top_k}; give a whole number; 0 keeps all codes'
       )
-    if not 0 < self.top_p <= 1:
+    if not arguments.is_number(self.top_p) or not 0 < self.top_p <= 1:
       raise errors.UserError(
         f'top_p is {self.top_p}; give a number above 0 and at most 1'
       )
@@ -85,63 +88,6 @@ class Controls:
 
 _MAX_TOP_K = 2**31 - 1  # the largest int32; no codebook has as many codes
 _DEFAULT_CONTROLS = Controls()
-
-
-def count_within_labels(labels: Sequence[int]) -> np.ndarray:
-  """Counts how often each label came before: the default ids of images."""
-  seen = collections.Counter()
-  ids = []
-  for label in np.asarray(labels).tolist():
-    ids.append(seen[label])
-    seen[label] += 1
-  return np.asarray(ids, np.int32)
-
-
-def image_keys(
-  seed: int, labels: Sequence[int], ids: Sequence[int] | None = None
-) -> Array:
-  """Makes a different random key for each image.
-
-  Args:
-    seed: the same for all images.
-    labels: int [B].
-    ids: int [B], the number of each image within its label; by default they are
-      counted from 0.
-
-  Returns:
-    Keys [B]: fold_in(fold_in(key(seed), label), id).
-  """
-  if ids is None:
-    ids = count_within_labels(labels)
-
-  def image_key(label, n):
-    return jax.random.fold_in(
-      jax.random.fold_in(jax.random.key(seed), label), n
-    )
-
-  return jax.vmap(image_key)(
-    jnp.asarray(labels, jnp.uint32), jnp.asarray(ids, jnp.uint32)
-  )
-
-
-def row_noise(keys: Array, row: Array, width: int, codebook_size: int) -> Array:
-  """Samples Gumbel noise for one row of every image.
-
-  Args:
-    keys: random keys of the images, [B].
-    row: index of the row.
-    width: w.
-    codebook_size: K.
-
-  Returns:
-    float32 [w, B, K].
-  """
-
-  def image_noise(key):
-    key = jax.random.fold_in(key, row)
-    return jax.random.gumbel(key, (width, codebook_size), jnp.float32)
-
-  return einops.rearrange(jax.vmap(image_noise)(keys), 'b w k -> w b k')
 
 
 def guide(conditional: Array, unconditional: Array, scale: Array) -> Array:
@@ -270,7 +216,7 @@ def check_known(
         f'{list(shape)}, not {array.dtype} {list(array.shape)}'
       )
   known = known_codes[known_mask]
-  if known.size and (known.min() < 0 or known.max() >= codebook_size):
+  if known.size and (int(known.min()) < 0 or int(known.max()) >= codebook_size):
     raise errors.UserError(
       f'known codes must be in [0, {codebook_size}); these are from '
       f'{known.min()} to {known.max()}'
@@ -301,7 +247,7 @@ def sample_codes(
     prior: the module.
     variables: its variables, `{'params': ...}`.
     conditions: int [B] each.
-    keys: random keys [B], from `image_keys`.
+    keys: random keys [B], from `randomness.image_keys`.
     grid: (h, w).
     controls: how a code is sampled.
     known_codes: int [B, h, w], codes to complete; they are returned unchanged.
@@ -355,7 +301,9 @@ def _sample_codes(
     i, known = row
     cache = methods.start_row(cache, i, streams(row_above))
     # Small calls inside the inner loop would take longer than the model.
-    noise = row_noise(keys, i, width, prior.codebook_size)  # [w, B, K]
+    noise = randomness.row_noise(
+      keys, i, width, prior.codebook_size
+    )  # [w, B, K]
 
     def sample_code(carry, column):
       cache, previous = carry

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dermvq_jax.models import losses
-from dermvq_jax.models.priors import levels, pixelcnn, sampler
+from dermvq_jax.models.priors import levels, pixelcnn, randomness, sampler
 
 _LEVELS, _K, _GRID = 2, 3, (3, 4)
 _PRIOR = levels.LeveledPrior(
@@ -101,7 +101,7 @@ def test_samples_have_possible_codes(variables, controls):
     _PRIOR,
     variables,
     {'label': labels},
-    sampler.image_keys(0, labels),
+    randomness.image_keys(0, labels),
     _GRID,
     sampler.Controls(**controls),
   )
@@ -112,7 +112,7 @@ def test_samples_have_possible_codes(variables, controls):
 
 def test_both_forms_agree(variables):
   """At temperature 0 a sample's codes are the most likely ones."""
-  keys = sampler.image_keys(0, _CONDITIONS['label'])
+  keys = randomness.image_keys(0, _CONDITIONS['label'])
   controls = sampler.Controls(temperature=0)
   codes = sampler.sample_codes(
     _PRIOR, variables, _CONDITIONS, keys, _GRID, controls

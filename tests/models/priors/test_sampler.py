@@ -10,7 +10,7 @@ import pytest
 import test_priors
 
 from dermvq_jax import errors
-from dermvq_jax.models.priors import base, gated_pixelcnn, sampler
+from dermvq_jax.models.priors import base, gated_pixelcnn, randomness, sampler
 
 _CODES = 6
 _LABEL = (('label', 2),)
@@ -114,7 +114,7 @@ def _known(count, grid, seed=0):
 
 def _args(labels, seed=0):
   """Arguments of the sampler for images of these labels."""
-  keys = sampler.image_keys(seed, labels)
+  keys = randomness.image_keys(seed, labels)
   return _PRIOR, _variables(), {'label': np.asarray(labels)}, keys, _GRID
 
 
@@ -143,7 +143,7 @@ def test_samples_what_the_recomputing_sampler_samples(
   with jax.enable_x64(True):
     n = jnp.arange(count, dtype=jnp.int32)
     values = {'label': n % 3, 'site': n // 3 % 4}  # null values included
-    keys = sampler.image_keys(0, values['label'])
+    keys = randomness.image_keys(0, values['label'])
     conditions = {name: values[name] for name, _ in prior.conditions}
     variables = _variables(np.float64, prior)
     args = prior, variables, conditions, keys, grid, controls
@@ -177,7 +177,7 @@ def test_guidance_uses_the_null_value_of_every_condition(name):
 def test_an_image_depends_on_every_condition_of_the_prior_and_no_other():
   prior = _PRIOR.copy(conditions=_LABEL_AND_SITE)
   conditions = {'label': [0, 1, 0, 1], 'site': [0, 1, 2, 3]}
-  keys = sampler.image_keys(0, [0] * 4)
+  keys = randomness.image_keys(0, [0] * 4)
   variables = _variables(prior=prior)
 
   def sample(**conditions):
@@ -203,7 +203,7 @@ def test_an_image_depends_on_every_condition_of_the_prior_and_no_other():
 @pytest.mark.parametrize('controls', [sampler.Controls(), _ALL_ON])
 def test_an_image_does_not_depend_on_its_batch(controls):
   labels = jnp.asarray([0, 1, 2, 1, 0])
-  keys = sampler.image_keys(7, labels)
+  keys = randomness.image_keys(7, labels)
   variables = _variables()
   known = _known(5, _GRID) if controls is _ALL_ON else {}
 
@@ -267,7 +267,7 @@ def test_values_do_not_recompile():
 
   def compiles(seed, completes=False, **controls):
     labels = np.asarray([seed, 1])
-    keys = sampler.image_keys(seed, labels)
+    keys = randomness.image_keys(seed, labels)
     _TRACED.clear()
     sampler.sample_codes(
       prior,
@@ -463,23 +463,23 @@ def test_refuses_known_codes_that_do_not_fit(codes, mask, message):
 
 def test_image_keys():
   labels, ids = [0, 0, 1, 1, 1], [0, 1, 0, 1, 2]
-  keys = sampler.image_keys(3, labels, ids)
+  keys = randomness.image_keys(3, labels, ids)
   for key, label, n in zip(keys, labels, ids):
     expected = jax.random.fold_in(
       jax.random.fold_in(jax.random.key(3), label), n
     )
     assert key == expected
-  every = [sampler.image_keys(seed, labels, ids) for seed in (3, 4)]
+  every = [randomness.image_keys(seed, labels, ids) for seed in (3, 4)]
   bits = np.concatenate([jax.random.key_data(keys) for keys in every])
   assert len(np.unique(bits, axis=0)) == len(bits)
 
 
 def test_ids_count_within_each_label():
   labels = [4, 1, 4, 4, 1]
-  ids = sampler.count_within_labels(labels)
+  ids = randomness.count_within_labels(labels)
   np.testing.assert_array_equal(ids, [0, 0, 1, 2, 1])
   assert (
-    sampler.image_keys(0, labels) == sampler.image_keys(0, labels, ids)
+    randomness.image_keys(0, labels) == randomness.image_keys(0, labels, ids)
   ).all()
 
 
@@ -509,7 +509,7 @@ def _table():
 @pytest.mark.parametrize('temperature', [1.0, 2.0])
 def test_frequencies_of_a_known_distribution(temperature):
   images = 4000
-  keys = sampler.image_keys(0, [0] * images)
+  keys = randomness.image_keys(0, [0] * images)
   codes = sampler.sample_codes(
     _Table(),
     {},
@@ -563,7 +563,7 @@ def _shares():
 )
 def test_frequencies_of_the_nucleus(controls, kept):
   images, grid = 2000, (2, 4)
-  keys = sampler.image_keys(1, [0] * images)
+  keys = randomness.image_keys(1, [0] * images)
   conditions = {'label': jnp.zeros(images, jnp.int32)}
   codes = sampler.sample_codes(
     _Independent(), {}, conditions, keys, grid, controls

@@ -1,0 +1,64 @@
+"""Reads the values of flags; each function is a `type` for argparse."""
+
+import argparse
+import importlib.util
+import os
+
+from dermvq_jax import errors
+
+
+def path(text: str) -> str:
+  """Reads a path; ~ is the home folder, also where the shell leaves it."""
+  if not text:
+    raise argparse.ArgumentTypeError(
+      'the path is empty; is a variable of the shell not set?'
+    )
+  expanded = os.path.expanduser(text)
+  if expanded.startswith('~'):
+    raise argparse.ArgumentTypeError(
+      f'{text!r}: there is no such home folder; give ./{text} if the name '
+      'starts with ~'
+    )
+  return expanded
+
+
+def folder(text: str) -> str:
+  """Reads a folder, and checks that this installation can open it."""
+  scheme, separator, _ = text.partition('://')
+  if separator and scheme != 'gs':
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is neither a local folder nor gs://BUCKET/...'
+    )
+  if separator and not importlib.util.find_spec('gcsfs'):
+    raise argparse.ArgumentTypeError(
+      f'{text!r} needs a client for buckets: pip install gcsfs'
+    )
+  return path(text)
+
+
+def counts(text: str) -> dict[str, int]:
+  """Reads 'mel=16,nv=4' or '8'; the class '' stands for every class."""
+  try:
+    numbers = {}
+    for part in text.split(','):
+      name, _, number = part.rpartition('=')
+      numbers[name] = int(number)
+    if min(numbers.values()) < 0:
+      raise ValueError
+    return numbers
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is neither a number nor CLASS=NUMBER,...'
+    ) from None
+
+
+def seed(text: str) -> int:
+  """Reads a seed."""
+  from dermvq_jax.models import arguments  # needs NumPy, which takes a while
+
+  try:
+    return arguments.check_seed(int(text))
+  except (ValueError, errors.UserError):
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is not a whole number from 0 to {2**32 - 1}'
+    ) from None
