@@ -118,7 +118,8 @@ def test_digest_changes_with_everything_that_decides_the_codes(run):
       return np.array(other) + (other_path == path)
 
     changed = jax.tree_util.tree_map_with_path(change, weights)
-    return f'codes/{build.encoding_digest(changed, _IMAGES)}' != codes_name
+    digest = build.encoding_digest(changed, run_lib.Run(workdir).vqvae.facts)
+    return f'codes/{digest}' != codes_name
 
   decides = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(weights):

@@ -72,7 +72,6 @@ def encode(run: run_lib.Run, copies: int = 1) -> str:
   config, facts, images = run.vqvae.config, run.vqvae.facts, run.images
   codec = build.codec(config, run.vqvae.weights)
   quantizer = codec.model.quantizer
-  images.check()  # A clear error before the work begins.
   conditions = {
     name: values
     for name, values in images.facts['conditions'].items()
@@ -100,6 +99,7 @@ def encode(run: run_lib.Run, copies: int = 1) -> str:
     class_names=tuple(facts['class_names']),
     conditions=conditions,
     images=images.name,
+    images_fingerprint=images.facts['fingerprint'],
     copies=copies,
     examples=examples,
   )

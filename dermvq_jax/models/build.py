@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -360,15 +361,17 @@ def encoding_weights(weights: PyTree) -> dict[str, PyTree]:
   return parts
 
 
-def encoding_digest(weights: PyTree, images: str) -> str:
+def encoding_digest(weights: PyTree, images: Facts) -> str:
   """Names a VQ-VAE's codes of a dataset by a hash, 16 hexadecimal digits.
 
   Args:
     weights: `{'params': ..., 'model_state': ...}` of the VQ-VAE.
-    images: name of the dataset that is encoded.
+    images: the facts of the images that are encoded; their name and the
+      fingerprint of their content count.
   """
   parts = encoding_weights(weights)
-  sha = hashlib.sha256(images.encode())
+  content = [images['dataset'], sorted(images.get('fingerprint', {}).items())]
+  sha = hashlib.sha256(json.dumps(content).encode())
   for name, leaf in sorted(
     flax.traverse_util.flatten_dict(parts, sep='/').items()
   ):

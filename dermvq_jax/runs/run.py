@@ -290,9 +290,22 @@ class Run:
     """The images that the VQ-VAE is trained on.
 
     Raises:
-      UserError: no VQ-VAE was started.
+      UserError: no VQ-VAE was started, or its images are not prepared, or they
+        were prepared again with another content.
     """
-    return prepared.Dataset(self.vqvae.facts['dataset'], self.data_dir())
+    dataset = prepared.Dataset(self.vqvae.facts['dataset'], self.data_dir())
+    before, now = (
+      facts.get('fingerprint', {})
+      for facts in (self.vqvae.facts, dataset.facts)
+    )
+    changed = [split for split in now if before.get(split) != now[split]]
+    if changed:
+      raise errors.UserError(
+        f'{", ".join(changed)} of {dataset.name} in {dataset.data_dir} changed '
+        f'since {self.vqvae.folder} was trained; prepare the same images '
+        'again, or train again in another --workdir'
+      )
+    return dataset
 
   @functools.cached_property
   def codes(self) -> prepared.Dataset:
@@ -311,9 +324,7 @@ class Run:
     Raises:
       UserError: there is no trained VQ-VAE.
     """
-    return build.encoding_digest(
-      self.vqvae.weights, self.vqvae.facts['dataset']
-    )
+    return build.encoding_digest(self.vqvae.weights, self.vqvae.facts)
 
   def check_codes(self):
     """Checks that the prior was trained on the codes of this VQ-VAE.

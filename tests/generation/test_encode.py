@@ -1,5 +1,6 @@
 """Tests of the dataset of codes."""
 
+import json
 import shutil
 
 import jax
@@ -61,13 +62,16 @@ def test_codes_and_what_belongs_to_them(smoke_run, model, split):
 def test_the_prior_remembers_whose_codes_it_models(smoke_run):
   facts = run_lib.Run(smoke_run).prior.facts
   weights = checkpoints.load_best(smoke_run / 'vqvae')
-  assert facts['vqvae_digest'] == build.encoding_digest(weights, IMAGES)
+  images = run_lib.Run(smoke_run).images.facts
+  assert facts['vqvae_digest'] == build.encoding_digest(weights, images)
+  assert facts['images_fingerprint'] == images['fingerprint']
   assert facts['dataset'] == 'codes/' + facts['vqvae_digest']
 
 
 def test_digest(smoke_run):
   weights = checkpoints.load_best(smoke_run / 'vqvae')
-  digest = build.encoding_digest(weights, IMAGES)
+  images = {'dataset': IMAGES, 'fingerprint': {'train': '1', 'val': '2'}}
+  digest = build.encoding_digest(weights, images)
   assert len(digest) == 16 and int(digest, 16)
 
   def after(part):
@@ -83,11 +87,15 @@ def test_digest(smoke_run):
     done = []
     changed = jax.tree_util.tree_map_with_path(change, weights)
     assert done
-    return build.encoding_digest(changed, IMAGES)
+    return build.encoding_digest(changed, images)
 
   different = [after('encoder'), after('codebook'), digest]
-  different.append(build.encoding_digest(weights, 'synthetic_dermoscopy/64'))
-  assert len(set(different)) == 4
+  for other in (
+    {'dataset': 'synthetic_dermoscopy/64'},
+    {'fingerprint': {'train': '1', 'val': '3'}},
+  ):
+    different.append(build.encoding_digest(weights, images | other))
+  assert len(set(different)) == 5
   # The decoder and the moving averages do not change the codes.
   assert after('decoder') == after('ema_sums') == digest
 
@@ -102,7 +110,8 @@ def test_extraction_changes_no_file_of_the_vqvae(workdir):
   assert files() == before
   after = checkpoints.load_best(workdir / 'vqvae')
   assert bits(weights) == bits(after)
-  assert name == f'codes/{build.encoding_digest(after, IMAGES)}'
+  facts = run_lib.Run(workdir).vqvae.facts
+  assert name == f'codes/{build.encoding_digest(after, facts)}'
 
 
 def test_encoder_does_not_move_the_codebook(smoke_run):
@@ -206,3 +215,24 @@ def test_mistakes(smoke_run, tmp_path):
   shutil.rmtree(tmp_path / 'vqvae' / 'best')
   with pytest.raises(errors.UserError, match='no trained weights'):
     encode.encode(run_lib.Run(tmp_path))
+
+
+def test_images_that_changed_under_a_run(run_copy):
+  """Codes, samples of them and evaluations would be of other images."""
+  run = run_lib.Run(run_copy)
+  folder = run_copy / 'data' / IMAGES
+  [metadata] = folder.rglob('metadata.json')
+  content = json.loads(metadata.read_text())
+  content['fingerprint']['val'] = '0123456789abcdef'
+  metadata.write_text(json.dumps(content))
+  config = config_files.load(
+    'vqvae:smoke', [f'--config.data_dir={run_copy}/data']
+  )
+  for use, message in (
+    (lambda: run.images, f'val of {IMAGES} in .* changed since .* was trained'),
+    (lambda: encode.encode(run), 'changed since'),
+    (lambda: loop.train(config, run), 'fingerprint.val of the data was'),
+  ):
+    with pytest.raises(errors.UserError, match=message) as e:
+      use()
+    assert '\n' not in str(e.value)
