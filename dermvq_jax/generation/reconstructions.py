@@ -12,7 +12,6 @@ from dermvq_jax.data import images
 from dermvq_jax.generation import tables
 from dermvq_jax.runs import run as run_lib
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _SHEET_COLUMNS = 16
 
 
@@ -33,21 +32,6 @@ class _Inputs:
   skipped: list[str] = dataclasses.field(default_factory=list)
 
 
-def _list_images(folder: epath.Path) -> list[epath.Path]:
-  """The image files in a folder, by name, without hidden ones."""
-  found = sorted(
-    path
-    for path in folder.iterdir()
-    # macOS puts a file ._NAME beside each image on other disks.
-    if path.suffix.lower() in _SUFFIXES and not path.name.startswith('.')
-  )
-  if not found:
-    raise errors.UserError(
-      f'there is no .jpg or .png file in {folder}; give a folder with images'
-    )
-  return found
-
-
 def _read_files(paths: Sequence[epath.PathLike], size: int) -> _Inputs:
   """Reads the given image files, and those in the given folders.
 
@@ -59,7 +43,7 @@ def _read_files(paths: Sequence[epath.PathLike], size: int) -> _Inputs:
     is_folder = path.is_dir()
     if not is_folder and not path.exists():
       raise errors.UserError(f'there is no file {path}')
-    for file in _list_images(path) if is_folder else [path]:
+    for file in images.list_images(path) if is_folder else [path]:
       try:
         inputs.pixels.append(images.read_square(file, size))
         inputs.names.append(file.name)
