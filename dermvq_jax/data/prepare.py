@@ -92,6 +92,8 @@ def write(
         # Last, because a failure here must not undo the rest.
         made_by = json.dumps(provenance.describe(), indent=2)
         (path / prepared.MADE_BY).write_text(made_by + '\n')
+        files.sync_tree(path)
+        files.sync(path.parent)
   except (OSError, RuntimeError) as e:
     failure = _system_failure(e)
     if failure is None:
@@ -103,13 +105,6 @@ def write(
       f'permissions there, or {first} another --data_dir'
     ) from e
   return builder
-
-
-def can_write(folder: epath.PathLike) -> bool:
-  """Whether this process may write into a local folder, or may make it."""
-  path = pathlib.Path(folder).expanduser().absolute()
-  nearest = next(p for p in (path, *path.parents) if os.path.exists(p))
-  return os.access(nearest, os.W_OK | os.X_OK)
 
 
 def _write(

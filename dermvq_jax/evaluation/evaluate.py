@@ -153,7 +153,6 @@ def evaluate(
   )
   run.report_dir.mkdir(parents=True, exist_ok=True)
   nearest = nearest_path(run, split)
-  nearest.unlink(missing_ok=True)  # It belongs to an earlier evaluation.
   if num_samples:
     found, arrays = sample_measures.measure_samples(
       subject,
@@ -166,6 +165,8 @@ def evaluate(
     with files.replacing(nearest) as file:
       np.savez_compressed(file, **arrays)
     logging.info('Wrote %s', nearest)
+  else:
+    nearest.unlink(missing_ok=True)  # It belongs to an earlier evaluation.
   _print(evaluation, run)
   path = result_path(run, split)
   results.write(path, evaluation)

@@ -41,7 +41,8 @@ class Figure:
   def write(self, folder: epath.Path) -> epath.Path:
     """Writes the figure to a separate file; returns the path."""
     path = folder / f'{self.name}.{"svg" if self.svg else "png"}'
-    path.write_bytes(self.svg.encode() if self.svg else self.png)
+    with files.replacing(path) as file:
+      file.write(self.svg.encode() if self.svg else self.png)
     return path
 
 

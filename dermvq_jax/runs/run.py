@@ -167,6 +167,7 @@ class Phase:
 
   def start(self, config: ml_collections.ConfigDict, facts: dict[str, Any]):
     """Runs `check`, then stores what the phase is started with."""
+    files.refuse_links(self.folder)
     self.check(config, facts)
     first = self.made_by if self.started else made_by()
     self.folder.mkdir(parents=True, exist_ok=True)

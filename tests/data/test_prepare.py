@@ -232,21 +232,6 @@ def test_a_data_dir_that_is_a_file(toy):
   assert toy.read_text() == 'a file'
 
 
-def test_folders_that_can_be_written(tmp_path, monkeypatch):
-  assert prepare.can_write(tmp_path)
-  assert prepare.can_write(tmp_path / 'new' / 'newer')
-  (tmp_path / 'share').mkdir(mode=0o500)
-  asked = []
-
-  def access(path, mode):  # Root may write everywhere.
-    asked.append(path)
-    return mode & os.W_OK == 0
-
-  monkeypatch.setattr(os, 'access', access)
-  assert not prepare.can_write(tmp_path / 'share' / 'codes')
-  assert asked == [tmp_path / 'share']
-
-
 def test_other_runtime_errors_are_raised_as_they_are(toy, monkeypatch):
   monkeypatch.setattr(Toy, 'trouble', RuntimeError('a bug'))
   with pytest.raises(RuntimeError, match='a bug'):

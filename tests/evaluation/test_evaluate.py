@@ -15,6 +15,18 @@ from dermvq_jax.runs import run as run_lib
 IMAGES = 'synthetic_dermoscopy/smoke'
 
 
+def test_an_interrupted_evaluation_removes_nothing(run_copy, monkeypatch):
+  before = {p: p.read_bytes() for p in (run_copy / 'report').iterdir()}
+
+  def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(evaluate.sample_measures, 'measure_samples', interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate.evaluate(run_lib.Run(run_copy), num_samples=10)
+  assert before == {p: p.read_bytes() for p in (run_copy / 'report').iterdir()}
+
+
 def test_without_samples_and_classifier(run_copy, caplog):
   """Everything else is measured; files of an earlier evaluation are removed."""
   shutil.rmtree(run_copy / 'classifier')

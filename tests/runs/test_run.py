@@ -65,6 +65,17 @@ def test_a_phase_knows_what_it_was_started_with(tmp_path):
   assert phase.config.num_workers == 3
 
 
+@pytest.mark.parametrize('name', ['vqvae', 'vqvae/config.json'])
+def test_starting_writes_through_no_link(tmp_path, name):
+  outside, link = tmp_path / 'outside', tmp_path / 'run' / name
+  outside.mkdir()
+  link.parent.mkdir(parents=True)
+  link.symlink_to(outside)
+  with pytest.raises(errors.UserError, match='is a link to .*outside'):
+    vqvae(tmp_path / 'run').start(smoke(), FACTS)
+  assert not list(outside.iterdir())
+
+
 def test_weights_are_read_again_after_a_start(tmp_path):
   """One object may train, use and train a phase again."""
   run, digests = Run(tmp_path), []
