@@ -160,7 +160,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     The folder to write into, whose name ends with `.incomplete`.
 
   Raises:
-    UserError: `path` exists already.
+    UserError: `path` exists already, or it would be in a file.
   """
   path = epath.Path(path).expanduser()
   if is_remote(path):
@@ -168,6 +168,8 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
       yield partial
     return
   _check_is_free(path)
+  if path.parent.is_file():
+    raise errors.UserError(f'{path.parent} is a file; give another --out')
   path.parent.mkdir(parents=True, exist_ok=True)
   _remove_leftovers(path)
   partial, descriptor = _open_new(path, folder=True)

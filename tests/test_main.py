@@ -181,7 +181,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     (['sample', '--workdir={run}', '--out={empty}'], 'exists already'),
     (
       ['sample', '--workdir={run}', '--out={file}/x', '--counts=mel=1'],
-      'Not a directory',
+      'file is a file; give another --out',
     ),
     (RECONSTRUCT, 'either image files or --split'),
     ([*RECONSTRUCT, '--split=val', '{image}'], 'either image files or --split'),

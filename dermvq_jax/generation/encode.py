@@ -69,8 +69,9 @@ def encode(run: run_lib.Run, copies: int = 1) -> str:
   """
   if copies < 1:
     raise errors.UserError(f'--copies is {copies}; it must be 1 or more')
-  config, facts, images = run.vqvae.config, run.vqvae.facts, run.images
+  config, facts = run.vqvae.config, run.vqvae.facts
   codec = build.codec(config, run.vqvae.weights)
+  images = run.images
   quantizer = codec.model.quantizer
   conditions = {
     name: values

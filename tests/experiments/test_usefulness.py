@@ -251,7 +251,7 @@ def test_a_training_that_diverges_is_an_error(monkeypatch):
   load = classifiers.common.load_config
 
   def load_config(*args, **kwargs):
-    return load(*args, 'optim.learning_rate=inf', **kwargs)
+    return load(*args, 'optim.learning_rate=1e38', **kwargs)
 
   monkeypatch.setattr(classifiers.common, 'load_config', load_config)
   images = {
