@@ -16,7 +16,10 @@ IMAGES = 'synthetic_dermoscopy/smoke'
 VERSION = str(synthetic_dermoscopy.Builder.VERSION)
 CONDITIONS = {
   'label': list(builder.CLASS_NAMES),
-  **synthetic_dermoscopy.Builder.conditions,
+  **{
+    name: list(values)
+    for name, values in synthetic_dermoscopy.Builder.conditions.items()
+  },
 }
 
 
