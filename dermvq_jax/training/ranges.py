@@ -47,11 +47,11 @@ def _number(advice: str, has: Callable[[float], bool]) -> _Range:
 
 
 def _float32(value: float) -> float:
-  """Rounds to float32; what is too large for it becomes infinite."""
+  """Rounds to float32; values out of its range become infinite."""
   try:
     with np.errstate(over='ignore'):
       return float(np.float32(value))
-  except OverflowError:  # a whole number without end
+  except OverflowError:  # an integer too large for a float64
     return math.inf
 
 

@@ -52,7 +52,7 @@ def test_conditions_are_dropped_independently():
   )
   assert list(dropped) == ['label', 'site']  # no others
   is_null = {name: dropped[name] == number for name, number in _SPEC}
-  for name, _ in _SPEC:  # what is not dropped stays
+  for name, _ in _SPEC:  # conditions that are not dropped are unchanged
     kept = ~is_null[name]
     np.testing.assert_array_equal(dropped[name][kept], conditions[name][kept])
   both = is_null['label'] & is_null['site']
