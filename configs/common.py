@@ -25,6 +25,7 @@ def base(task: str) -> ml_collections.ConfigDict:
     'learning_rate': 1e-3,
     'schedule': 'cosine',
     'warmup_steps': 100,
+    'b1': 0.9,
     'b2': 0.99,
     'weight_decay': 0.0,
     'max_grad_norm': 1.0,  # 0: gradients are not clipped

@@ -61,6 +61,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'num_residual_blocks': 2,
     'residual_features': 32,
     'downsampling': 4,
+    'stage_blocks': 0,  # the decoder's residual blocks at higher resolutions
     'activation': 'gelu',  # approximated by tanh; or 'relu', 'silu'
     'norm_groups': 0,  # groups of the norms in residual blocks; 0: no norm
     'attention_heads': 0,  # at the lowest resolution; 0: no attention
@@ -73,6 +74,26 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'huber': 0.0,
     'ssim': 0.0,
     'gradient': 0.0,
+    'lpips': 0.0,
+    'spectrum': 0.0,
+    # Relative to the sum of the terms above; see `discriminator`.
+    'adversarial': 0.0,
+    'feature_matching': 0.0,
+  }
+  config.discriminator = {
+    'features': 32,
+    'num_stages': 3,
+    'start': 0.5,  # share of the training before it plays
+    'ramp_steps': 200,  # in which its weights then rise
+  }
+  config.discriminator_optim = {
+    'learning_rate': 4e-4,
+    'schedule': 'constant',
+    'warmup_steps': 0,
+    'b1': 0.5,
+    'b2': 0.99,
+    'weight_decay': 0.0,
+    'max_grad_norm': 0.0,
   }
   # b2 = 0.999 is 1.7 dB behind after 1,500 steps.
   config.optim.update({'b2': 0.95, 'max_grad_norm': 0.0})

@@ -7,7 +7,7 @@ import numpy as np
 
 from dermvq_jax import inference
 from dermvq_jax.evaluation import feature_spaces, generation_metrics, results
-from dermvq_jax.models import chunks, losses
+from dermvq_jax.models import chunks, image_losses
 
 # Images uint8 `[N, H, W, 3]` and their labels int `[N]`.
 LabelledImages = tuple[np.ndarray, np.ndarray]
@@ -115,7 +115,7 @@ def measure_reconstruction(
     ]
   )
   ssim = chunks.apply(
-    jax.jit(lambda a, b: losses.ssim(a / 255.0, b / 255.0)),
+    jax.jit(lambda a, b: image_losses.ssim(a / 255.0, b / 255.0)),
     originals,
     reconstructions,
   )

@@ -22,7 +22,8 @@ import numpy as np
 
 from dermvq_jax import errors
 from dermvq_jax.models import classifier as classifier_lib
-from dermvq_jax.models import losses, nearest, quantizers
+from dermvq_jax.models import discriminator as discriminator_lib
+from dermvq_jax.models import image_losses, losses, nearest, quantizers
 from dermvq_jax.models import vqvae as vqvae_lib
 from dermvq_jax.models.priors import base, levels
 
@@ -118,10 +119,20 @@ def vqvae(config: Config) -> vqvae_lib.VQVAE:
     quantizers.QUANTIZERS[name], config.quantizer, 'quantizer', 'vqvae'
   )
   shared = {**config.model, 'dtype': _dtype(config)}
+  stage_blocks = shared.pop('stage_blocks')
   return vqvae_lib.VQVAE(
     encoder=vqvae_lib.Encoder(code_dim=quantizer.code_dim, **shared),
     quantizer=quantizer,
-    decoder=vqvae_lib.Decoder(**shared),
+    decoder=vqvae_lib.Decoder(stage_blocks=stage_blocks, **shared),
+  )
+
+
+def discriminator(config: Config) -> discriminator_lib.Discriminator:
+  """Builds the discriminator from `config.discriminator`."""
+  return discriminator_lib.Discriminator(
+    features=config.discriminator.features,
+    num_stages=config.discriminator.num_stages,
+    dtype=_dtype(config),
   )
 
 
@@ -158,9 +169,9 @@ def check_vqvae(config: Config, image_size: int):
         f'config.model.{name} is {number}; give 0 for none, or a divisor of '
         + ' and '.join(f'config.model.{w}={model[w]}' for w in widths)
       )
-  if image_size < losses.SSIM_WINDOW:
+  if image_size < image_losses.SSIM_WINDOW:
     raise errors.UserError(
-      f'images of {image_size} px are smaller than the {losses.SSIM_WINDOW} px '
+      f'images of {image_size} px are smaller than the {image_losses.SSIM_WINDOW} px '
       'that SSIM is measured over; choose another dataset size'
     )
   if image_size % factor:

@@ -77,15 +77,20 @@ class Attention(nn.Module):
     return x + y.reshape(x.shape)
 
 
+def _residual_block(module: nn.Module, hidden_features: int) -> ResidualBlock:
+  """Makes a residual block of encoder or decoder."""
+  return ResidualBlock(
+    hidden_features,
+    module.activation,
+    module.norm_groups,
+    dtype=module.dtype,
+  )
+
+
 def _lowest_resolution(module: nn.Module, x: jax.Array) -> jax.Array:
   """Applies the residual blocks and the attention of encoder or decoder."""
   for _ in range(module.num_residual_blocks):
-    x = ResidualBlock(
-      module.residual_features,
-      module.activation,
-      module.norm_groups,
-      dtype=module.dtype,
-    )(x)
+    x = _residual_block(module, module.residual_features)(x)
   if module.attention_heads:
     x = Attention(module.attention_heads, dtype=module.dtype)(x)
   return x
@@ -171,12 +176,17 @@ class Decoder(nn.Module):
   """Quantized latents to images, `downsampling` times larger.
 
   The attributes are those of `Encoder`, without `code_dim`.
+
+  Attributes:
+    stage_blocks: number of residual blocks at each higher resolution but that
+      of the image.
   """
 
   features: int
   num_residual_blocks: int
   residual_features: int
   downsampling: int
+  stage_blocks: int = 0
   activation: str = 'relu'
   norm_groups: int = 0
   attention_heads: int = 0
@@ -193,6 +203,8 @@ class Decoder(nn.Module):
     for features in reversed(stages[:-1]):
       x = layers.Conv(4 * features, (3, 3), dtype=self.dtype)(activate(x))
       x = layers.depth_to_space(x, 2)
+      for _ in range(self.stage_blocks):
+        x = _residual_block(self, features // 2)(x)
     x = layers.Conv(4 * 3, (3, 3), dtype=self.dtype)(activate(x))
     x = layers.depth_to_space(x, 2)
     return x.astype(jnp.float32) + 0.5

@@ -43,7 +43,7 @@ def make(
   Args:
     config: the run's config; a cosine ends at `num_train_steps`. A field of an
       optimiser has `learning_rate`; `schedule` ('constant', or 'cosine' to
-      zero); `warmup_steps`; `b2`; `weight_decay`; `max_grad_norm` (0: no
+      zero); `warmup_steps`; `b1`; `b2`; `weight_decay`; `max_grad_norm` (0: no
       clipping).
     optimizers: see `tasks.Task`.
 
@@ -68,7 +68,9 @@ def _adamw(
   config: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   steps = [
-    optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
+    optax.adamw(
+      schedule, config.b1, config.b2, weight_decay=config.weight_decay
+    )
   ]
   if config.max_grad_norm:
     steps.insert(0, optax.clip_by_global_norm(config.max_grad_norm))

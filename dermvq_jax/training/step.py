@@ -31,7 +31,13 @@ def _gradients(
   def of_part(part: PyTree, rng: jax.Array):
     grad_fn = jax.value_and_grad(task.loss_fn, has_aux=True)
     (loss, (parts, observed)), grads = grad_fn(
-      old.params, old.model_state, part, rng, train=True, axis_name=axis_name
+      old.params,
+      old.model_state,
+      part,
+      rng,
+      train=True,
+      step=old.step,
+      axis_name=axis_name,
     )
     return grads, {'loss': metrics.Mean.of(loss[None]), **parts}, observed
 

@@ -1,7 +1,7 @@
 """What a phase trains, as pure functions; the loop is the same for all."""
 
 import dataclasses
-import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,9 +12,16 @@ import ml_collections
 import numpy as np
 
 from dermvq_jax import errors
-from dermvq_jax.models import build, losses, nearest, vqvae
+from dermvq_jax.models import (
+  build,
+  image_losses,
+  losses,
+  nearest,
+  spectrum,
+  vqvae,
+)
 from dermvq_jax.models.priors import base
-from dermvq_jax.training import metrics
+from dermvq_jax.training import adversarial, metrics
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -39,8 +46,8 @@ class Task:
     best_metric: the validation metric whose lowest value marks `best/`.
     init: `(rng, batches) -> (params, model_state)`; sees the unsharded stream,
       the same on every host. Shapes alone decide the result's structure.
-    loss_fn: `(params, model_state, batch, rng, *, train, axis_name) -> (loss,
-      (metrics, observed))`. Every term of the loss is a metric with its own
+    loss_fn: `(params, model_state, batch, rng, *, train, step, axis_name) ->
+      (loss, (metrics, observed))`; `step` is the number of updates before. Every term of the loss is a metric with its own
       name. A field `mask` [B] of the batch weights the metrics. Metrics are
       sums over this device's part; `observed` are arrays [B, ...].
     update_state: `(params, model_state, observed, rng, *, axis_name) ->
@@ -135,14 +142,19 @@ def _reconstruction_metrics(
 ) -> metrics.Metrics:
   """Errors of reconstructions `[B, H, W, 3]`, clipped as users get them."""
   clipped = jnp.clip(reconstruction, 0, 1)
-  error = losses.squared_error(clipped, target)
+  error = image_losses.squared_error(clipped, target)
   parts = {
     'mse': metrics.Mean.of(error, mask),
     'nmse': metrics.Mean.of(error / variance, mask),
     'psnr': metrics.Psnr.of(error, mask),
   }
+  powers = [spectrum.octave_powers(x) for x in (clipped, target)]
+  for i in range(spectrum.NUM_OCTAVES):
+    of_image = (power[:, i] for power in powers)
+    made, real = (x if mask is None else x * mask for x in of_image)
+    parts[f'power_octave_{i + 1}'] = metrics.Mean(made.sum(), real.sum())
   if not train:  # It would slow training.
-    parts['ssim'] = metrics.Mean.of(losses.ssim(clipped, target), mask)
+    parts['ssim'] = metrics.Mean.of(image_losses.ssim(clipped, target), mask)
   return parts
 
 
@@ -168,28 +180,66 @@ def vqvae_task(
   (van den Oord et al. 2017 divide in the same way).
   """
   build.check_vqvae(config, facts['image_size'])
-  losses.check_reconstruction(config.loss)
+  weights = config.loss.to_dict()
+  adversary = adversarial.make(config)
+  pixel_weights = {
+    k: v for k, v in weights.items() if k not in adversarial.TERMS
+  }
+  image_losses.check_reconstruction(pixel_weights)
   model = build.vqvae(config)
   num_codes, variance = model.quantizer.num_codes, facts['train_variance']
 
-  def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
-    del rng, axis_name  # The loss is not random and has no global averages.
+  def init(rng, batches):
+    batches = iter(batches)
+    first = next(batches)
+    params, state = _init_vqvae(model, rng, itertools.chain([first], batches))
+    if adversary:
+      images = build.to_unit(first['image'])
+      rng = jax.random.fold_in(rng, 1)
+      params = params | {'discriminator': adversary.init(rng, images)}
+    return params, state
+
+  def loss_fn(
+    params, model_state, batch, rng, *, train, step=0, axis_name=None
+  ):
+    shift_rng, view_rng = jax.random.split(rng)
     images = build.to_unit(batch['image'])
     target = build.to_unit(batch.get('target', batch['image']))
     mask = batch.get('mask')
     output = model.apply({'params': params, **model_state}, images)
     quantized, made = output.quantized, output.reconstruction
-    reconstruction_loss, terms = losses.reconstruction(
-      made, target, config.loss, variance
-    )
+
+    def reconstruction_loss(made):
+      return image_losses.reconstruction(
+        made, target, pixel_weights, variance, shift_rng if train else None
+      )
+
+    adversarial_terms = {}
+    if train and adversary:
+      (loss, terms), gradient = jax.value_and_grad(
+        reconstruction_loss, has_aux=True
+      )(jax.lax.stop_gradient(made))
+      loss = adversarial.with_gradient(loss, made, gradient)
+      adversarial_loss, adversarial_terms = adversary.loss(
+        params['discriminator'],
+        made,
+        target,
+        gradient,
+        view_rng,
+        step,
+        axis_name,
+      )
+      loss += adversarial_loss
+    else:
+      loss, terms = reconstruction_loss(made)
     per_image = terms | quantized.metrics
     parts = {
       **_reconstruction_metrics(made, target, variance, mask, train=train),
       **_code_metrics(quantized.codes, num_codes, mask),
       **{k: metrics.Mean.of(v, mask) for k, v in per_image.items()},
+      **adversarial_terms,
     }
-    loss = quantized.loss + reconstruction_loss
-    return loss, (parts, quantized.observed)
+    return quantized.loss + loss, (parts, quantized.observed)
 
   def update_state(params, model_state, observed, rng, *, axis_name=None):
     _, new_state = model.apply(
@@ -218,11 +268,18 @@ def vqvae_task(
 
   return Task(
     keys=('image',),
-    best_metric='mse',
-    init=functools.partial(_init_vqvae, model),
+    best_metric='lpips_loss' if weights['lpips'] else 'mse',
+    init=init,
     loss_fn=loss_fn,
     update_state=update_state,
     summary_images=summary_images,
+    optimizers={
+      '': 'optim',
+      **({'discriminator': 'discriminator_optim'} if adversary else {}),
+    },
+    kept=lambda params: {
+      k: v for k, v in params.items() if k != 'discriminator'
+    },
   )
 
 
@@ -244,7 +301,10 @@ def prior_task(
     conditions = {name: batch[name][:1] for name in names}
     return build.init(model, rng, batch['codes'][:1], conditions, train=False)
 
-  def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
+  def loss_fn(
+    params, model_state, batch, rng, *, train, step=0, axis_name=None
+  ):
+    del step
     codes, mask = batch['codes'], batch.get('mask')
     conditions = {name: batch[name] for name in names}
     rngs = {}
@@ -303,8 +363,10 @@ def classifier_task(
     log_shares = jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
     return params, {'class_balance': {'log_shares': log_shares}}
 
-  def loss_fn(params, model_state, batch, rng, *, train, axis_name=None):
-    del rng, train, axis_name  # As in `vqvae_task`.
+  def loss_fn(
+    params, model_state, batch, rng, *, train, step=0, axis_name=None
+  ):
+    del rng, train, step, axis_name  # The same function in every step.
     labels, mask = batch['label'], batch.get('mask')
     logits = model.apply({'params': params}, build.to_unit(batch['image']))
     adjusted = logits + model_state['class_balance']['log_shares']

@@ -1,0 +1,149 @@
+"""The second player of adversarial training: tells real images from made ones.
+
+It sees patches (PatchGAN: Isola et al. 2017, section 3.2.2): each of its
+logits judges a part of the image.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dermvq_jax.models import layers
+
+Array = jax.Array
+
+_GROUPS = 8
+_SLOPE = 0.2  # of the leaky ReLU
+# Fine texture is faint beside the colours of an image. It is amplified, so that
+# the first layer sees both.
+_DETAIL_GAIN = 12.0
+MAX_SHIFT = 8  # pixels
+_MAX_BRIGHTNESS = 0.1
+_CONTRASTS = (0.8, 1.25)
+
+
+def _blur(x: Array) -> Array:
+  """Means of 3x3 pixels; the border repeats."""
+  for axis in (1, 2):
+    size = x.shape[axis]
+    pad = [(0, 0)] * 4
+    pad[axis] = (1, 1)
+    wide = jnp.pad(x, pad, mode='edge')
+    parts = [
+      jax.lax.slice_in_dim(wide, i, i + size, axis=axis) for i in range(3)
+    ]
+    x = sum(parts) / 3
+  return x
+
+
+class Discriminator(nn.Module):
+  """Images to logits of patches, and the features on the way.
+
+  A patch of the logits sees 8 * 2**num_stages - 1 pixels a side or less.
+
+  Attributes:
+    features: width of the first stage; each further stage has twice the width.
+      A multiple of 8.
+    num_stages: number of stages; each halves height and width.
+    dtype: dtype of the computation; parameters are float32.
+  """
+
+  features: int
+  num_stages: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: Array) -> tuple[Array, list[Array]]:
+    """Judges images.
+
+    Args:
+      images: `[B, H, W, 3]`, about in [0, 1].
+
+    Returns:
+      Logits `[B, h, w]`, high for real images; and the outputs of the stages,
+      `[B, h', w', C]`. All are at least float32.
+    """
+    detail = _DETAIL_GAIN * (images - _blur(images))
+    x = jnp.concatenate([2 * images - 1, detail], -1).astype(self.dtype)
+    found = []
+    for stage in range(self.num_stages):
+      x = layers.space_to_depth(x, 2)
+      x = layers.Conv(self.features << stage, (3, 3), dtype=self.dtype)(x)
+      if stage:
+        x = nn.GroupNorm(_GROUPS, dtype=self.dtype)(x)
+      x = nn.leaky_relu(x, _SLOPE)
+      found.append(x.astype(jnp.float32))
+    logits = layers.Conv(1, (3, 3), dtype=self.dtype)(x)
+    return logits[..., 0].astype(jnp.float32), found
+
+
+def augment(rng: Array, images: Array) -> Array:
+  """Shifts images and changes their brightness and contrast, at random.
+
+  Differentiable augmentation keeps a discriminator from learning few images by
+  heart (Zhao et al. 2020). Real and made images get the same changes if `rng`
+  is the same.
+
+  Args:
+    rng: random key.
+    images: `[B, H, W, 3]`.
+
+  Returns:
+    Images of the same shape; what is shifted in repeats the border in mirrored
+    order.
+  """
+  shift_rng, brightness_rng, contrast_rng = jax.random.split(rng, 3)
+  number = len(images)
+  offsets = jax.random.randint(shift_rng, (number, 2), 0, 2 * MAX_SHIFT + 1)
+  images = jax.vmap(_crop)(_widen(images, MAX_SHIFT), offsets)
+  shape = (number, 1, 1, 1)
+  brightness = jax.random.uniform(
+    brightness_rng, shape, minval=-_MAX_BRIGHTNESS, maxval=_MAX_BRIGHTNESS
+  )
+  low, high = _CONTRASTS
+  contrast = jax.random.uniform(contrast_rng, shape, minval=low, maxval=high)
+  mean = images.mean((1, 2, 3), keepdims=True)
+  return (images - mean) * contrast + mean + brightness
+
+
+def _widen(images: Array, amount: int) -> Array:
+  """Mirrors `amount` pixels at each border of `[B, H, W, C]`."""
+  pad = ((0, 0), (amount, amount), (amount, amount), (0, 0))
+  return jnp.pad(images, pad, mode='reflect')
+
+
+def _crop(image: Array, offset: Array) -> Array:
+  """Cuts what `_widen` added, starting at `offset` `[2]`."""
+  height, width, channels = image.shape
+  size = (height - 2 * MAX_SHIFT, width - 2 * MAX_SHIFT, channels)
+  return jax.lax.dynamic_slice(image, (*offset, 0), size)
+
+
+def hinge_loss(real: Array, made: Array) -> Array:
+  """The discriminator's loss of each image: Lim and Ye 2017, equation 2.
+
+  Args:
+    real: logits of real images, `[B, h, w]`.
+    made: logits of made images, `[B, h, w]`.
+
+  Returns:
+    `[B]`; 2 if the discriminator knows nothing, 0 if it knows all.
+  """
+  loss = nn.relu(1 - real) + nn.relu(1 + made)
+  return loss.mean((1, 2))
+
+
+def feature_matching_loss(real: list[Array], made: list[Array]) -> Array:
+  """The mean absolute difference of the features of each image.
+
+  Wang et al. 2018 (pix2pixHD), equation 4.
+
+  Args:
+    real: features of real images, arrays `[B, h, w, C]`.
+    made: features of made images, of the same shapes.
+
+  Returns:
+    `[B]`, the mean over the stages.
+  """
+  differences = [jnp.abs(a - b).mean((1, 2, 3)) for a, b in zip(real, made)]
+  return sum(differences) / len(differences)
