@@ -119,7 +119,7 @@ def vqvae(config: Config) -> vqvae_lib.VQVAE:
     quantizers.QUANTIZERS[name], config.quantizer, 'quantizer', 'vqvae'
   )
   shared = {**config.model, 'dtype': _dtype(config)}
-  stage_blocks = shared.pop('stage_blocks')
+  stage_blocks = shared.pop('stage_blocks', 0)
   return vqvae_lib.VQVAE(
     encoder=vqvae_lib.Encoder(code_dim=quantizer.code_dim, **shared),
     quantizer=quantizer,
