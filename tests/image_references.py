@@ -11,6 +11,26 @@ _VGG16_POOLS = [0, 0, 2, 0, 2, 0, 0, 2, 0, 0, 2, 0, 0]
 _VGG16_FEATURES = [1, 3, 6, 9, 12]
 
 
+def random_weights(widths, sizes):
+  """Arrays of a network with few channels, like those of a file.
+
+  Args:
+    widths: number of channels before the first and after each convolution.
+    sizes: side of each kernel; five for AlexNet, thirteen for VGG16.
+  """
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for i, (size, *shape) in enumerate(zip(sizes, widths, widths[1:])):
+    kernel = rng.normal(size=(size, size, *shape))
+    scale = np.sqrt(2 / (size**2 * shape[0]))
+    arrays[f'conv_{i}/kernel'] = np.float32(scale * kernel)
+    arrays[f'conv_{i}/bias'] = np.float32(rng.normal(size=shape[1]) / 2)
+  chosen = range(5) if len(sizes) == 5 else _VGG16_FEATURES
+  for i, conv in enumerate(chosen):
+    arrays[f'head_{i}'] = np.float32(rng.random(widths[conv + 1]))
+  return arrays
+
+
 def _windows(x, size, stride):
   """The windows of an image `[H, W, C]`: `[h, w, C, size, size]`."""
   windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (0, 1))

@@ -44,6 +44,7 @@ ARCHITECTURES = {
   'downsampling=16': 3_297_372,
   'norm_groups=8': 938_076,
   'attention_heads=4': 1_069_404,
+  'stage_blocks=2': 936_796 + 2 * (64 * 32 * 9 + 32 + 32 * 64 + 64),
 }
 every_config = pytest.mark.parametrize('name, argument', GOLDEN)
 
@@ -137,7 +138,10 @@ def test_docstring_holds_the_command(name, argument):
 def test_config_makes_an_optimizer(name, argument):
   config = _module(name).get_config(argument)
   config.num_train_steps = config.num_train_steps or 1000
-  optim.make(config, {'': 'optim'})
+  optimizers = {'': 'optim'}
+  if name == 'vqvae':
+    optimizers['discriminator'] = 'discriminator_optim'
+  optim.make(config, optimizers)
   assert config.task == name
 
 

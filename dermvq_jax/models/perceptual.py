@@ -86,7 +86,11 @@ def load(path: epath.PathLike = ALEXNET) -> Network:
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
       return _network({k: np.float32(v) for k, v in arrays.items()})
   except (
-    *(KeyError, ValueError, TypeError, OSError, EOFError),
+    KeyError,
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
     zipfile.BadZipFile,
   ) as e:
     raise errors.UserError(

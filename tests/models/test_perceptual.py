@@ -23,22 +23,14 @@ def alexnet():
 
 def _vgg16():
   """Random arrays with the structure of VGG16, but 2 to 4 channels."""
-  rng = np.random.default_rng(0)
   widths = [3, 2, 2, 3, 3, 2, 2, 4, 3, 3, 4, 2, 2, 3]
-  arrays = {}
-  for i, (inputs, width) in enumerate(zip(widths, widths[1:])):
-    kernel = rng.normal(size=(3, 3, inputs, width)) / np.sqrt(4.5 * inputs)
-    arrays[f'conv_{i}/kernel'] = np.float32(kernel)
-    arrays[f'conv_{i}/bias'] = np.float32(rng.normal(size=width) / 2)
-  for i, conv in enumerate((1, 3, 6, 9, 12)):
-    arrays[f'head_{i}'] = np.float32(rng.random(widths[conv + 1]))
-  return arrays
+  return image_references.random_weights(widths, [3] * 13)
 
 
 def _images(height, width, number=2):
   """Random images, from smooth to rough."""
   rng = np.random.default_rng(height)
-  y, x = np.mgrid[:height, :width, None] / height
+  y, x = np.mgrid[:height, :width, :1] / height
   smooth = 0.5 + 0.4 * np.sin(9 * x + 4 * y + np.arange(3))
   return np.float32(
     [
@@ -61,7 +53,7 @@ def test_the_shipped_weights(alexnet):
   assert all(alexnet[f'head_{i}'].min() >= 0 for i in range(5))
 
 
-@pytest.mark.parametrize('size', [(31, 31), (64, 64), (67, 67), (34, 45)])
+@pytest.mark.parametrize('size', [(31, 31), (64, 64), (67, 45)])
 def test_alexnet_against_numpy(size, alexnet):
   a, b = _images(*size), _images(*size)[::-1]
   network = perceptual.load()
@@ -109,7 +101,7 @@ def test_vgg16_against_numpy(tmp_path):
 
 
 def test_distance_is_symmetric_grows_and_is_zero_for_the_same():
-  images = _images(32, 32, 4)
+  images = _images(31, 31, 4)
   first = np.broadcast_to(images[:1], images.shape)
   network = perceptual.load()
   run = jax.jit(lambda a, b: perceptual.lpips(network, a, b))

@@ -20,6 +20,9 @@ def test_against_numpy(size):
   np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
+_powers = jax.jit(spectrum.octave_powers)
+
+
 def _wave(frequency, angle, size=96):
   """A grey cosine `[1, H, W, 3]` of a frequency in cycles per pixel."""
   y, x = np.mgrid[:size, :size]
@@ -33,7 +36,7 @@ def _wave(frequency, angle, size=96):
 def test_a_wave_is_in_its_octave(octave, angle):
   """All its power: half of its squared amplitude."""
   frequency = 0.35 / 2**octave
-  [powers] = spectrum.octave_powers(_wave(frequency, angle))
+  [powers] = _powers(_wave(frequency, angle))
   assert np.argmax(powers) == octave
   assert powers[octave] == pytest.approx(0.25**2 / 2, rel=0.02)
   assert powers.sum() - powers[octave] < 1e-3 * powers[octave]
@@ -43,39 +46,31 @@ def test_a_wave_is_in_its_octave(octave, angle):
 def test_the_power_of_white_noise_is_the_share_of_the_frequencies(size):
   """A whole spectrum would sum up to the variance (Parseval)."""
   rng = np.random.default_rng(1)
-  images = np.repeat(rng.normal(0, 0.1, (400, *size, 1)), 3, -1)
-  powers = np.asarray(spectrum.octave_powers(np.float32(images))).mean(0)
+  images = np.repeat(rng.normal(0, 0.1, (200, *size, 1)), 3, -1)
+  powers = np.asarray(_powers(np.float32(images))).mean(0)
   frequencies = np.hypot(
     np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1])
   )
   for i, power in enumerate(powers):
     high = 0.5 / 2**i
     share = np.mean((frequencies >= high / 2) & (frequencies < high))
-    assert power == pytest.approx(0.01 * share, rel=0.05)
+    assert power == pytest.approx(0.01 * share, rel=0.1)
 
 
 def test_brightness_and_colour_do_not_count():
   images = np.float32(np.random.default_rng(0).random((1, 32, 32, 3)))
-  expected = spectrum.octave_powers(images)
-  np.testing.assert_allclose(
-    spectrum.octave_powers(images + 0.3), expected, rtol=1e-4
-  )
-  np.testing.assert_allclose(
-    spectrum.octave_powers(images[..., ::-1]), expected, rtol=1e-4
-  )
-  np.testing.assert_allclose(
-    spectrum.octave_powers(2 * images), 4 * expected, rtol=1e-4
-  )
+  expected = _powers(images)
+  np.testing.assert_allclose(_powers(images + 0.3), expected, rtol=1e-4)
+  np.testing.assert_allclose(_powers(images[..., ::-1]), expected, rtol=1e-4)
+  np.testing.assert_allclose(_powers(2 * images), 4 * expected, rtol=1e-4)
   flat = np.full_like(images, 0.7)
-  np.testing.assert_allclose(spectrum.octave_powers(flat), 0, atol=1e-9)
+  np.testing.assert_allclose(_powers(flat), 0, atol=1e-9)
 
 
 def test_images_do_not_see_each_other():
   images = np.float32(np.random.default_rng(0).random((2, 16, 16, 3)))
-  both = spectrum.octave_powers(images)
-  np.testing.assert_allclose(
-    spectrum.octave_powers(images[1:]), both[1:], rtol=1e-5
-  )
+  both = _powers(images)
+  np.testing.assert_allclose(_powers(images[1:]), both[1:], rtol=1e-5)
 
 
 def test_names():
