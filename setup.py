@@ -41,7 +41,10 @@ setuptools.setup(
     'dermvq_jax.training',
   ],
   package_dir={'dermvq_jax.configs': 'configs'},
-  package_data={'dermvq_jax.reporting': ['templates/*.html']},
+  package_data={
+    'dermvq_jax.models': ['weights/*'],
+    'dermvq_jax.reporting': ['templates/*.html'],
+  },
   entry_points={'console_scripts': ['dermvq=dermvq_jax.main:main']},
   install_requires=[
     'absl-py',

@@ -171,8 +171,9 @@ def check_vqvae(config: Config, image_size: int):
       )
   if image_size < image_losses.SSIM_WINDOW:
     raise errors.UserError(
-      f'images of {image_size} px are smaller than the {image_losses.SSIM_WINDOW} px '
-      'that SSIM is measured over; choose another dataset size'
+      f'images of {image_size} px are smaller than the '
+      f'{image_losses.SSIM_WINDOW} px that SSIM is measured over; choose '
+      'another dataset size'
     )
   if image_size % factor:
     raise errors.UserError(
