@@ -1,7 +1,7 @@
-"""Judges reconstructions and samples by networks that no loss has used.
+r"""Judges reconstructions and samples by networks that no loss has used.
 
 ```
-python -m experiments.sharpness --runs BASELINE RUN ... --judge=JUDGE \\
+python -m experiments.sharpness --runs BASELINE RUN ... --judge=JUDGE \
   --vgg16=vgg16.npz --out=STUDY
 ```
 

@@ -48,9 +48,10 @@ class Task:
     init: `(rng, batches) -> (params, model_state)`; sees the unsharded stream,
       the same on every host. Shapes alone decide the result's structure.
     loss_fn: `(params, model_state, batch, rng, *, train, step, axis_name) ->
-      (loss, (metrics, observed))`; `step` is the number of updates before. Every
-      term of the loss is a metric with its own name. A field `mask` [B] of the batch weights the metrics. Metrics are
-      sums over this device's part; `observed` are arrays [B, ...].
+      (loss, (metrics, observed))`. `step` is the number of updates before this
+      one. Every term of the loss is a metric with its own name. A field `mask`
+      [B] of the batch weights the metrics. Metrics are sums over this device's
+      part; `observed` are arrays [B, ...].
     update_state: `(params, model_state, observed, rng, *, axis_name) ->
       model_state`, once per training step: updates what is learned without
       gradients, from `observed` of all parts of the batch.
