@@ -23,7 +23,13 @@ import numpy as np
 from dermvq_jax import errors
 from dermvq_jax.models import classifier as classifier_lib
 from dermvq_jax.models import discriminator as discriminator_lib
-from dermvq_jax.models import image_losses, losses, nearest, quantizers
+from dermvq_jax.models import (
+  image_losses,
+  losses,
+  nearest,
+  perceptual,
+  quantizers,
+)
 from dermvq_jax.models import vqvae as vqvae_lib
 from dermvq_jax.models.priors import base, levels
 
@@ -119,7 +125,7 @@ def vqvae(config: Config) -> vqvae_lib.VQVAE:
     quantizers.QUANTIZERS[name], config.quantizer, 'quantizer', 'vqvae'
   )
   shared = {**config.model, 'dtype': _dtype(config)}
-  stage_blocks = shared.pop('stage_blocks')
+  stage_blocks = shared.pop('stage_blocks', 0)
   return vqvae_lib.VQVAE(
     encoder=vqvae_lib.Encoder(code_dim=quantizer.code_dim, **shared),
     quantizer=quantizer,
@@ -134,6 +140,28 @@ def discriminator(config: Config) -> discriminator_lib.Discriminator:
     num_stages=config.discriminator.num_stages,
     dtype=_dtype(config),
   )
+
+
+def check_discriminator(config: Config, image_size: int):
+  """Checks the discriminator's config against the size of the images.
+
+  Raises:
+    UserError: a value is out of its range, or does not suit the images.
+  """
+  features, stages = (
+    config.discriminator.features,
+    config.discriminator.num_stages,
+  )
+  if features % discriminator_lib.GROUPS:
+    raise errors.UserError(
+      f'config.discriminator.features is {features}; give a multiple of '
+      f'{discriminator_lib.GROUPS}'
+    )
+  if image_size % (1 << stages):
+    raise errors.UserError(
+      f'images of {image_size} px cannot be halved {stages} times; lower '
+      'config.discriminator.num_stages'
+    )
 
 
 def check_vqvae(config: Config, image_size: int):
@@ -174,6 +202,11 @@ def check_vqvae(config: Config, image_size: int):
       f'images of {image_size} px are smaller than the '
       f'{image_losses.SSIM_WINDOW} px that SSIM is measured over; choose '
       'another dataset size'
+    )
+  if config.loss.lpips and image_size < perceptual.MIN_SIZE:
+    raise errors.UserError(
+      f'images of {image_size} px are smaller than the {perceptual.MIN_SIZE} px '
+      'that LPIPS needs; set config.loss.lpips=0 or choose another dataset size'
     )
   if image_size % factor:
     raise errors.UserError(

@@ -12,7 +12,7 @@ from dermvq_jax.models import layers
 
 Array = jax.Array
 
-_GROUPS = 8
+GROUPS = 8  # of the norms; widths are multiples of it
 _SLOPE = 0.2  # of the leaky ReLU
 # Fine texture is faint beside the colours of an image. It is amplified, so that
 # the first layer sees both.
@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
       x = layers.space_to_depth(x, 2)
       x = layers.Conv(self.features << stage, (3, 3), dtype=self.dtype)(x)
       if stage:
-        x = nn.GroupNorm(_GROUPS, dtype=self.dtype)(x)
+        x = nn.GroupNorm(GROUPS, dtype=self.dtype)(x)
       x = nn.leaky_relu(x, _SLOPE)
       found.append(x.astype(jnp.float32))
     logits = layers.Conv(1, (3, 3), dtype=self.dtype)(x)

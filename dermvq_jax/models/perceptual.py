@@ -85,7 +85,10 @@ def load(path: epath.PathLike = ALEXNET) -> Network:
   try:
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
       return _network({k: np.float32(v) for k, v in arrays.items()})
-  except (KeyError, ValueError, OSError, zipfile.BadZipFile) as e:
+  except (
+    *(KeyError, ValueError, TypeError, OSError, EOFError),
+    zipfile.BadZipFile,
+  ) as e:
     raise errors.UserError(
       f'{path} does not hold the weights of LPIPS ({errors.one_line(e)}); make '
       'it with experiments/lpips_weights.py'

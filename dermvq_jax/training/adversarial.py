@@ -5,12 +5,14 @@ makes them learns to deceive it. Stop-gradients keep their gradients apart.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
+from dermvq_jax import errors
 from dermvq_jax.models import build, discriminator
 from dermvq_jax.training import metrics
 
@@ -122,7 +124,7 @@ class Adversary:
       made: made images, `[B, H, W, 3]`.
       real: real images, of the same shape.
       reference: the gradient of the reconstruction loss at `made`.
-      rng: random key, the same on all devices.
+      rng: random key.
       step: the number of updates before this one.
       axis_name: the axis of the devices under pmap.
     """
@@ -134,6 +136,8 @@ class Adversary:
       shapes = jax.eval_shape(play, args)
       return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
+    if axis_name is not None:  # Views differ between devices.
+      rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     still = jax.lax.stop_gradient((params, made, real, rng))
     plays = step >= self.start
     terms, gradients = jax.lax.cond(plays, play, wait, still)
@@ -153,10 +157,23 @@ class Adversary:
     }
 
 
-def make(config: ml_collections.ConfigDict) -> Adversary | None:
-  """Makes the adversary of a VQ-VAE; None if its terms have no weight."""
+def make(
+  config: ml_collections.ConfigDict, image_size: int
+) -> Adversary | None:
+  """Makes the adversary of a VQ-VAE; None if its terms have no weight.
+
+  Raises:
+    UserError: a value is out of its range, or does not suit the images.
+  """
+  for name in TERMS:
+    if not 0 <= config.loss[name] < math.inf:
+      raise errors.UserError(
+        f'config.loss.{name} is {config.loss[name]}; give a number of at least '
+        '0'
+      )
   if not config.loss.adversarial:
     return None
+  build.check_discriminator(config, image_size)
   fields = config.discriminator
   return Adversary(
     model=build.discriminator(config),

@@ -186,7 +186,7 @@ def vqvae_task(
   """
   build.check_vqvae(config, facts['image_size'])
   weights = config.loss.to_dict()
-  adversary = adversarial.make(config)
+  adversary = adversarial.make(config, facts['image_size'])
   pixel_weights = {
     k: v for k, v in weights.items() if k not in adversarial.TERMS
   }

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 import test_configs
+import two_players
 
-from dermvq_jax import config_files, errors
+from dermvq_jax import config_files, errors, inference
 from dermvq_jax.data import pipeline, prepared
 from dermvq_jax.models import quantizers
 from dermvq_jax.runs import checkpoints, logs
@@ -112,6 +113,43 @@ def test_resumed_is_uninterrupted(phase, smoke_run, tmp_path, monkeypatch):
   parts += ['model_state'] if phase == 'vqvae' else ['ema_params']
   for part in parts:
     assert any(f"['{part}']" in key for key in saved), part
+
+
+def test_resumed_is_uninterrupted_with_two_players(
+  smoke_run, tmp_path, monkeypatch
+):
+  """The discriminator is resumed too, but it is not in best/."""
+  # It starts between the checkpoint and the interruption.
+  overrides = (
+    *two_players.OPTIONS,
+    '--config.discriminator.start=0.5',
+    '--config.discriminator.ramp_steps=2',
+    f'--config.data_dir={smoke_run}/data',
+  )
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  train_smoke('vqvae', whole, *overrides)
+  with monkeypatch.context() as patch:
+    interrupt(patch, after=7)
+    with pytest.raises(KeyboardInterrupt):
+      train_smoke('vqvae', parts, *overrides)
+  train_smoke('vqvae', parts, *overrides)
+  assert_same_run(parts / 'vqvae', whole / 'vqvae')
+  saved = read_tree(whole / 'vqvae' / 'checkpoints')
+  best = read_tree(whole / 'vqvae' / 'best')
+  assert any('discriminator' in key for key in saved)
+  assert not any('discriminator' in key for key in best)
+  # Steps 1 to 5 are those before it plays; step 5 is in the first rows.
+  first, _, last, _ = rows_in(whole / 'vqvae')
+  assert 'step/adversarial_loss' not in first
+  assert np.isfinite(last['step/adversarial_loss'])
+  assert first['step/grad_norm/discriminator'] == 0
+  assert first['step/update_norm/discriminator'] == 0
+  assert last['step/grad_norm/discriminator'] > 0
+  rates = [last[f'step/learning_rate{name}'] for name in ('', '/discriminator')]
+  assert rates[0] != rates[1] == pytest.approx(4e-4)
+  model = inference.load(whole)
+  image = np.zeros((1, 16, 16, 3), np.uint8)
+  assert model.decode(model.encode(image)).shape == image.shape
 
 
 def test_resumes_after_a_kill_in_the_middle_of_a_line(run_copy):
@@ -361,6 +399,7 @@ def test_a_second_training_is_refused(run_copy):
     ('model.attention_heads=5', 'a divisor of config.model.features=16'),
     ('model.norm_groups=16', 'config.model.residual_features=8'),
     ('model.features=0', 'config.model.features is 0'),
+    ('loss.lpips=1.0', '16 px are smaller than the 31 px'),
     ('augment.cutout_max_holes=0', 'config.augment.cutout_max_holes is 0'),
     ('data_dir=gs://bucket/data', 'gs:/.*give a local folder'),
     ('data_dir=/nowhere', 'not prepared in /nowhere'),
@@ -457,8 +496,6 @@ def test_validation_counts_every_example_once(smoke_run):
     for row in rows_in(smoke_run / 'vqvae')
     if row['step'] == step and 'val/mse' in row
   ]
-  from dermvq_jax import inference
-
   model = inference.load(smoke_run)
   source = prepared.Dataset(IMAGES, smoke_run / 'data').split('val')
   images = np.stack([source[i]['image'] for i in range(len(source))])

@@ -19,6 +19,7 @@ def _field(**kwargs):
     'learning_rate': _PEAK,
     'schedule': 'constant',
     'warmup_steps': 0,
+    'b1': 0.9,
     'b2': 0.9,
     'weight_decay': 0.0,
     'max_grad_norm': 0.0,
@@ -56,8 +57,8 @@ def _train(config, steps=3):
   return params
 
 
-def _adamw(rates, b2=0.9, weight_decay=0.0, max_grad_norm=0.0):
-  """Loshchilov and Hutter 2019, algorithm 2, with b1 = 0.9, eps = 1e-8."""
+def _adamw(rates, b1=0.9, b2=0.9, weight_decay=0.0, max_grad_norm=0.0):
+  """Loshchilov and Hutter 2019, algorithm 2, with eps = 1e-8."""
   params = {k: np.float64(v) for k, v in _params().items()}
   m = {k: np.zeros_like(v) for k, v in params.items()}
   v = {k: np.zeros_like(v) for k, v in params.items()}
@@ -67,9 +68,9 @@ def _adamw(rates, b2=0.9, weight_decay=0.0, max_grad_norm=0.0):
     if max_grad_norm and norm > max_grad_norm:
       grads = {k: g * max_grad_norm / norm for k, g in grads.items()}
     for k, g in grads.items():
-      m[k] = 0.9 * m[k] + 0.1 * g
+      m[k] = b1 * m[k] + (1 - b1) * g
       v[k] = b2 * v[k] + (1 - b2) * g**2
-      m_hat, v_hat = m[k] / (1 - 0.9**t), v[k] / (1 - b2**t)
+      m_hat, v_hat = m[k] / (1 - b1**t), v[k] / (1 - b2**t)
       update = m_hat / (np.sqrt(v_hat) + 1e-8) + weight_decay * params[k]
       params[k] = params[k] - rate * update
   return params
@@ -79,6 +80,8 @@ def _adamw(rates, b2=0.9, weight_decay=0.0, max_grad_norm=0.0):
   'kwargs',
   [
     {},
+    {'b1': 0.5},
+    {'b1': 0.0},
     {'b2': 0.99},
     {'weight_decay': 0.3},
     {'max_grad_norm': 0.5},

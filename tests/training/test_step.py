@@ -1,5 +1,6 @@
 """Tests of one training step: formulas, devices, microbatches, precision."""
 
+import functools
 import itertools
 import re
 
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import two_players
 
 from dermvq_jax import config_files
 from dermvq_jax.data import pipeline, prepared
-from dermvq_jax.models import build
+from dermvq_jax.models import build, discriminator
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import metrics, optim, parallel, state, tasks
 from dermvq_jax.training import step as step_lib
@@ -23,9 +25,18 @@ every_kind = pytest.mark.parametrize(
 )
 
 
+# The second also trains a discriminator.
+TASKS = ('vqvae', 'adversarial', 'prior')
+
+
 def batches_and_task(smoke_run, phase, batch_size=8):
-  """Three batches, the task without noise, and its start."""
-  config = config_files.load(f'{phase}:smoke')
+  """Three batches, the task without noise, and its start.
+
+  The discriminator's views are noise; see `no_views`.
+  """
+  overrides = two_players.OPTIONS if phase == 'adversarial' else ()
+  phase = 'vqvae' if phase == 'adversarial' else phase
+  config = config_files.load(f'{phase}:smoke', overrides)
   config.data_dir = f'{smoke_run}/data'
   if phase == 'prior':
     config.prior.dropout_rate = 0.0
@@ -43,6 +54,12 @@ def batches_and_task(smoke_run, phase, batch_size=8):
   return config, task, list(itertools.islice(stream(), 3)), start
 
 
+@pytest.fixture
+def no_views(monkeypatch):
+  """The discriminator sees images as they are."""
+  monkeypatch.setattr(discriminator, 'augment', lambda rng, images: images)
+
+
 def plain(tx):
   """An optimiser of all parameters, without a schedule."""
   return optim.Optimizer(tx, {'': optax.constant_schedule(1.0)})
@@ -55,8 +72,8 @@ def start_tree(task, optimizer, start, batch):
   return {'state': train_state, 'window': sums, 'epoch': sums}
 
 
-@pytest.mark.parametrize('phase', PHASES)
-def test_jit_and_pmap_agree(phase, smoke_run):
+@pytest.mark.parametrize('phase', TASKS)
+def test_jit_and_pmap_agree(phase, smoke_run, no_views):
   _, task, batches, start = batches_and_task(smoke_run, phase)
   # Steps of plain gradients: their differences are the parameters'.
   optimizer = plain(optax.sgd(0.1))
@@ -244,6 +261,28 @@ def test_microbatches_do_what_the_batch_does(phase, kind, smoke_run):
   assert values_of_parts == pytest.approx(values, rel=1e-4)
 
 
+def test_microbatches_train_a_discriminator(smoke_run):
+  """Each part has its own views and balance, so results differ a little."""
+  _, task, batches, start = batches_and_task(smoke_run, 'adversarial', 16)
+  optimizer = plain(optax.sgd(0.1))
+  results = []
+  for num_microbatches in (1, 2):
+    step = step_lib.make_train_step(
+      task, optimizer, jax.random.key(1), num_microbatches=num_microbatches
+    )
+    tree = start_tree(task, optimizer, start, batches[0])
+    new = jax.jit(functools.partial(step, axis_name=None))(tree, batches[0])
+    moved = jax.tree.map(
+      lambda a, b: np.abs(a - b).max(), new['state'].params, start[0]
+    )
+    assert min(jax.tree.leaves(moved)) > 0
+    results.append(metrics.compute(new['epoch']))
+  whole, parts = results
+  assert parts.keys() == whole.keys()
+  for name in ('mse', 'discriminator_loss', 'reconstruction_loss'):
+    assert parts[name] == pytest.approx(whole[name], rel=0.05), name
+
+
 _COLLECTIVE = re.compile(
   r'^.* = (.*) (all-reduce|all-gather|all-to-all|collective-permute|'
   r'reduce-scatter|collective-broadcast|ragged-all-to-all)(-start)?\(',
@@ -266,7 +305,7 @@ def _size(tree):
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize('phase', PHASES)
+@pytest.mark.parametrize('phase', TASKS)
 def test_devices_exchange_reductions_only(phase, smoke_run):
   """Only gradients, codebook statistics and metrics; no activations."""
   _, task, batches, start = batches_and_task(smoke_run, phase)
@@ -290,7 +329,7 @@ def test_devices_exchange_reductions_only(phase, smoke_run):
   exchanged = sum(size for _, size in found)
   params, model_state = start
   needed = _size(params) + _size(start_sums['epoch'])
-  if phase == 'vqvae':
+  if phase != 'prior':
     quantizer = model_state['codebook']['quantizer']
     # The sums and counts of latents, and as much for restart candidates.
     needed += _size([quantizer['ema_counts'], quantizer['ema_sums']])

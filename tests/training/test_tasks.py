@@ -1,12 +1,13 @@
 """Tests of the tasks' losses and metrics, with each option."""
 
+import image_references
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dermvq_jax import config_files, errors
-from dermvq_jax.models import build, losses
+from dermvq_jax.models import build, image_losses, losses
 from dermvq_jax.training import metrics, tasks
 
 _FACTS = {
@@ -113,7 +114,7 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
     params, state, batch
   )
   target = np.float32(batch['target']) / 255
-  reconstruction_loss, terms = losses.reconstruction(
+  reconstruction_loss, terms = image_losses.reconstruction(
     output.reconstruction, target, {'mse': 0.5, 'gradient': 2.0}, variance
   )
   expected = output.quantized.loss + reconstruction_loss
@@ -122,7 +123,9 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
   told = metrics.compute(parts)
   clipped = np.clip(output.reconstruction, 0, 1)
   mse = np.mean((clipped - target) ** 2)
-  ssim = losses.ssim(clipped, target).mean()
+  ssim = image_losses.ssim(clipped, target).mean()
+  made, real = map(image_references.octave_powers, (clipped, target))
+  shares = made.sum(0) / real.sum(0)
   dead = 32 - len(np.unique(output.quantized.codes))
   for name, number in (
     ('mse', mse),
@@ -131,6 +134,7 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
     ('ssim', ssim),
     ('dead_codes', dead),
     ('codebook_usage', 1 - dead / 32),
+    *((f'power_octave_{i + 1}', share) for i, share in enumerate(shares)),
   ):
     assert told[name] == pytest.approx(float(number), rel=1e-4), name
   assert {'quantization_error', 'latent_norm', 'commitment_loss'} <= set(told)
@@ -140,6 +144,74 @@ def test_vqvae_loss_is_the_mixture_of_the_config():
   total = told['reconstruction_loss'] + weight * told['commitment_loss']
   assert total == pytest.approx(float(value), rel=1e-4)
   assert set(told) - set(in_training) == {'ssim'}
+
+
+def _vqvae_task(*overrides, size=64):
+  config = config_files.load(
+    'vqvae:smoke', [f'--config.{override}' for override in overrides]
+  )
+  config.num_train_steps = 10
+  facts = {'dataset': 'x', 'image_size': size, 'train_variance': 0.03}
+  return tasks.make(config, facts)
+
+
+def test_power_of_masked_images_does_not_count():
+  """Nor that of a split that is black; then there is no value."""
+  task = _vqvae_task('model.num_residual_blocks=0', size=16)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+  params, state = task.init(jax.random.key(0), iter([{'image': images}] * 9))
+
+  @jax.jit
+  def run(batch):
+    key = jax.random.key(0)
+    return task.loss_fn(params, state, batch, key, train=False)[1][0]
+
+  first, masked, black = (
+    metrics.compute(run({'image': x, 'mask': np.float32(mask)}))
+    for x, mask in (
+      (images[:2], [1, 1]),
+      (images, [1, 1, 0]),
+      (np.zeros_like(images), [1, 1, 1]),
+    )
+  )
+  names = {f'power_octave_{i}' for i in (1, 2, 3)}
+  for name in names:
+    assert masked[name] == pytest.approx(first[name], rel=1e-4)
+  assert not names & black.keys()
+
+
+def test_best_weights_are_those_that_look_best():
+  assert _vqvae_task().best_metric == 'mse'
+  assert _vqvae_task('loss.ssim=1').best_metric == 'mse'
+  assert _vqvae_task('loss.lpips=0.5').best_metric == 'lpips_loss'
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'size', 'message'),
+  [
+    (['loss.lpips=1'], 16, '16 px are smaller than the 31 px'),
+    (['loss.adversarial=-1'], 64, 'loss.adversarial is -1'),
+    (['loss.adversarial=nan'], 64, 'loss.adversarial is nan'),
+    (['loss.adversarial=1', 'loss.feature_matching=inf'], 64, 'is inf'),
+    (['loss.adversarial=1', 'loss.mse=0'], 64, 'at least one above 0'),
+    (
+      ['loss.adversarial=1', 'discriminator.features=12'],
+      64,
+      'discriminator.features is 12; give a multiple of 8',
+    ),
+    (
+      ['loss.adversarial=1', 'discriminator.num_stages=5'],
+      16,
+      '16 px cannot be halved 5 times',
+    ),
+    (['loss.adversarial=1', 'model.downsampling=2'], 8, '8 px are smaller'),
+  ],
+)
+def test_wrong_losses_of_the_vqvae(overrides, size, message):
+  with pytest.raises(errors.UserError, match=message) as e:
+    _vqvae_task(*overrides, size=size)
+  assert '\n' not in str(e.value)
 
 
 # The classifier.

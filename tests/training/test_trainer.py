@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import two_players
 from absl import flags
 
 from dermvq_jax import config_files
@@ -22,10 +23,15 @@ def make(smoke_run, phase, *overrides):
   return trainer_lib.Trainer(config, dataset.facts, sources)
 
 
-@pytest.mark.parametrize('phase', PHASES)
-def test_the_structure_is_that_of_the_start(phase, smoke_run, monkeypatch):
+@pytest.mark.parametrize(
+  ('phase', 'overrides'),
+  [*((phase, ()) for phase in PHASES), ('vqvae', two_players.OPTIONS)],
+)
+def test_the_structure_is_that_of_the_start(
+  phase, overrides, smoke_run, monkeypatch
+):
   """A resumed run needs no initialisation, and reads a single batch."""
-  trainer = make(smoke_run, phase)
+  trainer = make(smoke_run, phase, *overrides)
   started = trainer.start()
   numbers = []
   real = trainer.train_batches
@@ -69,6 +75,30 @@ def test_norms_and_learning_rates(smoke_run):
   peak = trainer.config.optim.learning_rate
   assert rates[0] == 0 and rates[1] == pytest.approx(peak / 2)
   assert rates[2] == pytest.approx(peak) and 0 < rates[3] < 0.1 * peak
+
+
+def test_the_discriminator_has_its_own_norms_and_learning_rate(smoke_run):
+  optim = [
+    f'--config.discriminator_optim.{field}'
+    for field in ('learning_rate=0.25', 'schedule=constant', 'warmup_steps=0')
+  ]
+  trainer = make(smoke_run, 'vqvae', *two_players.OPTIONS, *optim)
+  rates = trainer.learning_rates(3)
+  assert rates.keys() == {'learning_rate', 'learning_rate/discriminator'}
+  assert rates['learning_rate/discriminator'] == 0.25
+  old = trainer.start()['state'].params
+  new = dict(old) | {
+    'discriminator': jax.tree.map(lambda x: x + 0.5, old['discriminator'])
+  }
+  found = trainer.parameter_norms(trainer.copy(old), new)
+  size = sum(x.size for x in jax.tree.leaves(old['discriminator']))
+  assert found['update_norm'] == 0
+  assert found['update_norm/discriminator'] == pytest.approx(
+    0.5 * size**0.5, rel=1e-3
+  )
+  assert {'param_norm', 'param_norm/discriminator'} <= found.keys()
+  weights = trainer.kept_weights(trainer.start()['state'])
+  assert weights['params'].keys() == {'encoder', 'decoder'}
 
 
 def test_only_what_is_kept_goes_to_best(smoke_run):
