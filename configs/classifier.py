@@ -14,10 +14,12 @@ import ml_collections
 
 from dermvq_jax.configs import common
 
+_SIZES = ('demo', 'smoke')
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` is one of '', 'demo', 'smoke'."""
-  common.check_argument('classifier', arg, ('demo', 'smoke'))
+  size = common.one_of(common.words('classifier', arg, _SIZES), _SIZES, '')
   config = common.base('classifier')
   config.dataset = ''  # '': the dataset of the VQ-VAE in the workdir
   config.batch_size = 32
@@ -33,10 +35,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.params_ema_decay = 0.99
   config.log_every_steps = 25
 
-  if arg == 'demo':
+  if size == 'demo':
     config.num_train_steps = 300
     config.eval_every_steps = 100
-  elif arg == 'smoke':
+  elif size == 'smoke':
     common.shorten_to_smoke(config)
     config.classifier.update({'features': 16, 'num_stages': 2})
   return config

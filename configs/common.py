@@ -1,6 +1,6 @@
 """Fields that the configs of all phases share. This file is not a config."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import ml_collections
 
@@ -51,9 +51,34 @@ def shorten_to_smoke(config: ml_collections.ConfigDict) -> None:
   config.checkpoint_every_steps = 4
 
 
-def check_argument(name: str, arg: str, known: Sequence[str]) -> None:
-  """Raises ValueError unless a config's argument is '' or a known one."""
-  if arg and arg not in known:
-    raise ValueError(
-      f'{name} has no config {arg!r}; give one of {", ".join(known)}'
-    )
+def words(name: str, arg: str, known: Sequence[str]) -> list[str]:
+  """Returns the words of a config's argument, which are joined by '+'.
+
+  Args:
+    name: the name of the config.
+    arg: the argument; '' has no words.
+    known: the words that the config knows.
+
+  Raises:
+    ValueError: a word is unknown.
+  """
+  found = arg.split('+') if arg else []
+  for word in found:
+    if word not in known:
+      raise ValueError(
+        f'{name} has no config {word!r}; give one of {", ".join(known)}, or '
+        "some joined by '+'"
+      )
+  return found
+
+
+def one_of(words: Sequence[str], choices: Iterable[str], default: str) -> str:
+  """Returns the word that is one of the choices; by default `default`.
+
+  Raises:
+    ValueError: several words are.
+  """
+  found = [word for word in words if word in choices] or [default]
+  if len(found) > 1:
+    raise ValueError(f'give only one of {", ".join(found)}')
+  return found[0]

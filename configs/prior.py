@@ -52,17 +52,19 @@ _PRIORS = {
     'dropout_rate': 0.1,
   },
 }
+_SIZES = ('demo', 'smoke')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config.
 
-  `arg` is one of '', 'pixelcnn', 'rnn', 'transformer', 'demo', 'smoke'.
+  Args:
+    arg: a prior, 'demo' or 'smoke', or both, joined by '+'.
   """
-  common.check_argument('prior', arg, (*_PRIORS, 'demo', 'smoke'))
+  words = common.words('prior', arg, (*_PRIORS, *_SIZES))
   config = common.base('prior')
   config.dataset = 'codes'  # the codes of the VQ-VAE in the workdir
-  name = arg if arg in _PRIORS else 'gated_pixelcnn'
+  name = common.one_of(words, _PRIORS, 'gated_pixelcnn')
   config.prior = {'name': name, **_PRIORS[name]}
   # Condition -> the share of training images whose value is replaced by the
   # null value. Guidance needs a share above 0.
@@ -73,11 +75,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.params_ema_decay = 0.999
   config.num_epochs = 20.0
 
-  if arg == 'demo':  # on codes of `dermvq encode --copies=4`
+  size = common.one_of(words, _SIZES, '')
+  if size == 'demo':  # on codes of `dermvq encode --copies=4`
     config.prior.update({'num_layers': 8, 'head_features': 128})
     config.num_train_steps = 2000
     config.eval_every_steps = 500
-  elif arg == 'smoke':
+  elif size == 'smoke':
     common.shorten_to_smoke(config)
     config.prior.update({'num_layers': 2, 'features': 8, 'head_features': 8})
   return config

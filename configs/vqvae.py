@@ -5,11 +5,17 @@ dermvq prepare --dataset=ham10000/64 --manual_dir=DIR --data_dir=DATA
 dermvq train --config=vqvae --workdir=W --config.data_dir=DATA
 ```
 
-Without an argument images have 64 px and 16x16 codes; 'vq', 'l2_norm', 'fsq'
-and 'residual' are the other quantizers, with 9 bits per code ('residual': 18
-bits); '128' and '256' have larger images, for TPU and GPU; 'demo' trains
-on the built-in dataset in minutes; 'smoke' takes seconds, for tests. Expected
-results are in experiments/RESULTS.md.
+Without an argument images have 64 px and 8x8 codes, and the loss makes them
+sharp: squared error and LPIPS, and in the second part of the training a
+discriminator. The argument is one of these words, or some, joined by '+':
+
+- '128', '256': larger images, with 16x16 and 32x32 codes, for TPU and GPU;
+- 'mse': squared error alone, and 16x16 codes at 64 px: blurred, quick;
+- 'vq', 'l2_norm', 'fsq', 'residual': the other quantizers;
+- 'demo': the built-in dataset in minutes; 'smoke': seconds, for tests.
+
+For example, `--config=vqvae:128+fsq`. Expected results are in
+experiments/RESULTS.md.
 """
 
 import ml_collections
@@ -18,7 +24,7 @@ from dermvq_jax.configs import common
 
 # The fields of all quantizers with a trained codebook.
 _CODEBOOK = {
-  'codebook_size': 512,
+  'codebook_size': 1024,
   'code_dim': 16,
   'commitment_weight': 2.0,
   'codebook_init': 'latents',  # from the first batches; or 'random'
@@ -29,20 +35,19 @@ _QUANTIZERS = {
   'ema': _CODEBOOK | {'codebook_ema_decay': 0.99},
   'vq': _CODEBOOK,
   'l2_norm': _CODEBOOK | {'code_dim': 8},
-  'fsq': {'values_per_dim': (8, 8, 8)},
+  'fsq': {'values_per_dim': (16, 8, 8)},
   'residual': _CODEBOOK | {'codebook_ema_decay': 0.99, 'num_levels': 2},
 }
+_SIZES = ('128', '256', 'demo', 'smoke')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config.
 
-  `arg` is one of '', 'vq', 'l2_norm', 'fsq', 'residual', '128', '256', 'demo',
-  'smoke'.
+  Args:
+    arg: words from the list above, joined by '+'.
   """
-  common.check_argument(
-    'vqvae', arg, (*_QUANTIZERS, '128', '256', 'demo', 'smoke')
-  )
+  words = common.words('vqvae', arg, ('mse', *_QUANTIZERS, *_SIZES))
   config = common.base('vqvae')
   config.dataset = 'ham10000/64'
   config.augment = {
@@ -60,34 +65,35 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'features': 128,
     'num_residual_blocks': 2,
     'residual_features': 32,
-    'downsampling': 4,
-    'stage_blocks': 0,  # the decoder's residual blocks at higher resolutions
+    'downsampling': 8,
+    'stage_blocks': 1,  # the decoder's residual blocks at higher resolutions
     'activation': 'gelu',  # approximated by tanh; or 'relu', 'silu'
     'norm_groups': 0,  # groups of the norms in residual blocks; 0: no norm
     'attention_heads': 0,  # at the lowest resolution; 0: no attention
   }
-  name = arg if arg in _QUANTIZERS else 'ema'
+  name = common.one_of(words, _QUANTIZERS, 'ema')
   config.quantizer = {'name': name, **_QUANTIZERS[name]}
-  config.loss = {  # weights of the reconstruction's terms
+  config.loss = {  # weights of the terms
     'mse': 1.0,
     'l1': 0.0,
     'huber': 0.0,
     'ssim': 0.0,
     'gradient': 0.0,
-    'lpips': 0.0,
+    'lpips': 1.0,
     'spectrum': 0.0,
-    # Relative to the sum of the terms above; see `discriminator`.
-    'adversarial': 0.0,
-    'feature_matching': 0.0,
+    # How long the discriminator's gradient at the images is, as a multiple of
+    # that of the terms above; and the weight of its second term.
+    'adversarial': 1.6,
+    'feature_matching': 10.0,
   }
   config.discriminator = {
     'features': 32,
     'num_stages': 3,
-    'start': 0.5,  # share of the training before it plays
-    'ramp_steps': 200,  # in which its weights then rise
+    'start': 0.35,  # share of the training before it plays
+    'ramp_steps': 200,  # in which its weight then rises
   }
   config.discriminator_optim = {
-    'learning_rate': 4e-4,
+    'learning_rate': 2e-4,
     'schedule': 'constant',
     'warmup_steps': 0,
     'b1': 0.5,
@@ -96,26 +102,50 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'max_grad_norm': 0.0,
   }
   # b2 = 0.999 is 1.7 dB behind after 1,500 steps.
-  config.optim.update({'b2': 0.95, 'max_grad_norm': 0.0})
+  config.optim.update({'b1': 0.5, 'b2': 0.95, 'max_grad_norm': 0.0})
+  config.num_train_steps = 3500
 
-  if arg in ('128', '256'):
-    config.dataset = f'ham10000/{arg}'
+  if 'mse' in words:
+    config.model.update({'downsampling': 4, 'stage_blocks': 0})
+    config.loss.update({'lpips': 0.0, 'adversarial': 0.0})
+    config.optim.b1 = 0.9
+    config.num_train_steps = 0
+    if 'fsq' in words:
+      config.quantizer.values_per_dim = (8, 8, 8)
+    else:
+      config.quantizer.codebook_size = 512
+
+  size = common.one_of(words, _SIZES, '64')
+  if size in ('128', '256'):
+    config.dataset = f'ham10000/{size}'
     config.batch_size = 128
+    config.num_train_steps = 0
     config.num_epochs = 100.0
-    config.model.downsampling = 4 if arg == '128' else 8
+    if size == '256':
+      config.model.downsampling = 8
     config.dtype = 'bfloat16'
     config.num_workers = 8
-  elif arg == 'demo':
+  elif size == 'demo':
     config.dataset = 'synthetic_dermoscopy/64'
     config.model.features = 64
     config.quantizer.codebook_size = 256
     config.num_train_steps = 1000
     config.eval_every_steps = 250
-  elif arg == 'smoke':
+  elif size == 'smoke':  # Its images are too small for LPIPS.
     common.shorten_to_smoke(config)
     config.dataset = 'synthetic_dermoscopy/smoke'
-    config.model.update({'features': 16, 'residual_features': 8})
-    config.quantizer.update(
-      {'codebook_size': 32, 'code_dim': 8, 'restart_after': 4}
+    config.model.update(
+      {
+        'features': 16,
+        'residual_features': 8,
+        'downsampling': 4,
+        'stage_blocks': 0,
+      }
     )
+    config.loss.update({'lpips': 0.0, 'adversarial': 0.0})
+    config.discriminator.update({'features': 8, 'num_stages': 2})
+    if name != 'fsq':
+      config.quantizer.update(
+        {'codebook_size': 32, 'code_dim': 8, 'restart_after': 4}
+      )
   return config

@@ -108,7 +108,7 @@ def load_config(
     size: 'smoke' takes the config's argument of that name.
   """
   if size == 'smoke':
-    name = f'{name}:smoke'
+    name = f'{name}+smoke' if ':' in name else f'{name}:smoke'
   return config_files.load(name, [f'--config.{o}' for o in overrides])
 
 

@@ -39,7 +39,8 @@ def an_evaluation():
       },
       confusion=[[1, 1], [0, 0]],
     ),
-    reconstruction=results.ReconstructionResult(2, 0.01, 0.3, 20.0, 0.9),
+    reconstruction=results.ReconstructionResult(2, 0.01, 0.3, 20.0, 0.9, 0.1),
+    texture=results.TextureResult(['1/4 to 1/2'], {'samples': [0.9]}),
     generation=results.GenerationResult(
       num_features=16,
       num_real=9,

@@ -150,6 +150,9 @@ def evaluate(
       subject.real.reconstructions,
       run.vqvae.facts['train_variance'],
     ),
+    texture=measures.measure_texture(
+      subject.real.images, {'reconstructions': subject.real.reconstructions}
+    ),
   )
   run.report_dir.mkdir(parents=True, exist_ok=True)
   nearest = nearest_path(run, split)

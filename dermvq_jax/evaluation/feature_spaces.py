@@ -37,7 +37,8 @@ class Classifier:
       UserError: it was not trained, or was trained on other images than the
         VQ-VAE.
     """
-    phase, images = run.classifier, run.vqvae.facts['dataset']
+    phase = run.classifier
+    images = (run.vqvae if run.vqvae.started else phase).facts['dataset']
     if phase.facts['dataset'] != images:
       raise errors.UserError(
         f'the classifier in {phase.folder} was trained on '

@@ -1,13 +1,19 @@
 """Measures the prior, the reconstructions and the labels of images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from dermvq_jax import inference
 from dermvq_jax.evaluation import feature_spaces, generation_metrics, results
-from dermvq_jax.models import chunks, image_losses
+from dermvq_jax.models import (
+  build,
+  chunks,
+  image_losses,
+  perceptual,
+  spectrum,
+)
 
 # Images uint8 `[N, H, W, 3]` and their labels int `[N]`.
 LabelledImages = tuple[np.ndarray, np.ndarray]
@@ -119,12 +125,47 @@ def measure_reconstruction(
     originals,
     reconstructions,
   )
+  lpips = None
+  if originals.shape[1] >= perceptual.MIN_SIZE:
+    of_images = chunks.apply(
+      jax.jit(
+        lambda a, b: image_losses.lpips(build.to_unit(a), build.to_unit(b))
+      ),
+      originals,
+      reconstructions,
+    )
+    lpips = float(of_images.mean())
   return results.ReconstructionResult(
     num_images=len(reconstructions),
     mse=float(mse),
     nmse=float(mse / train_variance),
     psnr=float(-10 * np.log10(max(mse, 1e-10))),
     ssim=float(ssim.mean()),
+    lpips=lpips,
+  )
+
+
+def measure_texture(
+  real: np.ndarray, sets: Mapping[str, np.ndarray]
+) -> results.TextureResult:
+  """Compares the power of sets of images with that of real ones, by octaves.
+
+  Args:
+    real: uint8 `[N, H, W, 3]`.
+    sets: name of a set to its images, uint8 `[M, H, W, 3]`.
+  """
+  measure = jax.jit(lambda x: spectrum.octave_powers(build.to_unit(x)))
+
+  def power(images: np.ndarray) -> np.ndarray:
+    return chunks.apply(measure, images).mean(0)
+
+  # Images of one colour have no power.
+  of_real = np.maximum(power(real), np.finfo(np.float32).tiny)
+  return results.TextureResult(
+    octaves=spectrum.octave_names(),
+    power={
+      name: (power(images) / of_real).tolist() for name, images in sets.items()
+    },
   )
 
 

@@ -10,6 +10,7 @@ from dermvq_jax.evaluation import results
 METRICS = {
   'psnr': ('PSNR (dB)', '.2f'),
   'ssim': ('SSIM', '.4f'),
+  'lpips': ('LPIPS', '.4f'),
   'nmse': ('NMSE', '.4f'),
   'mse': ('MSE', '.3g'),
   'perplexity': ('Perplexity', '.1f'),
@@ -21,7 +22,7 @@ METRICS = {
   'nll': ('Nats per code', '.3f'),
   'accuracy': ('Accuracy of the most likely code', '.3f'),
 }
-_RECONSTRUCTION = ('psnr', 'ssim', 'nmse', 'mse')
+_RECONSTRUCTION = ('psnr', 'ssim', 'lpips', 'nmse', 'mse')
 # The metrics that `numbers` shows of each phase.
 _NUMBERS = {
   'vqvae': (
@@ -103,13 +104,28 @@ def numbers(best: Mapping[str, Mapping[str, Any]]) -> Table:
 def _reconstruction(result: results.ReconstructionResult) -> Table:
   titles, forms = zip(*(METRICS[name] for name in _RECONSTRUCTION))
   values = [getattr(result, name) for name in _RECONSTRUCTION]
-  cells = [f'{value:{form}}' for value, form in zip(values, forms)]
+  cells = [_number(value, form) for value, form in zip(values, forms)]
   return Table(
     ('images', *titles),
     [(f'{result.num_images:,}', *cells)],
     'How close are reconstructions to their originals?',
-    'PSNR and SSIM: higher is better. MSE: squared error of values in [0, 1]. '
-    'NMSE: the same, divided by the variance of the training images.',
+    'PSNR and SSIM: higher is better; they hardly see missing texture. LPIPS: '
+    'distance in the features of a network; lower is better. MSE: squared '
+    'error of values in [0, 1]. NMSE: the same, divided by the variance of the '
+    'training images.',
+  )
+
+
+def _texture(result: results.TextureResult) -> Table:
+  return Table(
+    ('images', *(f'{octave} cycles per pixel' for octave in result.octaves)),
+    [
+      (_SETS.get(name, name), *(f'{power:.2f}' for power in powers))
+      for name, powers in result.power.items()
+    ],
+    'Do images have as much detail as real ones?',
+    'The power in each octave of spatial frequency, divided by that of the '
+    'real images: 1 is best; less is blur, more is noise or a grid.',
   )
 
 
@@ -262,6 +278,7 @@ def of_evaluation(evaluation: results.Evaluation) -> list[Table]:
   """Tables of everything that was measured."""
   tables = [
     _reconstruction(evaluation.reconstruction),
+    _texture(evaluation.texture),
     _prior(evaluation.prior),
   ]
   if evaluation.generation:

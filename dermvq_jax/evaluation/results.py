@@ -105,6 +105,8 @@ class ReconstructionResult:
     nmse: `mse` divided by the variance of the training images.
     psnr: -10 log10(mse), in dB.
     ssim: mean structural similarity, at most 1.
+    lpips: mean LPIPS (`models.perceptual`), 0 or more; None for images that are
+      too small for its network.
   """
 
   num_images: int
@@ -112,6 +114,22 @@ class ReconstructionResult:
   nmse: float
   psnr: float
   ssim: float
+  lpips: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TextureResult:
+  """Whether images have as much detail as real ones.
+
+  Attributes:
+    octaves: octaves of spatial frequency, such as '1/4 to 1/2' cycles per
+      pixel, the finest first.
+    power: name of a set, see the module's docstring, to its mean power in each
+      octave, divided by that of the real images of the split. 1 is best.
+  """
+
+  octaves: list[str]
+  power: dict[str, list[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +287,7 @@ class Evaluation:
     made_by: how this evaluation was made.
     prior: the prior, on the codes of the split.
     reconstruction: the reconstructions of the images of the split.
+    texture: the detail in the sets of images.
     generation: None without samples or a space of features.
     labels: None without samples or a classifier.
     memorisation: None without samples.
@@ -283,6 +302,7 @@ class Evaluation:
   made_by: MadeBy
   prior: PriorResult
   reconstruction: ReconstructionResult
+  texture: TextureResult
   generation: GenerationResult | None = None
   labels: LabelsResult | None = None
   memorisation: MemorisationResult | None = None

@@ -243,14 +243,23 @@ def measure_samples(
     controls: how to sample.
 
   Returns:
-    Those of the fields `generation`, `labels` and `memorisation` of
+    Those of the fields `texture`, `generation`, `labels` and `memorisation` of
     `results.Evaluation` that can be measured, and the arrays of
     `nearest_<split>.npz`.
   """
   rng = np.random.default_rng(seed)
   chosen = rng.permutation(len(subject.floor))[:num_samples]
   samples = _sample(subject, chosen, seed, controls)
-  found = {}
+  found = {
+    'texture': measures.measure_texture(
+      subject.real.images,
+      {
+        'real': subject.floor.images,
+        'reconstructions': subject.real.reconstructions,
+        'samples': samples.images,
+      },
+    )
+  }
   if subject.classifier is not None:
     found['labels'] = _measure_labels(subject, samples)
   if subject.space is not None:

@@ -199,8 +199,9 @@ def check_vqvae(config: Config, image_size: int):
       )
   if image_size < image_losses.SSIM_WINDOW:
     raise errors.UserError(
-      f'images of {image_size} px are smaller than the {image_losses.SSIM_WINDOW} px '
-      'that SSIM is measured over; choose another dataset size'
+      f'images of {image_size} px are smaller than the '
+      f'{image_losses.SSIM_WINDOW} px that SSIM is measured over; choose '
+      'another dataset size'
     )
   if config.loss.lpips and image_size < perceptual.MIN_SIZE:
     raise errors.UserError(

@@ -149,6 +149,19 @@ def _alexnet() -> perceptual.Network:
   return perceptual.load()
 
 
+def lpips(a: Array, b: Array) -> Array:
+  """LPIPS by AlexNet, whose weights come with the package.
+
+  Args:
+    a: `[B, H, W, 3]` in [0, 1]; H and W at least `perceptual.MIN_SIZE`.
+    b: the same shape.
+
+  Returns:
+    `[B]`, 0 if the images are the same.
+  """
+  return perceptual.lpips(_alexnet(), a, b)
+
+
 def _lpips(
   prediction: Array, target: Array, variance: float, rng: Array | None
 ) -> Means:
@@ -160,7 +173,7 @@ def _lpips(
   if rng is not None:
     offset = jax.random.randint(rng, (2,), 0, _MAX_SHIFT + 1)
     prediction, target = (_shift(x, offset) for x in (prediction, target))
-  of_image = perceptual.lpips(_alexnet(), prediction, target)
+  of_image = lpips(prediction, target)
   return of_image.mean(), of_image
 
 

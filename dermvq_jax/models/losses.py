@@ -1,4 +1,4 @@
-"""Losses of codes, and the log-probabilities that they share with the sampler."""
+"""Losses of codes, and the log-probabilities that the sampler shares."""
 
 import jax
 import jax.numpy as jnp

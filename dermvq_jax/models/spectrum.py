@@ -15,8 +15,8 @@ NUM_OCTAVES = 3
 
 
 def octave_names() -> list[str]:
-  """The octaves by their limits in cycles per pixel, the finest first."""
-  return [f'1/{4 << i}_to_1/{2 << i}' for i in range(NUM_OCTAVES)]
+  """Names the octaves by their limits in cycles per pixel, finest first."""
+  return [f'1/{4 << i} to 1/{2 << i}' for i in range(NUM_OCTAVES)]
 
 
 def _bands(height: int, width: int) -> np.ndarray:

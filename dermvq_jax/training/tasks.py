@@ -17,6 +17,7 @@ from dermvq_jax.models import (
   image_losses,
   losses,
   nearest,
+  perceptual,
   spectrum,
   vqvae,
 )
@@ -47,9 +48,10 @@ class Task:
     init: `(rng, batches) -> (params, model_state)`; sees the unsharded stream,
       the same on every host. Shapes alone decide the result's structure.
     loss_fn: `(params, model_state, batch, rng, *, train, step, axis_name) ->
-      (loss, (metrics, observed))`; `step` is the number of updates before. Every term of the loss is a metric with its own
-      name. A field `mask` [B] of the batch weights the metrics. Metrics are
-      sums over this device's part; `observed` are arrays [B, ...].
+      (loss, (metrics, observed))`. `step` is the number of updates before this
+      one. Every term of the loss is a metric with its own name. A field `mask`
+      [B] of the batch weights the metrics. Metrics are sums over this device's
+      part; `observed` are arrays [B, ...].
     update_state: `(params, model_state, observed, rng, *, axis_name) ->
       model_state`, once per training step: updates what is learned without
       gradients, from `observed` of all parts of the batch.
@@ -155,6 +157,9 @@ def _reconstruction_metrics(
     parts[f'power_octave_{i + 1}'] = metrics.Mean(made.sum(), real.sum())
   if not train:  # It would slow training.
     parts['ssim'] = metrics.Mean.of(image_losses.ssim(clipped, target), mask)
+    if target.shape[1] >= perceptual.MIN_SIZE:
+      lpips = image_losses.lpips(clipped, target)
+      parts['lpips'] = metrics.Mean.of(lpips, mask)
   return parts
 
 
@@ -268,7 +273,7 @@ def vqvae_task(
 
   return Task(
     keys=('image',),
-    best_metric='lpips_loss' if weights['lpips'] else 'mse',
+    best_metric='lpips' if weights['lpips'] else 'mse',
     init=init,
     loss_fn=loss_fn,
     update_state=update_state,

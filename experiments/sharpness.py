@@ -1,0 +1,224 @@
+r"""Judges reconstructions and samples by networks that no loss has used.
+
+```
+python -m experiments.sharpness --runs BASELINE RUN ... --judge=JUDGE \
+  --vgg16=vgg16.npz --out=STUDY
+```
+
+Squared error hardly sees whether fine texture is there. This study measures, on
+the held-out images (val and test) of each run:
+
+- power: the power of reconstructions and samples over that of real images, in
+  the two finest octaves of frequency;
+- KID x 1000 in two spaces: the last two stages of VGG16, trained on photographs
+  (experiments/lpips_weights.py makes the file), and the classifier in JUDGE, a
+  workdir with `dermvq train --config=classifier --config.seed=7` on the same
+  images. Reconstructions of val are compared with the real images of test, and
+  the other way round. The share is that of the first run's KID;
+- evidence: the balanced accuracy of the classifier in JUDGE on reconstructions
+  and on samples, divided by that on the real images.
+
+Results are kept in STUDY; a run that is measured there is not measured again.
+Runs without a prior are judged by their reconstructions.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from dermvq_jax import inference
+from dermvq_jax.evaluation import (
+  feature_spaces,
+  generation_metrics,
+  measures,
+)
+from dermvq_jax.models import build, chunks, perceptual
+from dermvq_jax.runs import run as run_lib
+from experiments import common
+
+HELD_OUT = ('val', 'test')
+_STAGES = 2  # of VGG16, from the last
+
+
+class Vgg16:
+  """VGG16's last stages, averaged over the image, as a space of features."""
+
+  def __init__(self, path: epath.Path):
+    """Reads the weights."""
+    network = perceptual.load(path)
+    arrays = jax.device_put((network.convs, network.heads))
+
+    @jax.jit
+    def apply(arrays, images):
+      network_ = perceptual.Network(network.name, *arrays)
+      found = perceptual.features(network_, build.to_unit(images))
+      pooled = [x.mean((1, 2)) for x in found[-_STAGES:]]
+      return jax.numpy.concatenate(pooled, -1)
+
+    self._apply = functools.partial(apply, arrays)
+
+  def __call__(self, images: np.ndarray) -> np.ndarray:
+    """Returns features float32 `[B, 1024]` of uint8 images `[B, H, W, 3]`."""
+    return chunks.apply(self._apply, images)
+
+
+def _power(real: np.ndarray, made: np.ndarray) -> list[float]:
+  return measures.measure_texture(real, {'made': made}).power['made']
+
+
+def _accuracy(
+  judge: feature_spaces.Classifier, images: np.ndarray, labels: np.ndarray
+) -> float:
+  predicted = judge.predict(images)
+  number = len(judge.class_names)
+  return generation_metrics.balanced_accuracy(predicted, labels, number)[0]
+
+
+def measure(
+  run: run_lib.Run,
+  judge: feature_spaces.Classifier,
+  spaces: dict[str, feature_spaces.Features],
+  guidance_scales: tuple[float, ...],
+) -> dict[str, Any]:
+  """Measures one run.
+
+  Args:
+    run: a run with a trained VQ-VAE, and perhaps a prior.
+    judge: a classifier that the run did not use.
+    spaces: the spaces of the KID, by name.
+    guidance_scales: how samples are guided; each makes a set of samples.
+
+  Returns:
+    JSON values by name.
+  """
+  model = inference.Model(run)
+  records = {s: list(run.images.split(s)) for s in HELD_OUT}
+  real = {s: np.stack([r['image'] for r in records[s]]) for s in HELD_OUT}
+  labels = {s: np.array([r['label'] for r in records[s]]) for s in HELD_OUT}
+  every_label = np.concatenate(list(labels.values()))
+  every_real = np.concatenate(list(real.values()))
+  made = {s: model.reconstruct(real[s]) for s in HELD_OUT}
+  every_made = np.concatenate(list(made.values()))
+  codes = np.concatenate([model.encode(x) for x in real.values()])
+  error = np.mean(np.square(every_made / 255.0 - every_real / 255.0))
+  result = {
+    'codes': int(np.prod(model.grid)),
+    'usage': len(np.unique(codes)) / model.codebook_size,
+    'psnr': float(-10 * np.log10(error)),
+    'real': {'evidence': _accuracy(judge, every_real, every_label)},
+    'reconstructions': {
+      'power': _power(every_real, every_made),
+      'evidence': _accuracy(judge, every_made, every_label),
+    },
+  }
+  features = {
+    name: {
+      s: feature_spaces.extract(space, real[s], f'{s}: {name}')
+      for s in HELD_OUT
+    }
+    for name, space in spaces.items()
+  }
+  val, test = HELD_OUT
+  for name, space in spaces.items():
+    of_real = features[name]
+    result['real'][name] = generation_metrics.kid(of_real[val], of_real[test])
+    kids = [
+      generation_metrics.kid(
+        of_real[other], feature_spaces.extract(space, made[s], name)
+      )
+      for s, other in ((val, test), (test, val))
+    ]
+    # The standard errors are about equal, and the sets are independent.
+    mean, error = np.mean(kids, 0)
+    result['reconstructions'][name] = [mean, error / np.sqrt(2)]
+  if not run.prior.has_weights:
+    return result
+  for scale in guidance_scales:
+    samples = model.sample(
+      every_label, seed=1, guidance_scale=scale, show_progress=True
+    )
+    key = 'samples' if scale == 1 else f'samples, guidance {scale:g}'
+    result[key] = {
+      'power': _power(every_real, samples),
+      'evidence': _accuracy(judge, samples, every_label),
+    }
+    for name, space in spaces.items():
+      of_real = np.concatenate(list(features[name].values()))
+      result[key][name] = generation_metrics.kid(
+        of_real, feature_spaces.extract(space, samples, name)
+      )
+  return result
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+  """Returns the results of all runs as a Markdown table.
+
+  Args:
+    found: the results of `measure` by the name of the run, the baseline first.
+  """
+  baseline, *_ = found.values()
+  spaces = [k for k in baseline['real'] if k != 'evidence']
+  header = ['run', 'images', 'power 1/4-1/2', '1/8-1/4']
+  header += [f'KID {s} x 1000 (share)' for s in spaces] + ['evidence']
+  rows = []
+  for run, result in found.items():
+    for name, row in result.items():
+      if not isinstance(row, dict) or (name == 'real' and result != baseline):
+        continue
+      cells = [run if name != 'real' else 'real images', name]
+      cells += [f'{x:.2f}' for x in row.get('power', (1, 1))[:2]]
+      for space in spaces:
+        kid, error = row[space]
+        share = kid / baseline.get(name, row)[space][0]
+        cells.append(f'{1000 * kid:.2f} ± {1000 * error:.2f} ({share:.2f})')
+      cells.append(f'{row["evidence"] / result["real"]["evidence"]:.2f}')
+      rows.append(cells)
+  head = common.table(
+    ['run', 'codes', 'usage', 'PSNR'],
+    [
+      [name, r['codes'], f'{r["usage"]:.2f}', f'{r["psnr"]:.2f}']
+      for name, r in found.items()
+    ],
+  )
+  return f'{head}\n\n{common.table(header, rows)}'
+
+
+def main(argv: list[str] | None = None):
+  """Measures runs and prints the tables."""
+  parser = common.parser(__doc__, 'python -m experiments.sharpness')
+  parser.add_argument('--runs', nargs='+', required=True, metavar='RUN')
+  parser.add_argument('--judge', required=True, help='workdir of a classifier')
+  parser.add_argument('--vgg16', type=epath.Path, help='.npz file of VGG16')
+  parser.add_argument('--out', type=epath.Path, required=True)
+  parser.add_argument(
+    '--guidance_scales', type=float, nargs='+', default=[1.0, 2.0]
+  )
+  args = parser.parse_args(argv)
+  common.setup()
+  with common.usage_errors(parser):
+    judge = feature_spaces.Classifier(run_lib.Run(args.judge))
+    spaces = {'judge': judge}
+    if args.vgg16:
+      spaces['VGG16'] = Vgg16(args.vgg16)
+    names = {epath.Path(path).name: path for path in args.runs}
+    jobs = {
+      f'{name}.json': functools.partial(
+        measure,
+        run_lib.Run(path),
+        judge,
+        spaces,
+        tuple(args.guidance_scales),
+      )
+      for name, path in names.items()
+    }
+    common.run_missing(args.out, jobs)
+  found = {n: common.read_json(args.out / f'{n}.json') for n in names}
+  logging.info('\n%s', table(found))
+
+
+if __name__ == '__main__':
+  main()
