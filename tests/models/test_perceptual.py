@@ -30,7 +30,7 @@ def _vgg16():
 def _images(height, width, number=2):
   """Random images, from smooth to rough."""
   rng = np.random.default_rng(height)
-  y, x = np.mgrid[:height, :width, :1] / height
+  y, x = np.mgrid[:height, :width][..., None] / height
   smooth = 0.5 + 0.4 * np.sin(9 * x + 4 * y + np.arange(3))
   return np.float32(
     [

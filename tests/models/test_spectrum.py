@@ -75,7 +75,7 @@ def test_images_do_not_see_each_other():
 
 def test_names():
   assert spectrum.octave_names() == [
-    '1/4_to_1/2',
-    '1/8_to_1/4',
-    '1/16_to_1/8',
+    '1/4 to 1/2',
+    '1/8 to 1/4',
+    '1/16 to 1/8',
   ]

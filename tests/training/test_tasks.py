@@ -184,7 +184,7 @@ def test_power_of_masked_images_does_not_count():
 def test_best_weights_are_those_that_look_best():
   assert _vqvae_task().best_metric == 'mse'
   assert _vqvae_task('loss.ssim=1').best_metric == 'mse'
-  assert _vqvae_task('loss.lpips=0.5').best_metric == 'lpips_loss'
+  assert _vqvae_task('loss.lpips=0.5').best_metric == 'lpips'
 
 
 @pytest.mark.parametrize(
