@@ -67,6 +67,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'residual_features': 32,
     'downsampling': 8,
     'stage_blocks': 1,  # the decoder's residual blocks at higher resolutions
+    'has_noise': True,  # noise in the decoder, from which it makes grain
     'activation': 'gelu',  # approximated by tanh; or 'relu', 'silu'
     'norm_groups': 0,  # groups of the norms in residual blocks; 0: no norm
     'attention_heads': 0,  # at the lowest resolution; 0: no attention
@@ -106,7 +107,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.num_train_steps = 3500
 
   if 'mse' in words:
-    config.model.update({'downsampling': 4, 'stage_blocks': 0})
+    config.model.update(
+      {'downsampling': 4, 'stage_blocks': 0, 'has_noise': False}
+    )
     config.loss.update({'lpips': 0.0, 'adversarial': 0.0})
     config.optim.b1 = 0.9
     config.num_train_steps = 0
@@ -140,6 +143,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
         'residual_features': 8,
         'downsampling': 4,
         'stage_blocks': 0,
+        'has_noise': False,
       }
     )
     config.loss.update({'lpips': 0.0, 'adversarial': 0.0})

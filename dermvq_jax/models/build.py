@@ -125,11 +125,15 @@ def vqvae(config: Config) -> vqvae_lib.VQVAE:
     quantizers.QUANTIZERS[name], config.quantizer, 'quantizer', 'vqvae'
   )
   shared = {**config.model, 'dtype': _dtype(config)}
-  stage_blocks = shared.pop('stage_blocks', 0)
+  decoder = {
+    name: shared.pop(name)
+    for name in ('stage_blocks', 'has_noise')
+    if name in shared
+  }
   return vqvae_lib.VQVAE(
     encoder=vqvae_lib.Encoder(code_dim=quantizer.code_dim, **shared),
     quantizer=quantizer,
-    decoder=vqvae_lib.Decoder(stage_blocks=stage_blocks, **shared),
+    decoder=vqvae_lib.Decoder(**decoder, **shared),
   )
 
 
@@ -205,8 +209,9 @@ def check_vqvae(config: Config, image_size: int):
     )
   if config.loss.lpips and image_size < perceptual.MIN_SIZE:
     raise errors.UserError(
-      f'images of {image_size} px are smaller than the {perceptual.MIN_SIZE} px '
-      'that LPIPS needs; set config.loss.lpips=0 or choose another dataset size'
+      f'images of {image_size} px are smaller than the {perceptual.MIN_SIZE} '
+      'px that LPIPS needs; set config.loss.lpips=0 or choose another dataset '
+      'size'
     )
   if image_size % factor:
     raise errors.UserError(

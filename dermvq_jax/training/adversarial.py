@@ -124,7 +124,7 @@ class Adversary:
       made: made images, `[B, H, W, 3]`.
       real: real images, of the same shape.
       reference: the gradient of the reconstruction loss at `made`.
-      rng: random key.
+      rng: random key, another one on each device.
       step: the number of updates before this one.
       axis_name: the axis of the devices under pmap.
     """
@@ -136,8 +136,6 @@ class Adversary:
       shapes = jax.eval_shape(play, args)
       return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    if axis_name is not None:  # Views differ between devices.
-      rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     still = jax.lax.stop_gradient((params, made, real, rng))
     plays = step >= self.start
     terms, gradients = jax.lax.cond(plays, play, wait, still)

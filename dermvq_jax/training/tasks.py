@@ -207,11 +207,17 @@ def vqvae_task(
   def loss_fn(
     params, model_state, batch, rng, *, train, step=0, axis_name=None
   ):
-    shift_rng, view_rng = jax.random.split(rng)
+    if axis_name is not None:  # Noise and views differ between devices.
+      rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    shift_rng, view_rng, noise_rng = jax.random.split(rng, 3)
     images = build.to_unit(batch['image'])
     target = build.to_unit(batch.get('target', batch['image']))
     mask = batch.get('mask')
-    output = model.apply({'params': params, **model_state}, images)
+    output = model.apply(
+      {'params': params, **model_state},
+      images,
+      rngs={'noise': noise_rng} if train else {},
+    )
     quantized, made = output.quantized, output.reconstruction
 
     def reconstruction_loss(made):
