@@ -22,6 +22,7 @@ GOLDEN = {
   ('vqvae', 'l2_norm'): (930_644, 4_608),
   ('vqvae', 'fsq'): (920_143, 9),
   ('vqvae', 'residual'): (936_796, 34_816),
+  ('vqvae', 'mse'): (936_796, 17_408),
   ('vqvae', '128'): (936_796, 17_408),
   ('vqvae', '256'): (2_117_084, 17_408),
   ('vqvae', 'demo'): (284_156, 8_704),
@@ -110,16 +111,41 @@ def test_parameters_are_float32(name, argument):
 @pytest.mark.parametrize('name', sorted({name for name, _ in GOLDEN}))
 def test_every_argument_has_a_row(name):
   module = _module(name)
-  text = re.search(r'is one of ([^.]+)\.', module.get_config.__doc__).group(1)
-  arguments = re.findall("'([^']*)'", text)
-  assert sorted(arguments) == sorted(a for n, a in GOLDEN if n == name)
-  # The module's docstring and the error name all arguments.
-  for argument in filter(None, arguments):
-    assert f"'{argument}'" in module.__doc__
-  with pytest.raises(ValueError) as e:
+  with pytest.raises(ValueError, match="has no config 'nonsense'; give") as e:
     module.get_config('nonsense')
-  for argument in filter(None, arguments):
-    assert re.search(rf'\b{argument}\b', str(e.value).split(';')[1])
+  words = re.search('one of (.+), or some', str(e.value)).group(1).split(', ')
+  arguments = {argument for n, argument in GOLDEN if n == name}
+  assert {'', *words} == {word for a in arguments for word in a.split('+')}
+  # The module's docstring names all of them.
+  for word in words:
+    assert f"'{word}'" in module.__doc__
+
+
+@pytest.mark.parametrize(
+  ('name', 'argument', 'message'),
+  [
+    ('vqvae', 'vq+fsq', 'give only one of vq, fsq'),
+    ('vqvae', '128+256', 'give only one of 128, 256'),
+    ('vqvae', 'vq+', "no config ''"),
+    ('prior', 'rnn+none', "no config 'none'"),
+    ('prior', 'rnn+pixelcnn', 'give only one of rnn, pixelcnn'),
+    ('classifier', 'demo+smoke', 'give only one of demo, smoke'),
+  ],
+)
+def test_words_that_do_not_go_together(name, argument, message):
+  with pytest.raises(errors.UserError, match=message):
+    config_files.load(f'{name}:{argument}')
+
+
+def test_words_are_joined():
+  config = config_files.load('vqvae:smoke+l2_norm+mse')
+  assert (
+    config.to_dict() == config_files.load('vqvae:mse+smoke+l2_norm').to_dict()
+  )
+  assert (config.quantizer.name, config.batch_size) == ('l2_norm', 8)
+  assert config.quantizer.codebook_size == 32
+  config = config_files.load('prior:transformer+smoke')
+  assert (config.prior.name, config.prior.num_layers) == ('transformer', 2)
 
 
 def test_every_config_has_a_row():

@@ -1,6 +1,7 @@
 """LPIPS against a NumPy implementation with strided convolutions."""
 
 import ast
+import functools
 import pathlib
 
 import image_references
@@ -25,6 +26,12 @@ def _vgg16():
   """Random arrays with the structure of VGG16, but 2 to 4 channels."""
   widths = [3, 2, 2, 3, 3, 2, 2, 4, 3, 3, 4, 2, 2, 3]
   return image_references.random_weights(widths, [3] * 13)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(name, convs, heads, a, b):
+  network = perceptual.Network(name, convs, heads)
+  return perceptual.features(network, a), perceptual.lpips(network, a, b)
 
 
 def _images(height, width, number=2):
@@ -58,11 +65,7 @@ def test_alexnet_against_numpy(size, alexnet):
   a, b = _images(*size), _images(*size)[::-1]
   network = perceptual.load()
 
-  @jax.jit
-  def run(a, b):
-    return perceptual.features(network, a), perceptual.lpips(network, a, b)
-
-  features, distance = run(a, b)
+  features, distance = _run(*network, a, b)
   expected = [image_references.features(alexnet, image) for image in a]
   for actual, *of_images in zip(features, *expected, strict=True):
     scale = np.abs(of_images).max()
@@ -79,11 +82,7 @@ def test_vgg16_against_numpy(tmp_path):
   assert network.name == 'vgg16'
   a, b = _images(37, 48), _images(37, 48)[::-1]
 
-  @jax.jit
-  def run(a, b):
-    return perceptual.features(network, a), perceptual.lpips(network, a, b)
-
-  features, distance = run(a, b)
+  features, distance = _run(*network, a, b)
   assert [f.shape[1:3] for f in features] == [
     (37, 48),
     (18, 24),
@@ -104,9 +103,9 @@ def test_distance_is_symmetric_grows_and_is_zero_for_the_same():
   images = _images(31, 31, 4)
   first = np.broadcast_to(images[:1], images.shape)
   network = perceptual.load()
-  run = jax.jit(lambda a, b: perceptual.lpips(network, a, b))
-  distances = run(first, images)
-  np.testing.assert_allclose(run(images, first), distances, rtol=1e-5)
+  _, distances = _run(*network, first, images)
+  _, reverse = _run(*network, images, first)
+  np.testing.assert_allclose(reverse, distances, rtol=1e-5)
   assert distances[0] == 0
   assert np.all(np.diff(distances) > 0)
 

@@ -181,6 +181,77 @@ def test_bfloat16_is_used_inside_only():
   )
 
 
+def _decoder(downsampling=4, **kwargs):
+  return vqvae.Decoder(
+    features=8,
+    num_residual_blocks=1,
+    residual_features=4,
+    downsampling=downsampling,
+    **kwargs,
+  )
+
+
+@pytest.mark.parametrize(
+  ('downsampling', 'widths'), [(2, []), (4, [4]), (8, [8, 4])]
+)
+def test_blocks_at_each_resolution_between_codes_and_image(
+  downsampling, widths
+):
+  latents = jnp.zeros((1, 2, 3, _D))
+  decoder = _decoder(downsampling, stage_blocks=2)
+  params = _random(decoder, latents)['params']
+  found = [
+    [conv['kernel'].shape for conv in params[f'ResidualBlock_{i}'].values()]
+    for i in range(1, 1 + 2 * len(widths))  # 0 is at the lowest resolution
+  ]
+  expected = [
+    [(3, 3, width, width // 2), (1, 1, width // 2, width)]
+    for width in widths
+    for _ in range(2)
+  ]
+  assert found == expected
+  assert f'ResidualBlock_{1 + len(found)}' not in params
+  shape = jax.eval_shape(decoder.apply, {'params': params}, latents).shape
+  assert shape == (1, 2 * downsampling, 3 * downsampling, 3)
+
+
+def test_blocks_that_add_nothing_change_nothing():
+  latents = jnp.float32(np.random.default_rng(1).normal(size=(1, 2, 3, _D)))
+  params = _random(_decoder(stage_blocks=1), latents)['params']
+  plain = {k: v for k, v in params.items() if k != 'ResidualBlock_1'}
+  expected = _decoder().apply({'params': plain}, latents)
+  decoder = _decoder(stage_blocks=1)
+  assert (
+    np.abs(decoder.apply({'params': params}, latents) - expected).max() > 0.01
+  )
+  block = params['ResidualBlock_1']
+  silent = block | {'Conv_1': jax.tree.map(np.zeros_like, block['Conv_1'])}
+  changed = {'params': params | {'ResidualBlock_1': silent}}
+  actual = decoder.apply(changed, latents)
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_noise_is_new_in_training_and_the_same_afterwards():
+  x = jnp.zeros((3, 8, 9, 4))
+  noise, scale = vqvae.Noise(), np.float32([0, 1, -2, 0.5])
+  start = jax.eval_shape(noise.init, jax.random.key(0), x)
+  assert jax.tree.map(lambda x: x.shape, start) == {'params': {'scale': (4,)}}
+  variables = {'params': {'scale': scale}}
+  fixed = noise.apply(variables, x)
+  # All images and channels have the same, up to the scale.
+  np.testing.assert_allclose(fixed, fixed[:1, ..., 1:2] * scale, atol=1e-6)
+  assert 0.7 < fixed[0, ..., 1].std() < 1.3
+  alone = noise.apply(variables, x[:1])
+  np.testing.assert_array_equal(alone, fixed[:1])
+  new = [
+    noise.apply(variables, x, rngs={'noise': jax.random.key(i)})[..., 1]
+    for i in range(2)
+  ]
+  noises = np.reshape([*new[0], *new[1], fixed[0, ..., 1]], (7, -1))
+  others = np.corrcoef(noises) - np.eye(7)
+  assert np.abs(others).max() < 0.6
+
+
 @pytest.mark.parametrize('activation', vqvae.ACTIVATIONS)
 def test_encoder_against_plain_convolutions(activation):
   """Space to depth and a 3x3 convolution equal a strided 6x6 convolution."""
