@@ -194,12 +194,9 @@ def test_a_gradient_of_zero_gives_no_nan():
 @pytest.fixture(scope='module')
 def task_and_batch():
   config = config_files.load(
-    'vqvae:vq',
+    'vqvae:smoke+vq',
     [
-      '--config.model.features=16',
-      '--config.model.residual_features=8',
-      '--config.quantizer.codebook_size=32',
-      '--config.quantizer.code_dim=8',
+      '--config.quantizer.commitment_weight=2',
       '--config.loss.adversarial=0.5',
       '--config.loss.feature_matching=3',
       '--config.discriminator.features=8',

@@ -146,7 +146,7 @@ def test_resumed_is_uninterrupted_with_two_players(
   assert first['step/update_norm/discriminator'] == 0
   assert last['step/grad_norm/discriminator'] > 0
   rates = [last[f'step/learning_rate{name}'] for name in ('', '/discriminator')]
-  assert rates[0] != rates[1] == pytest.approx(4e-4)
+  assert rates[0] != rates[1] == pytest.approx(3e-4)
   model = inference.load(whole)
   image = np.zeros((1, 16, 16, 3), np.uint8)
   assert model.decode(model.encode(image)).shape == image.shape
@@ -526,6 +526,8 @@ def shrink(config):
     config.dataset = IMAGES
     config.model.features = 16
     config.model.residual_features = 8
+    config.loss.lpips = 0.0  # The images are too small.
+    config.discriminator.features = 8
     config.quantizer.codebook_size = 32
   elif config.task == 'classifier':
     config.classifier = {'features': 16, 'num_stages': 2}
@@ -538,7 +540,7 @@ def shrink(config):
 def every_config():
   """All shipped configs; the small ones and the priors are fast enough."""
   for name, argument in test_configs.GOLDEN:
-    if name == 'vqvae' and argument in quantizers.QUANTIZERS:
+    if name == 'vqvae' and quantizers.QUANTIZERS.keys() & argument.split('+'):
       continue  # tests/test_every_quantizer.py trains them.
     fast = argument == 'smoke' or (
       name == 'prior' and argument not in ('', 'demo')

@@ -51,7 +51,7 @@ def test_the_structure_is_that_of_the_start(
 
 
 def test_epochs_become_steps():
-  config = config_files.load('vqvae')
+  config = config_files.load('vqvae:mse')
   config.num_epochs = 2.5
   resolved = trainer_lib.resolve(config, {'num_train': 100})
   assert resolved.eval_every_steps == 100 // 16
@@ -78,11 +78,8 @@ def test_norms_and_learning_rates(smoke_run):
 
 
 def test_the_discriminator_has_its_own_norms_and_learning_rate(smoke_run):
-  optim = [
-    f'--config.discriminator_optim.{field}'
-    for field in ('learning_rate=0.25', 'schedule=constant', 'warmup_steps=0')
-  ]
-  trainer = make(smoke_run, 'vqvae', *two_players.OPTIONS, *optim)
+  rate = '--config.discriminator_optim.learning_rate=0.25'
+  trainer = make(smoke_run, 'vqvae', *two_players.OPTIONS, rate)
   rates = trainer.learning_rates(3)
   assert rates.keys() == {'learning_rate', 'learning_rate/discriminator'}
   assert rates['learning_rate/discriminator'] == 0.25
