@@ -201,6 +201,13 @@ def check_vqvae(config: Config, image_size: int):
         f'config.model.{name} is {number}; give 0 for none, or a divisor of '
         + ' and '.join(f'config.model.{w}={model[w]}' for w in widths)
       )
+  # The narrowest norm of the decoder's blocks at higher resolutions.
+  quarter, groups = model.features // 4, model.get('norm_groups', 0)
+  if groups and model.get('stage_blocks', 0) and quarter % groups:
+    raise errors.UserError(
+      f'config.model.norm_groups is {groups}; with config.model.stage_blocks it '
+      f'must divide a quarter of config.model.features={model.features}'
+    )
   if image_size < image_losses.SSIM_WINDOW:
     raise errors.UserError(
       f'images of {image_size} px are smaller than the '
