@@ -206,9 +206,14 @@ def test_best_weights_are_those_that_look_best():
       '16 px cannot be halved 5 times',
     ),
     (['loss.adversarial=1', 'model.downsampling=2'], 8, '8 px are smaller'),
+    (
+      ['model.norm_groups=8', 'model.stage_blocks=1'],
+      16,
+      'divide a quarter of config.model.features=16',
+    ),
   ],
 )
-def test_wrong_losses_of_the_vqvae(overrides, size, message):
+def test_fields_of_the_vqvae_that_do_not_fit(overrides, size, message):
   with pytest.raises(errors.UserError, match=message) as e:
     _vqvae_task(*overrides, size=size)
   assert '\n' not in str(e.value)
