@@ -168,6 +168,27 @@ def check_discriminator(config: Config, image_size: int):
     )
 
 
+def _check_divisors(model: Config):
+  """Raises UserError unless norms and attention divide their widths."""
+  for name, widths in (
+    ('norm_groups', ('features', 'residual_features')),
+    ('attention_heads', ('features',)),
+  ):
+    number = model.get(name, 0)
+    if number < 0 or (number and any(model[w] % number for w in widths)):
+      raise errors.UserError(
+        f'config.model.{name} is {number}; give 0 for none, or a divisor of '
+        + ' and '.join(f'config.model.{w}={model[w]}' for w in widths)
+      )
+  # The narrowest norm of the decoder's blocks at higher resolutions.
+  quarter, groups = model.features // 4, model.get('norm_groups', 0)
+  if groups and model.get('stage_blocks', 0) and quarter % groups:
+    raise errors.UserError(
+      f'config.model.norm_groups is {groups}; with config.model.stage_blocks '
+      f'it must divide a quarter of config.model.features={model.features}'
+    )
+
+
 def check_vqvae(config: Config, image_size: int):
   """Checks a VQ-VAE's config against the size of its images.
 
@@ -191,23 +212,7 @@ def check_vqvae(config: Config, image_size: int):
       f'config.model.activation is {model.activation!r}; it must be one of '
       + ', '.join(map(repr, vqvae_lib.ACTIVATIONS))
     )
-  for name, widths in (
-    ('norm_groups', ('features', 'residual_features')),
-    ('attention_heads', ('features',)),
-  ):
-    number = model.get(name, 0)
-    if number < 0 or (number and any(model[w] % number for w in widths)):
-      raise errors.UserError(
-        f'config.model.{name} is {number}; give 0 for none, or a divisor of '
-        + ' and '.join(f'config.model.{w}={model[w]}' for w in widths)
-      )
-  # The narrowest norm of the decoder's blocks at higher resolutions.
-  quarter, groups = model.features // 4, model.get('norm_groups', 0)
-  if groups and model.get('stage_blocks', 0) and quarter % groups:
-    raise errors.UserError(
-      f'config.model.norm_groups is {groups}; with config.model.stage_blocks it '
-      f'must divide a quarter of config.model.features={model.features}'
-    )
+  _check_divisors(model)
   if image_size < image_losses.SSIM_WINDOW:
     raise errors.UserError(
       f'images of {image_size} px are smaller than the '
