@@ -50,7 +50,7 @@ def test_from_a_run_to_the_table(smoke_run, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(study, 'MINUTES', 1e-6)
 
   def smoke_config(prior, *overrides):
-    small = 'prior.num_layers=2', 'prior.features=8', 'prior.head_features=8'
+    small = 'prior.num_layers=1', 'prior.features=8', 'prior.head_features=8'
     short = 'batch_size=8', 'optim.warmup_steps=2'
     return config(prior, *small, *short, *overrides)
 

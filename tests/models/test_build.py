@@ -121,7 +121,9 @@ def test_likelihood():
   )
   score = build.likelihood(model, 'cross_entropy')
   predicted, likelihood = score({'params': params}, codes, conditions)
-  logits = model.apply({'params': params}, codes, conditions, train=False)
+  logits = jax.jit(
+    lambda: model.apply({'params': params}, codes, conditions, train=False)
+  )()
   np.testing.assert_array_equal(predicted, logits.argmax(-1))
   expected = -losses.nll(logits, codes).sum((1, 2))
   np.testing.assert_allclose(likelihood, expected, rtol=1e-5)

@@ -12,10 +12,11 @@ def _images():
 def test_an_image_does_not_depend_on_its_batch():
   model = classifier.Classifier(num_classes=7, features=16, num_stages=2)
   images = _images()
-  variables = model.init(jax.random.key(0), images[:1])
-  logits = model.apply(variables, images)
+  variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+  apply = jax.jit(model.apply)
+  logits = apply(variables, images)
   assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
-  alone = model.apply(variables, images[1:2])
+  alone = apply(variables, images[1:2])
   np.testing.assert_allclose(alone[0], logits[1], rtol=1e-4, atol=1e-5)
   assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
@@ -23,7 +24,8 @@ def test_an_image_does_not_depend_on_its_batch():
 def test_logits_are_a_linear_function_of_the_features():
   model = classifier.Classifier(num_classes=7, features=16, num_stages=2)
   images = _images()
-  logits, variables = model.init_with_output(jax.random.key(0), images)
+  init = jax.jit(model.init_with_output)
+  logits, variables = init(jax.random.key(0), images)
   features = model.apply(variables, images, method='embed')
   assert features.shape == (3, 16) and features.min() >= 0
   head = variables['params']['head']
@@ -34,6 +36,7 @@ def test_logits_are_a_linear_function_of_the_features():
 def test_bfloat16_is_used_inside_only():
   model = classifier.Classifier(7, 16, 2, dtype=jnp.bfloat16)
   images = _images()
-  logits, variables = model.init_with_output(jax.random.key(0), images)
+  init = jax.jit(model.init_with_output)
+  logits, variables = init(jax.random.key(0), images)
   dtypes = {x.dtype for x in jax.tree.leaves(variables)} | {logits.dtype}
   assert dtypes == {jnp.dtype('float32')}

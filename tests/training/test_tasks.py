@@ -246,10 +246,11 @@ def test_classifier_is_told_the_class_shares():
   np.testing.assert_allclose(told, np.log(shares), rtol=1e-6)
 
   model = build.classifier(config, facts)
-  logits = model.apply({'params': params}, build.to_unit(batch['image']))
-  loss, (parts, observed) = task.loss_fn(
-    params, state, batch, jax.random.key(1), train=True
-  )
+  images = build.to_unit(batch['image'])
+  logits = jax.jit(model.apply)({'params': params}, images)
+  loss, (parts, observed) = jax.jit(
+    lambda *inputs: task.loss_fn(*inputs, train=True)
+  )(params, state, batch, jax.random.key(1))
   joint = np.exp(logits) * shares
   likely = (joint / joint.sum(1, keepdims=True))[np.arange(4), labels]
   assert loss == pytest.approx(-np.log(likely).mean(), rel=1e-5)
