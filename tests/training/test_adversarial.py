@@ -252,7 +252,9 @@ def test_the_discriminator_is_not_trained_by_the_makers_terms(task_and_batch):
     )
     # The codebook is trained by its own loss only.
     assert any(jax.tree.leaves(changed)) == (name != 'quantizer'), name
-  assert all(np.any(x) for x in jax.tree.leaves(after['discriminator']))
+  # (The hinge loss may cancel for the bias of the logits.)
+  for name in ('Conv_0', 'Conv_1', 'Conv_2'):
+    assert np.any(after['discriminator'][name]['kernel']), name
   adversarial_names = {
     'discriminator_loss',
     'discriminator_accuracy',
