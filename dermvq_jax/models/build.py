@@ -182,7 +182,8 @@ def _check_divisors(model: Config):
       )
   # The narrowest norm of the decoder's blocks at higher resolutions.
   quarter, groups = model.features // 4, model.get('norm_groups', 0)
-  if groups and model.get('stage_blocks', 0) and quarter % groups:
+  has_blocks = model.get('stage_blocks', 0) and model.downsampling > 2
+  if groups and has_blocks and quarter % groups:
     raise errors.UserError(
       f'config.model.norm_groups is {groups}; with config.model.stage_blocks '
       f'it must divide a quarter of config.model.features={model.features}'

@@ -239,7 +239,8 @@ def test_noise_is_new_in_training_and_the_same_afterwards():
   variables = {'params': {'scale': scale}}
   fixed = noise.apply(variables, x)
   # All images and channels have the same, up to the scale.
-  np.testing.assert_allclose(fixed, fixed[:1, ..., 1:2] * scale, atol=1e-6)
+  expected = np.repeat(fixed[:1, ..., 1:2] * scale, 3, 0)
+  np.testing.assert_allclose(fixed, expected, atol=1e-6)
   assert 0.7 < fixed[0, ..., 1].std() < 1.3
   alone = noise.apply(variables, x[:1])
   np.testing.assert_array_equal(alone, fixed[:1])

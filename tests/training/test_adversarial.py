@@ -222,17 +222,13 @@ def task_and_batch():
   return task, tasks.make(plain, facts), batch, start
 
 
-def _value_and_grad(task, params, state, batch, step):
-  return _compiled_task(task)(params, state, batch, _KEY, step=step)
+def _compiled_task(task, state, batch):
+  """Loss, metrics and gradients by parameters and step."""
 
+  def loss(params, step):
+    return task.loss_fn(params, state, batch, _KEY, train=True, step=step)
 
-@functools.cache
-def _compiled_task(task):
-  return jax.jit(
-    jax.value_and_grad(
-      functools.partial(task.loss_fn, train=True), has_aux=True
-    )
-  )
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def test_the_discriminator_is_not_trained_by_the_makers_terms(task_and_batch):
@@ -240,10 +236,10 @@ def test_the_discriminator_is_not_trained_by_the_makers_terms(task_and_batch):
   task, plain, batch, (params, state) = task_and_batch
   others = task.kept(params)
   assert others.keys() == {'encoder', 'decoder', 'quantizer'}
-  run = functools.partial(_value_and_grad, state=state, batch=batch)
-  (_, (parts, _)), before = run(task, params, step=4)
-  (loss, (terms, _)), after = run(task, params, step=5)
-  _, alone = run(plain, others, step=5)
+  run, run_alone = (_compiled_task(t, state, batch) for t in (task, plain))
+  (_, (parts, _)), before = run(params, 4)
+  (loss, (terms, _)), after = run(params, 5)
+  _, alone = run_alone(others, 5)
   assert not any(np.any(x) for x in jax.tree.leaves(before['discriminator']))
   for name in others:
     jax.tree.map(
@@ -256,7 +252,9 @@ def test_the_discriminator_is_not_trained_by_the_makers_terms(task_and_batch):
     )
     # The codebook is trained by its own loss only.
     assert any(jax.tree.leaves(changed)) == (name != 'quantizer'), name
-  assert all(np.any(x) for x in jax.tree.leaves(after['discriminator']))
+  # (The hinge loss may cancel for the bias of the logits.)
+  for name in ('Conv_0', 'Conv_1', 'Conv_2'):
+    assert np.any(after['discriminator'][name]['kernel']), name
   adversarial_names = {
     'discriminator_loss',
     'discriminator_accuracy',
@@ -267,7 +265,7 @@ def test_the_discriminator_is_not_trained_by_the_makers_terms(task_and_batch):
   told = metrics.compute(terms)
   assert told.keys() - metrics.compute(parts).keys() == adversarial_names
   # Without a ramp they count fully from the start.
-  (_, (later, _)), _ = run(task, params, step=9)
+  (_, (later, _)), _ = run(params, 9)
   assert metrics.compute(later) == told
   # The terms of the loss, each as it counts, add up.
   makers = told['adversarial_loss'] + 3 * told['feature_matching_loss']
