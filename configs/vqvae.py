@@ -12,7 +12,8 @@ discriminator. The argument is one of these words, or some, joined by '+':
 - '128', '256': larger images, with 16x16 and 32x32 codes, for TPU and GPU;
 - 'mse': squared error alone, and 16x16 codes at 64 px: blurred, quick;
 - 'vq', 'l2_norm', 'fsq', 'residual': the other quantizers;
-- 'demo': the built-in dataset in minutes; 'smoke': seconds, for tests.
+- 'demo': the built-in dataset in minutes; 'smoke': like 'mse', in seconds, for
+  tests.
 
 For example, `--config=vqvae:128+fsq`. Expected results are in
 experiments/RESULTS.md.
@@ -67,7 +68,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'residual_features': 32,
     'downsampling': 8,
     'stage_blocks': 1,  # the decoder's residual blocks at higher resolutions
-    'has_noise': True,  # noise in the decoder, from which it makes grain
+    'has_noise': False,  # noise in the decoder, from which it makes grain
     'activation': 'gelu',  # approximated by tanh; or 'relu', 'silu'
     'norm_groups': 0,  # groups of the norms in residual blocks; 0: no norm
     'attention_heads': 0,  # at the lowest resolution; 0: no attention
@@ -106,10 +107,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optim.update({'b1': 0.5, 'b2': 0.95, 'max_grad_norm': 0.0})
   config.num_train_steps = 3500
 
-  if 'mse' in words:
-    config.model.update(
-      {'downsampling': 4, 'stage_blocks': 0, 'has_noise': False}
-    )
+  size = common.one_of(words, _SIZES, '64')
+  if 'mse' in words or size == 'smoke':
+    config.model.update({'downsampling': 4, 'stage_blocks': 0})
     config.loss.update({'lpips': 0.0, 'adversarial': 0.0})
     config.optim.b1 = 0.9
     config.num_train_steps = 0
@@ -118,7 +118,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     else:
       config.quantizer.codebook_size = 512
 
-  size = common.one_of(words, _SIZES, '64')
   if size in ('128', '256'):
     config.dataset = f'ham10000/{size}'
     config.batch_size = 128
@@ -134,19 +133,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.quantizer.codebook_size = 256
     config.num_train_steps = 1000
     config.eval_every_steps = 250
-  elif size == 'smoke':  # Its images are too small for LPIPS.
+  elif size == 'smoke':
     common.shorten_to_smoke(config)
     config.dataset = 'synthetic_dermoscopy/smoke'
-    config.model.update(
-      {
-        'features': 16,
-        'residual_features': 8,
-        'downsampling': 4,
-        'stage_blocks': 0,
-        'has_noise': False,
-      }
-    )
-    config.loss.update({'lpips': 0.0, 'adversarial': 0.0})
+    config.model.update({'features': 16, 'residual_features': 8})
     config.discriminator.update({'features': 8, 'num_stages': 2})
     if name != 'fsq':
       config.quantizer.update(
