@@ -5,10 +5,10 @@ dermvq encode --workdir=W
 dermvq train --config=prior --workdir=W
 ```
 
-Without an argument it is a Gated PixelCNN for grids of 16x16 to 32x32 codes;
-'pixelcnn', 'rnn' and 'transformer' are the other priors, about as large; 'demo'
-takes minutes; 'smoke' takes seconds, for tests. Expected results are in
-experiments/RESULTS.md.
+Without an argument it is 'gated_pixelcnn', for grids of 8x8 to 32x32 codes;
+'pixelcnn', 'rnn' and 'transformer' are the other priors, about as large. 'demo'
+takes minutes; 'smoke' takes seconds, for tests. Words are joined by '+':
+`--config=prior:rnn+demo`. Expected results are in experiments/RESULTS.md.
 """
 
 import ml_collections

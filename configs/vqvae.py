@@ -11,7 +11,7 @@ discriminator. The argument is one of these words, or some, joined by '+':
 
 - '128', '256': larger images, with 16x16 and 32x32 codes, for TPU and GPU;
 - 'mse': squared error alone, and 16x16 codes at 64 px: blurred, quick;
-- 'vq', 'l2_norm', 'fsq', 'residual': the other quantizers;
+- 'ema', 'vq', 'l2_norm', 'fsq', 'residual': a quantizer; by default 'ema';
 - 'demo': the built-in dataset in minutes; 'smoke': like 'mse', in seconds, for
   tests.
 

@@ -18,6 +18,7 @@ from dermvq_jax.training import optim
 # depends on the codebook: here the VQ-VAE's with the same argument.
 GOLDEN = {
   ('vqvae', ''): (2_219_772, 34_816),
+  ('vqvae', 'ema'): (2_219_772, 34_816),
   ('vqvae', 'vq'): (2_236_156, 17_408),
   ('vqvae', 'l2_norm'): (2_217_716, 9_216),
   ('vqvae', 'fsq'): (2_203_119, 9),
@@ -29,6 +30,7 @@ GOLDEN = {
   ('vqvae', 'demo'): (605_132, 8_704),
   ('vqvae', 'smoke'): (19_852, 576),
   ('prior', ''): (1_457_024, 0),
+  ('prior', 'gated_pixelcnn'): (1_457_024, 0),
   ('prior', 'pixelcnn'): (1_421_696, 0),
   ('prior', 'rnn'): (1_427_280, 0),
   ('prior', 'transformer'): (1_454_080, 0),
