@@ -4,6 +4,8 @@ It sees patches (PatchGAN: Isola et al. 2017, section 3.2.2): each of its
 logits judges a part of the image.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,16 +25,14 @@ _CONTRASTS = (0.8, 1.25)
 
 
 def _blur(x: Array) -> Array:
-  """Means of 3x3 pixels; the border repeats."""
+  """Means of 3x3 pixels of `[B, H, W, C]`; the border repeats."""
   for axis in (1, 2):
+    cut = functools.partial(jax.lax.slice_in_dim, axis=axis)
     size = x.shape[axis]
-    pad = [(0, 0)] * 4
-    pad[axis] = (1, 1)
-    wide = jnp.pad(x, pad, mode='edge')
-    parts = [
-      jax.lax.slice_in_dim(wide, i, i + size, axis=axis) for i in range(3)
-    ]
-    x = sum(parts) / 3
+    # `jnp.pad` would make devices exchange images.
+    parts = [cut(x, 0, 1), x, cut(x, size - 1, size)]
+    wide = jnp.concatenate(parts, axis)
+    x = sum(cut(wide, i, i + size) for i in range(3)) / 3
   return x
 
 

@@ -331,6 +331,8 @@ def test_devices_exchange_reductions_only(phase, smoke_run):
   exchanged = sum(size for _, size in found)
   params, model_state = start
   needed = _size(params) + _size(start_sums['epoch'])
+  # Its gradients of real and of made images are added up apart.
+  needed += _size(params.get('discriminator', {}))
   if phase != 'prior':
     quantizer = model_state['codebook']['quantizer']
     # The sums and counts of latents, and as much for restart candidates.
