@@ -12,14 +12,18 @@ import os
 import re
 import secrets
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+import numpy as np
+from absl import logging
 from etils import epath
 
 from dermvq_jax import errors
 
 _INCOMPLETE = '.incomplete'
+_MAX_ARRAYS = 2**28  # bytes; a small .npz file can describe many more.
 # Never writes to what is there already, such as a link to another file.
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 # What file systems answer that cannot sync a folder.
@@ -29,6 +33,14 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 def is_remote(path: epath.PathLike) -> bool:
   """Whether a path is in a bucket: no locks, no appending, no renaming."""
   return '://' in str(path)
+
+
+def is_writable(folder: epath.PathLike) -> bool:
+  """Whether files can be made in a local folder, which need not exist."""
+  folder = os.path.abspath(folder)
+  while not os.path.lexists(folder):
+    folder = os.path.dirname(folder)
+  return os.access(folder, os.W_OK | os.X_OK)
 
 
 def refuse_links(folder: epath.PathLike):
@@ -152,6 +164,25 @@ def write_text(path: epath.PathLike, text: str):
     file.write(text.encode())
 
 
+def read_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
+  """Reads all arrays of an .npz file.
+
+  Raises:
+    ValueError: the file is damaged, or its arrays would take too much memory.
+  """
+  content = io.BytesIO(epath.Path(path).read_bytes())
+  try:
+    with zipfile.ZipFile(content) as archive:
+      size = sum(member.file_size for member in archive.infolist())
+    if size > _MAX_ARRAYS:
+      raise ValueError(f'its arrays would take {size:,} bytes')
+    content.seek(0)
+    with np.load(content, allow_pickle=False) as arrays:
+      return {name: arrays[name] for name in arrays.files}
+  except Exception as e:  # zipfile, zlib and NumPy raise many kinds.
+    raise ValueError(errors.one_line(e) or type(e).__name__) from e
+
+
 @contextlib.contextmanager
 def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
   """Makes a folder that gets its name when everything in it is on the disk.
@@ -228,8 +259,13 @@ def locked(
     except BlockingIOError:
       when_busy()
       fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:
-      pass  # Some network file systems have no locks.
+    except OSError as e:  # Some network file systems have no locks.
+      logging.warning(
+        '%s cannot be locked (%s): make sure that no other command writes '
+        'there.',
+        folder,
+        e.strerror,
+      )
     yield
   finally:
     os.close(descriptor)

@@ -129,11 +129,13 @@ class Model:
   def __init__(self, run: run_lib.Run):
     """Loads the weights; raises the errors of `load`."""
     self.run = run
+    # The weights first: they are there only if config and facts are right.
+    weights = run.vqvae.weights
     config, facts = run.vqvae.config, run.vqvae.facts
     self.config = ml_collections.ConfigDict({'vqvae': config})
     self.class_names = tuple(facts['class_names'])
     self.image_size = facts['image_size']
-    self._codec = build.codec(config, run.vqvae.weights)
+    self._codec = build.codec(config, weights)
     quantizer = self._codec.model.quantizer
     self.num_levels = quantizer.num_levels
     side = self.image_size // config.model.downsampling
@@ -142,6 +144,12 @@ class Model:
     if run.prior.started:
       self.config.prior = run.prior.config
       run.check_codes()
+      found = tuple(run.prior.facts.get('grid', ()))
+      if found != self.grid:
+        raise errors.UserError(
+          f'the prior in {run.prior.folder} has codes of {list(found)}, but '
+          f'the VQ-VAE has codes of {list(self.grid)}; restore both from a copy'
+        )
 
   @functools.cached_property
   def _prior(self) -> _Prior:
@@ -151,8 +159,9 @@ class Model:
         f'{workdir} has no trained prior; run dermvq encode --workdir='
         f'{workdir}, then dermvq train --config=prior --workdir={workdir}'
       )
+    weights = phase.weights  # first, as those of the VQ-VAE
     model = build.prior(phase.config, phase.facts)
-    variables = jax.device_put(build.variables(phase.weights))
+    variables = jax.device_put(build.variables(weights))
     loss = phase.config.loss
     score = functools.partial(build.likelihood(model, loss), variables)
     return _Prior(model, variables, loss, score)

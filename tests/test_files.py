@@ -1,10 +1,12 @@
 """Files and folders that are either complete or absent; locks."""
 
+import errno
 import os
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from dermvq_jax import errors, files
@@ -211,6 +213,48 @@ def test_a_lock_is_held_by_one_process(tmp_path):
   # A waiting process gets the lock when the holder ends.
   with files.locked(tmp_path, lambda: holder.communicate('')):
     assert holder.returncode == 0
+
+
+def test_a_missing_lock_is_told(tmp_path, monkeypatch, caplog):
+  def no_locks(descriptor, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(files.fcntl, 'flock', no_locks)
+  with files.locked(tmp_path, lambda: pytest.fail('nobody has it')):
+    pass
+  assert f'{tmp_path} cannot be locked (No locks available)' in caplog.text
+
+
+def test_arrays_of_a_file(tmp_path):
+  path = tmp_path / 'a.npz'
+  np.savez_compressed(path, a=np.arange(3), b=np.zeros((2, 2), np.uint8))
+  found = files.read_arrays(path)
+  assert list(found) == ['a', 'b'] and found['a'].tolist() == [0, 1, 2]
+  whole = path.read_bytes()
+  for damaged in (b'', b'x', whole[: len(whole) // 2]):
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match='.'):
+      files.read_arrays(path)
+
+
+def test_a_small_file_of_large_arrays_is_not_read(tmp_path, monkeypatch):
+  path = tmp_path / 'a.npz'
+  np.savez_compressed(path, a=np.zeros(10**6, np.uint8))
+  assert path.stat().st_size < 10_000
+  monkeypatch.setattr(files, '_MAX_ARRAYS', 10**6)
+  monkeypatch.setattr(files.np, 'load', lambda *args, **kwargs: pytest.fail())
+  with pytest.raises(ValueError, match='its arrays would take 1,000,128 bytes'):
+    files.read_arrays(path)
+
+
+def test_is_writable(tmp_path):
+  assert files.is_writable(tmp_path / 'new' / 'newer')
+  tmp_path.chmod(0o500)
+  try:
+    # root may write everywhere.
+    assert files.is_writable(tmp_path / 'new') == (os.geteuid() == 0)
+  finally:
+    tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ _ORDER = [
 _RANK = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
 # Third-party modules, and the only files that may import them.
 _CONFINED = {
-  'orbax': {'runs.checkpoints'},
+  'orbax': {'runs.checkpoints', 'runs.steps'},
   'matplotlib': {'reporting.figures'},
   'tensorflow': {'runs.logs'},
   'clu.metric_writers': {'runs.logs'},

@@ -39,6 +39,20 @@ _MODES = {'RGB': 'RGB', 'GRAY': 'L', 'CMYK': 'CMYK'}
 _SRGB_NAMES = ('sRGB IEC61966', 'sRGB built-in')
 _16_BIT_STEP = 257  # 65535 / 255
 SUFFIXES = ('.jpg', '.jpeg', '.png')
+# Other images, which are not read; to leave them out in silence would be wrong.
+OTHER_SUFFIXES = (
+  '.avif',
+  '.bmp',
+  '.dcm',
+  '.gif',
+  '.heic',
+  '.heif',
+  '.jfif',
+  '.jp2',
+  '.tif',
+  '.tiff',
+  '.webp',
+)
 # Files and folders of macOS, Windows, Linux and NAS devices; some hold small
 # copies of the images. Hidden ones begin with a dot.
 _JUNK = (
@@ -119,31 +133,46 @@ def check_name(path: epath.PathLike):
     ) from None
 
 
+def check_names(paths: Sequence[epath.PathLike]):
+  """Raises UserError unless the names of all files are UTF-8."""
+  wrong = []
+  for path in paths:
+    try:
+      check_name(path)
+    except errors.UserError as e:
+      wrong.append(e)
+  if len(wrong) > 1:
+    raise errors.UserError(f'{wrong[0]}; {len(wrong)} names are like this')
+  if wrong:
+    raise wrong[0]
+
+
 def list_images(
-  folder: epath.PathLike, advice: str = 'give a folder with images'
+  folder: epath.PathLike,
+  advice: str = 'give a folder with images',
+  suffixes: Sequence[str] = SUFFIXES,
 ) -> list[epath.Path]:
   """Returns the image files in a folder, by name; without its sub-folders.
 
   Args:
     folder: the folder.
-    advice: what to do if there are none.
+    advice: what to do if there are none that can be read.
+    suffixes: the suffixes of the files, in lower case.
 
   Raises:
-    UserError: there are none, or a name is not UTF-8.
+    UserError: there are none with one of `SUFFIXES`.
   """
   found = sorted(
     path
     for path in epath.Path(folder).iterdir()
-    if path.suffix.lower() in SUFFIXES
+    if path.suffix.lower() in suffixes
     and not is_junk(path.name)
     and not path.is_dir()
   )
-  if not found:
+  if not any(path.suffix.lower() in SUFFIXES for path in found):
     raise errors.UserError(
       f'there is no .jpg or .png file in {folder}; {advice}'
     )
-  for path in found:
-    check_name(path)
   return found
 
 

@@ -4,6 +4,9 @@ The global batch of a step is a pure function of (seed, step). So it does not
 depend on the number of workers and hosts, and a run resumes at any step.
 """
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,6 +77,20 @@ class _Cached:
     return dict(record)
 
 
+def _end_with_parent(index: int, count: int):
+  """Ends this worker process when the process that started it is gone.
+
+  A process that is killed, for example for lack of memory, ends no workers.
+  """
+  del index, count
+
+  def wait():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
 def _iterate(dataset: grain.MapDataset, num_workers: int) -> Iterator[Batch]:
   options = grain.ReadOptions(
     num_threads=_THREADS, prefetch_buffer_size=_PREFETCH
@@ -83,7 +100,8 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Iterator[Batch]:
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=num_workers, per_worker_buffer_size=_PREFETCH
-      )
+      ),
+      _end_with_parent,
     )
   return iter(dataset)
 

@@ -11,9 +11,13 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from dermvq_jax import errors
+from dermvq_jax.data import facts as facts_lib
 
 # A features.json may name these; TFDS would import the module of others.
 _FEATURES = 'tensorflow_datasets.core.features.'
+# Every dataset of images or of codes has them.
+_FIELDS = ('id', 'group', 'label')
+_MAX_REASON = 200  # characters
 # A file beside the files of TFDS: the result of `provenance.describe`.
 MADE_BY = 'made_by.json'
 
@@ -58,7 +62,7 @@ def _check_features(folder: epath.Path):
   file = folder / 'features.json'
   try:
     content = json.loads(file.read_text())
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise errors.UserError(
       f'{file} is missing or damaged ({errors.one_line(e)}); move {folder} '
       'away, then prepare or encode again'
@@ -105,13 +109,20 @@ def _builder(dataset: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
   try:
     builder = tfds.builder_from_directory(newest)
     _ = builder.info.metadata == {}  # TFDS reads its file only on access.
+    for field in _FIELDS:
+      _ = builder.info.features[field]
+    _ = list(builder.info.features['label'].names)
     return builder
   except Exception as e:  # JSON and protocol buffers raise many kinds.
-    raise errors.UserError(
-      f'the description of {dataset} in {newest} is damaged '
-      f'({errors.one_line(e)}); move that folder away, then prepare or encode '
-      'again'
-    ) from e
+    raise _damaged(dataset, newest, f'{type(e).__name__}: {e}') from e
+
+
+def _damaged(dataset: str, folder: epath.Path, reason: str) -> errors.UserError:
+  return errors.UserError(
+    f'the description of {dataset} in {folder} is damaged '
+    f'({errors.one_line(reason)[:_MAX_REASON]}); move that folder away, then '
+    'prepare or encode again'
+  )
 
 
 class Dataset:
@@ -148,12 +159,17 @@ class Dataset:
       `images_fingerprint`.
 
     Raises:
-      UserError: the dataset is not prepared, or an earlier version prepared it.
+      UserError: the dataset is not prepared, its description is damaged, or an
+        earlier version prepared it.
     """
     info = self._builder.info
     class_names = list(info.features['label'].names)
-    metadata = dict(info.metadata or {})
-    conditions = {'label': class_names, **metadata.pop('conditions', {})}
+    metadata = info.metadata or {}
+    further = isinstance(metadata, dict) and metadata.get('conditions', {})
+    if not isinstance(further, dict):
+      raise self._damaged('what metadata.json holds has no names')
+    metadata = {k: v for k, v in metadata.items() if k != 'conditions'}
+    conditions = {'label': class_names, **further}
     if 'levels' in metadata:  # Codes that dermvq_jax 0.1.0 wrote.
       metadata['num_levels'] = metadata.pop('levels')
     facts = {
@@ -161,8 +177,8 @@ class Dataset:
       'class_names': class_names,
       'conditions': conditions,
       **{f'num_{k}': info.splits[k].num_examples for k in info.splits},
-      **metadata,
     }
+    facts |= {k: v for k, v in metadata.items() if k not in facts}
     if 'image' in info.features:
       if not metadata.get('fingerprint'):
         raise errors.UserError(
@@ -171,7 +187,14 @@ class Dataset:
           'that prepared it again, with --overwrite'
         )
       facts['image_size'] = info.features['image'].shape[0]
+    try:
+      facts_lib.check(facts)
+    except errors.UserError as e:
+      raise self._damaged(str(e)) from None
     return facts
+
+  def _damaged(self, reason: str) -> errors.UserError:
+    return _damaged(self.name, self._builder.data_path, reason)
 
   @property
   def description(self) -> str:
@@ -188,7 +211,14 @@ class Dataset:
     try:
       said = json.loads((self._builder.data_path / MADE_BY).read_text())
       return {key: said[key] for key in ('command', 'date', 'versions')}
-    except (errors.UserError, OSError, ValueError, TypeError, KeyError):
+    except (
+      errors.UserError,
+      OSError,
+      ValueError,
+      TypeError,
+      KeyError,
+      RecursionError,
+    ):
       return {}  # There is no such file, or an earlier version wrote it.
 
   def split(self, name: str, *, decode_images: bool = True) -> 'Records':
@@ -205,7 +235,8 @@ class Dataset:
       damaged record raises UserError when it is read.
 
     Raises:
-      UserError: the dataset is not prepared, or it has no such split.
+      UserError: the dataset is not prepared, its description is damaged, or it
+        has no such split.
     """
     builder = self._builder
     if name not in builder.info.splits:
@@ -216,7 +247,10 @@ class Dataset:
     decoders = None
     if not decode_images and 'image' in builder.info.features:
       decoders = {'image': tfds.decode.SkipDecoding()}
-    source = builder.as_data_source(name, decoders=decoders)
+    try:
+      source = builder.as_data_source(name, decoders=decoders)
+    except Exception as e:  # TFDS raises many kinds.
+      raise self._damaged(f'{type(e).__name__}: {e}') from e
     return Records(source, builder.data_path)
 
   def labels(self, split: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from dermvq_jax.evaluation import (
   sample_measures,
 )
 from dermvq_jax.models.priors import sampler
+from dermvq_jax.runs import phase as phase_lib
 from dermvq_jax.runs import run as run_lib
 
 _CHANNELS = 3
@@ -71,6 +72,40 @@ def result_path(run: run_lib.Run, split: str) -> epath.Path:
 def nearest_path(run: run_lib.Run, split: str) -> epath.Path:
   """The file of arrays that `evaluate` writes if there are samples."""
   return run.report_dir / f'nearest_{split}.npz'
+
+
+def closest_images(run: run_lib.Run, split: str) -> dict[str, list[np.ndarray]]:
+  """Reads the samples that are closest to training images, from `nearest_path`.
+
+  Returns:
+    For each space: the samples, their nearest training images and their nearest
+    held-out images, uint8 `[N, H, W, 3]` each; empty if there is no such file.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = nearest_path(run, split)
+  if not path.exists():
+    return {}
+  try:
+    arrays = files.read_arrays(path)
+    spaces = [n[: -len('_closest')] for n in arrays if n.endswith('_closest')]
+    found = {
+      space: [
+        arrays[f'{space}_closest_{part}']
+        for part in ('samples', 'train', 'held_out')
+      ]
+      for space in spaces
+    }
+    for one in (array for three in found.values() for array in three):
+      if one.dtype != np.uint8 or one.ndim != 4 or one.shape[-1] != 3:
+        raise ValueError(f'{one.dtype} {list(one.shape)} are no images')
+  except (ValueError, KeyError) as e:
+    raise errors.UserError(
+      f'{path} is damaged ({errors.one_line(e)}); remove it, or run dermvq '
+      f'evaluate --split={split} again'
+    ) from e
+  return found
 
 
 def _weights(run: run_lib.Run) -> dict[str, str]:
@@ -143,7 +178,7 @@ def evaluate(
     controls=dataclasses.asdict(chosen),
     space=_name(subject.space),
     weights=_weights(run),
-    made_by=results.MadeBy(**run_lib.made_by()),
+    made_by=results.MadeBy(**phase_lib.made_by()),
     prior=_measure_prior(run, subject),
     reconstruction=measures.measure_reconstruction(
       subject.real.images,

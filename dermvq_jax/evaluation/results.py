@@ -331,7 +331,7 @@ def read(path: epath.PathLike) -> Evaluation:
   path = epath.Path(path)
   try:
     return from_json(json.loads(path.read_text()))
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     split = path.stem.removeprefix('evaluate_')
     raise errors.UserError(
       f'{path} is damaged or from an earlier version ({_short(e)}); remove it, '

@@ -65,13 +65,14 @@ def encode(run: run_lib.Run, copies: int = 1) -> str:
     The name of the dataset of codes.
 
   Raises:
-    UserError: there is no trained VQ-VAE, or its images are not prepared.
+    UserError: there is no trained VQ-VAE, its images are not prepared, or the
+      codes cannot be written.
   """
   if copies < 1:
     raise errors.UserError(f'--copies is {copies}; it must be 1 or more')
   config, facts = run.vqvae.config, run.vqvae.facts
   codec = build.codec(config, run.vqvae.weights)
-  images = run.images
+  images, folder = run.images, run.codes_dir()
   quantizer = codec.model.quantizer
   conditions = {
     name: values
@@ -104,7 +105,7 @@ def encode(run: run_lib.Run, copies: int = 1) -> str:
     copies=copies,
     examples=examples,
   )
-  prepare.write(lambda: codes.Builder(data_dir=images.data_dir, config=dataset))
+  prepare.write(lambda: codes.Builder(data_dir=folder, config=dataset))
   name = f'codes/{dataset.name}'
-  logging.info('Codes: %s in %s', name, images.data_dir)
+  logging.info('Codes: %s in %s', name, folder)
   return name

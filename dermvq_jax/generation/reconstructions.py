@@ -45,6 +45,7 @@ def _read_files(paths: Sequence[epath.PathLike], size: int) -> _Inputs:
       raise errors.UserError(f'there is no file {path}')
     for file in images.list_images(path) if is_folder else [path]:
       try:
+        images.check_name(file)
         inputs.pixels.append(images.read_square(file, size))
         inputs.names.append(file.name)
       except errors.UserError as e:

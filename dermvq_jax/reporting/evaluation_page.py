@@ -1,7 +1,5 @@
 """Sections of the report about evaluations."""
 
-import numpy as np
-
 from dermvq_jax.data import images
 from dermvq_jax.evaluation import evaluate, result_tables, results
 from dermvq_jax.reporting import figures, page
@@ -30,32 +28,18 @@ def _confusion(evaluation: results.Evaluation) -> page.Figure:
 
 def _closest_pairs(run: run_lib.Run, split: str) -> list[page.Figure]:
   """Shows the samples that are closest to training images, by each space."""
-  path = evaluate.nearest_path(run, split)
-  if not path.exists():
-    return []
-  with path.open('rb') as f, np.load(f, allow_pickle=False) as arrays:
-    spaces = [
-      name.removesuffix('_closest')
-      for name in arrays.files
-      if name.endswith('_closest')
-    ]
-    return [
-      page.Figure(
-        f'closest_{space}_{split}',
-        f'The samples that are closest to training images, by {space}, with '
-        'their nearest training image and their nearest held-out image.',
-        png=figures.labelled_sheet(
-          images.sheet(
-            [
-              arrays[f'{space}_closest_{part}'][:_NUM_CLOSEST]
-              for part in ('samples', 'train', 'held_out')
-            ]
-          ),
-          ('sample', 'training', 'held-out'),
-        ),
-      )
-      for space in spaces
-    ]
+  return [
+    page.Figure(
+      f'closest_{space}_{split}',
+      f'The samples that are closest to training images, by {space}, with '
+      'their nearest training image and their nearest held-out image.',
+      png=figures.labelled_sheet(
+        images.sheet([row[:_NUM_CLOSEST] for row in rows]),
+        ('sample', 'training', 'held-out'),
+      ),
+    )
+    for space, rows in evaluate.closest_images(run, split).items()
+  ]
 
 
 def current_results(run: run_lib.Run) -> dict[str, results.Evaluation | None]:

@@ -22,11 +22,12 @@ from dermvq_jax.reporting import (
   model_sections,
   page,
 )
+from dermvq_jax.runs import phase as phase_lib
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import tasks
 
 
-def _best_row(phase: run_lib.Phase) -> dict[str, Any]:
+def _best_row(phase: phase_lib.Phase) -> dict[str, Any]:
   """The metrics of the weights in `best/`; empty if there are none."""
   metric = f'val/{tasks.make(phase.config, phase.facts).best_metric}'
   rows = [row for row in phase.metrics() if metric in row]
@@ -102,7 +103,7 @@ def _steps(
   for split, evaluation in evaluated.items():
     made_by = dataclasses.asdict(evaluation.made_by) if evaluation else {}
     steps[f'evaluation on {split}'] = made_by
-  steps['this page'] = run_lib.made_by()
+  steps['this page'] = phase_lib.made_by()
   return {name: made_by for name, made_by in steps.items() if made_by}
 
 

@@ -1,6 +1,5 @@
 """Reads all files of a run and reports which are damaged or missing."""
 
-import io
 import itertools
 import json
 import math
@@ -12,9 +11,10 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from dermvq_jax import errors, progress
+from dermvq_jax import errors, files, progress
 from dermvq_jax.data import prepared, splits
 from dermvq_jax.runs import checkpoints, logs
+from dermvq_jax.runs import phase as phase_lib
 from dermvq_jax.runs import run as run_lib
 
 # The name of a part, the problem with it ('': none), and a remark.
@@ -34,7 +34,7 @@ def _reason(error: Exception) -> str:
   return f'unreadable ({text[:_MAX_REASON]})'
 
 
-def _is_there(phase: run_lib.Phase) -> bool:
+def _is_there(phase: phase_lib.Phase) -> bool:
   """Whether anything of a phase is there, perhaps without its config."""
   parts = (phase.folder / name for name in ('checkpoints', 'best'))
   return (
@@ -44,7 +44,7 @@ def _is_there(phase: run_lib.Phase) -> bool:
   )
 
 
-def _read_config(phase: run_lib.Phase) -> ml_collections.ConfigDict:
+def _read_config(phase: phase_lib.Phase) -> ml_collections.ConfigDict:
   """Returns a phase's config; raises UserError if it is no config."""
   if not phase.started:
     raise errors.UserError(_MISSING)
@@ -56,7 +56,7 @@ def _read_config(phase: run_lib.Phase) -> ml_collections.ConfigDict:
 
 
 def _problem_of_rows(
-  phase: run_lib.Phase,
+  phase: phase_lib.Phase,
   config: ml_collections.ConfigDict | None,
   rows: list[dict[str, Any]],
   latest: int,
@@ -81,7 +81,7 @@ def _problem_of_rows(
 
 
 def _missing_weights(
-  phase: run_lib.Phase,
+  phase: phase_lib.Phase,
   config: ml_collections.ConfigDict,
   rows: list[dict[str, Any]],
   steps: dict[str, list[int]],
@@ -109,18 +109,19 @@ def _is_validation(row: dict[str, Any]) -> bool:
   return bool(values) and all(map(math.isfinite, values))
 
 
-def _check_phase(phase: run_lib.Phase) -> Iterator[_Finding]:
+def _check_phase(phase: phase_lib.Phase) -> Iterator[_Finding]:
   """Checks a phase's config, metrics and checkpoints, and what is missing."""
-  config = rows = None
+  config = rows = shapes = None
   file = f'{phase.name}/config.json'
   try:
     config = _read_config(phase)
+    shapes = phase.shapes
     yield file, '', ''
-  except run_lib.EarlierVersionError:
+  except phase_lib.EarlierVersionError:
     raise  # It is not damaged.
   except Exception as e:
     yield file, _reason(e), ''
-  found = list(checkpoints.verify(phase.folder))
+  found = list(checkpoints.verify(phase.folder, shapes))
   steps = {
     kind: [step for k, step, _ in found if k == kind]
     for kind in ('checkpoints', 'best')
@@ -160,7 +161,7 @@ def _check_dataset(
 
 
 def _check_data_of(
-  run: run_lib.Run, phase: run_lib.Phase, seen: set[str]
+  run: run_lib.Run, phase: phase_lib.Phase, seen: set[str]
 ) -> Iterator[_Finding]:
   """Checks the dataset that a phase was trained on, if not `seen` yet."""
   name = f'dataset of {phase.name}'
@@ -194,14 +195,11 @@ def _check_report(folder: epath.Path) -> Iterator[_Finding]:
     split = (is_result or is_arrays)[1]
     again = f'remove it, or run dermvq evaluate --split={split} again'
     try:
-      content = (folder / name).read_bytes()
       problem = ''
       if is_arrays:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-          for key in arrays:
-            _ = arrays[key]
+        files.read_arrays(folder / name)
       elif (
-        json.loads(content)['memorisation'] is not None
+        json.loads((folder / name).read_text())['memorisation'] is not None
         and f'nearest_{split}.npz' not in names
       ):
         problem = f'nearest_{split}.npz, which belongs to it, is missing'
@@ -227,7 +225,7 @@ def check(run: run_lib.Run) -> bool:
   Raises:
     UserError: there is no run, or an earlier version made it.
   """
-  phases = [run.phase(name) for name in run_lib.PHASES]
+  phases = [run.phase(name) for name in phase_lib.PHASES]
   phases = [phase for phase in phases if _is_there(phase)]
   if not phases:
     raise errors.UserError(

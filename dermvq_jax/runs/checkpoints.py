@@ -1,4 +1,4 @@
-"""Checkpoints on disk; the only module that imports orbax.
+"""Checkpoints on disk; only this module and `steps` import orbax.
 
 A phase's folder holds `checkpoints/`, the latest states to resume from, and
 `best/`, the weights to evaluate and sample with. The arrays of a step and their
@@ -13,10 +13,7 @@ removed. The first step that a process saves is read back.
 
 import asyncio
 import contextlib
-import glob
-import json
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,14 +26,12 @@ from etils import epath
 
 from dermvq_jax import errors, files
 from dermvq_jax.runs import hosts, packing
+from dermvq_jax.runs import steps as steps_lib
 
 PyTree = Any
 _KEEP = 2
-_ARRAYS = 'default'  # orbax's name for a step's only item
-_CHECKSUMS = 'checksums'
 # Old steps are moved here first: deleting file by file can be interrupted.
 _REMOVED = 'removed'
-_MAX_REASON = 200  # characters; tensorstore adds pages to its reasons
 _SYSTEM_FAILURES = (
   'No space left',
   'Disk quota exceeded',
@@ -44,24 +39,8 @@ _SYSTEM_FAILURES = (
   'Read-only file system',
   'File too large',
   'Input/output error',
+  'Stale file handle',
 )
-
-
-class DamagedError(Exception):
-  """A checkpoint differs from what was saved; the message says where."""
-
-
-class _LiteralPath(type(epath.Path('/'))):
-  """A local path whose own `[`, `*` and `?` are no patterns.
-
-  orbax finds what it has written by `glob`. It derives its paths from the one
-  that it is given, so they are of this class as well.
-  """
-
-  def glob(self, pattern: str) -> Iterator[epath.Path]:
-    """Yields everything in this folder that fits a pattern."""
-    for found in glob.glob(os.path.join(glob.escape(str(self)), pattern)):
-      yield type(self)(found)
 
 
 class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -76,24 +55,6 @@ class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     await asyncio.to_thread(files.sync, self.get_final().parent)
 
 
-def _absolute(folder: epath.PathLike) -> epath.Path:
-  """An absolute path, as orbax needs; `resolve` would take gs:// as local.
-
-  Raises:
-    UserError: tensorstore would take the path as another one.
-  """
-  folder = epath.Path(folder)
-  if files.is_remote(folder):
-    return folder
-  folder = _LiteralPath(folder.resolve())
-  if '\\' in str(folder):
-    raise errors.UserError(
-      f'{folder} has a backslash in its name, where checkpoints cannot be '
-      'saved; give a --workdir without'
-    )
-  return folder
-
-
 def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
@@ -105,40 +66,10 @@ def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(folder, options=options)
 
 
-def _steps(folder: epath.Path) -> list[int]:
-  """Lists the committed steps, oldest first; writes nothing, unlike orbax."""
-  return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
-
-
 def _empty(folder: epath.Path):
   """Removes a folder that only this module uses."""
   if hosts.is_primary() and folder.exists():
     folder.rmtree()
-
-
-def _read(folder: epath.Path) -> PyTree:
-  """Reads the tree of NumPy arrays in a step's folder.
-
-  Raises:
-    DamagedError: it can't be read, or it is not what was saved.
-  """
-  try:
-    with ocp.StandardCheckpointer() as reader:
-      arrays = reader.restore(folder / _ARRAYS)
-    tree = packing.unpack(arrays)
-    file = folder / _CHECKSUMS / 'metadata'
-    has_sums = file.parent.exists()
-    saved = json.loads(file.read_text()) if has_sums else None
-  except Exception as e:  # orbax and tensorstore raise many kinds.
-    reason = errors.one_line(e)[:_MAX_REASON]
-    raise DamagedError(f'unreadable: {reason}') from e
-  if not has_sums:
-    logging.warning('%s has no checksums: damage cannot be found.', folder)
-    return tree
-  found = packing.checksums(int(folder.name), arrays)
-  if problem := packing.difference(saved, found):
-    raise DamagedError(problem)
-  return tree
 
 
 @contextlib.contextmanager
@@ -175,7 +106,7 @@ class Checkpoints:
       UserError: it cannot be written, or there are links in it.
     """
     self.folder = epath.Path(folder)
-    self._folder = _absolute(folder)
+    self._folder = steps_lib.absolute(folder)
     # The first step that was saved by a manager, until it has been read back.
     self._unproven: dict[ocp.CheckpointManager, int | None] = {}
     for path in (self._folder, *self._parts()):
@@ -208,8 +139,8 @@ class Checkpoints:
     self._finish(manager)
     _empty(manager.directory / _REMOVED)
     items = {
-      _ARRAYS: ocp.args.StandardSave(tree),
-      _CHECKSUMS: ocp.args.JsonSave(packing.checksums(step, tree)),
+      steps_lib.ARRAYS: ocp.args.StandardSave(tree),
+      steps_lib.CHECKSUMS: ocp.args.JsonSave(packing.checksums(step, tree)),
     }
     manager.save(step, args=ocp.args.Composite(**items), force=True)
     self._unproven.setdefault(manager, step)
@@ -224,10 +155,11 @@ class Checkpoints:
     if step is None:
       return
     self._unproven[manager] = None
-    if step in _steps(manager.directory):  # Otherwise saving it has failed.
+    # Otherwise saving it has failed.
+    if step in steps_lib.committed(manager.directory):
       try:
-        _read(manager.directory / str(step))
-      except DamagedError as e:
+        steps_lib.read(manager.directory / str(step))
+      except steps_lib.DamagedError as e:
         raise errors.UserError(
           f'what was just saved in {manager.directory / str(step)} cannot be '
           f'read back ({e}); use another --workdir, on another disk or with '
@@ -252,9 +184,9 @@ class Checkpoints:
     damaged = {}
     for step in sorted(self._states.all_steps(), reverse=True):
       try:
-        plain = _read(self._states.directory / str(step))
+        plain = steps_lib.read(self._states.directory / str(step))
         restored = flax.serialization.from_state_dict(like, plain)
-      except (DamagedError, ValueError) as e:
+      except (steps_lib.DamagedError, ValueError) as e:
         damaged[step] = errors.one_line(e)
         continue
       self._put_aside(damaged)
@@ -332,8 +264,8 @@ class Checkpoints:
     if steps and steps[0] in self._states.all_steps():
       source = self._states.directory / str(steps[0])
       try:
-        tree = flax.serialization.from_state_dict(like, _read(source))
-      except (DamagedError, ValueError) as e:
+        tree = flax.serialization.from_state_dict(like, steps_lib.read(source))
+      except (steps_lib.DamagedError, ValueError) as e:
         problem = f'{source} is damaged as well ({errors.one_line(e)})'
       else:
         self.save_best(steps[0], weights_of(tree))
@@ -385,37 +317,41 @@ class Checkpoints:
 
 def has_best(folder: epath.Path) -> bool:
   """Whether there are weights in `folder/best`."""
-  return bool(_steps(_absolute(folder) / 'best'))
+  return bool(steps_lib.committed(steps_lib.absolute(folder) / 'best'))
 
 
 def best_id(folder: epath.Path) -> str:
   """Identifies the weights in `folder/best`; '' if there are none."""
-  best = _absolute(folder) / 'best'
-  while steps := _steps(best):
-    checksums = best / str(steps[-1]) / _CHECKSUMS / 'metadata'
+  best = steps_lib.absolute(folder) / 'best'
+  while steps := steps_lib.committed(best):
+    checksums = best / str(steps[-1]) / steps_lib.CHECKSUMS / 'metadata'
     try:
       sums = checksums.read_bytes()
     except FileNotFoundError:
-      if steps != _steps(best):
+      if steps != steps_lib.committed(best):
         continue  # A training replaced them meanwhile.
       sums = b''
     return f'{steps[-1]}-{zlib.crc32(sums):08x}'
   return ''
 
 
-def load_best(folder: epath.Path) -> PyTree:
+def load_best(folder: epath.Path, like: PyTree | None = None) -> PyTree:
   """Loads the weights in `folder/best`: `{'params': ..., 'model_state': ...}`.
+
+  Args:
+    folder: the phase's folder.
+    like: the shapes that the weights must have, if they are known.
 
   Raises:
     UserError: there are none, or they are damaged.
   """
-  best = _absolute(folder) / 'best'
+  best = steps_lib.absolute(folder) / 'best'
   folder = best.parent
-  while steps := _steps(best):
+  while steps := steps_lib.committed(best):
     try:
-      return _read(best / str(steps[-1]))
-    except DamagedError as e:
-      if steps != _steps(best):
+      return steps_lib.read(best / str(steps[-1]), like)
+    except steps_lib.DamagedError as e:
+      if steps != steps_lib.committed(best):
         continue  # A training replaced them meanwhile.
       raise errors.UserError(
         f'the weights {best / str(steps[-1])} are damaged ({e}); run the same '
@@ -429,20 +365,26 @@ def load_best(folder: epath.Path) -> PyTree:
   )
 
 
-def verify(folder: epath.PathLike) -> Iterator[tuple[str, int, str]]:
+def verify(
+  folder: epath.PathLike, like: PyTree | None = None
+) -> Iterator[tuple[str, int, str]]:
   """Verifies everything that is committed in a phase's folder.
+
+  Args:
+    folder: the phase's folder.
+    like: the shapes that the weights in `best/` must have, if they are known.
 
   Yields:
     'checkpoints' or 'best', the step, and the problem with it ('': none).
   """
   for kind in ('checkpoints', 'best'):
-    parent = _absolute(folder) / kind
-    for step in _steps(parent):
+    parent = steps_lib.absolute(folder) / kind
+    for step in steps_lib.committed(parent):
       try:
-        _read(parent / str(step))
-        sums = parent / str(step) / _CHECKSUMS
+        steps_lib.read(parent / str(step), like if kind == 'best' else None)
+        sums = parent / str(step) / steps_lib.CHECKSUMS
         problem = '' if sums.exists() else f'{sums} is missing'
-      except DamagedError as e:
+      except steps_lib.DamagedError as e:
         problem = str(e)
       if (parent / str(step)).exists():  # A training may have replaced it.
         yield kind, step, problem

@@ -13,11 +13,11 @@ import ml_collections
 from absl import flags
 
 from dermvq_jax.data import augment, pipeline
+from dermvq_jax.runs import ranges
 from dermvq_jax.training import (
   metrics,
   optim,
   parallel,
-  ranges,
   state,
   tasks,
 )

@@ -20,6 +20,7 @@ from etils import epath
 
 from dermvq_jax.data import prepared
 from dermvq_jax.generation import encode
+from dermvq_jax.runs import phase as phase_lib
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
 from experiments import common
@@ -120,7 +121,7 @@ def train_all(
       loop.train(config, run)
 
 
-def _finished_rows(phase: run_lib.Phase) -> claims.Rows:
+def _finished_rows(phase: phase_lib.Phase) -> claims.Rows:
   """Returns the metrics of a phase; nothing if its training is not finished."""
   rows = phase.metrics() if phase.started else []
   finished = rows and rows[-1]['step'] >= phase.config.num_train_steps

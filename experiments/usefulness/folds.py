@@ -1,6 +1,8 @@
 """Folds by lesion, each with a generator that never saw its lesions."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -100,7 +102,7 @@ def prepare_fold(
   )
   records = [dataclasses.replace(r, split=s) for r, s in zip(records, assigned)]
   config = FoldConfig(
-    name=f'{dataset.name.replace("/", "_")}_{fold + 1}of{num_folds}',
+    name=_dataset_name(dataset, fold, num_folds),
     size=dataset.facts['image_size'],
     class_names=names,
     records=records,
@@ -108,6 +110,14 @@ def prepare_fold(
   data_dir = dataset.data_dir
   prepare.write(lambda: Builder(config=config, data_dir=data_dir))
   return prepared.Dataset(f'{Builder.name}/{config.name}', data_dir)
+
+
+def _dataset_name(dataset: prepared.Dataset, fold: int, num_folds: int) -> str:
+  """Names a fold of these images; images that changed give another name."""
+  content = json.dumps(dataset.facts['fingerprint'], sort_keys=True)
+  digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+  name = dataset.name.replace('/', '_')
+  return f'{name}_{digest}_{fold + 1}of{num_folds}'
 
 
 def fold_name(fold: int, num_folds: int) -> str:

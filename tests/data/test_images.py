@@ -311,5 +311,5 @@ def test_a_name_that_is_not_utf8(tmp_path):
     pytest.skip('this file system has no such names')
   match = re.escape(r'/L\xe4sion.jpg is not UTF-8; rename')
   with pytest.raises(errors.UserError, match=match) as e:
-    images.list_images(tmp_path)
+    images.check_names(images.list_images(tmp_path))
   str(e.value).encode()  # It can be printed.

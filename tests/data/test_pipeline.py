@@ -1,4 +1,8 @@
 import itertools
+import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -193,6 +197,47 @@ def test_augmented_evaluation_depends_on_the_seed_only():
     for p in range(2)
   ]
   _assert_same(_join(parts), first)
+
+
+_PARENT = """
+import multiprocessing, os, time
+from absl import flags
+from dermvq_jax.data import pipeline
+
+if __name__ == '__main__':
+  flags.FLAGS.mark_as_parsed()
+  records = [{'image': i} for i in range(8)]
+  batches = pipeline.train_batches(
+    records, batch_size=2, seed=0, keys=('image',), num_workers=2
+  )
+  next(batches)
+  workers = multiprocessing.active_children()
+  print(*(worker.pid for worker in workers), flush=True)
+  time.sleep(600)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+  script = tmp_path / 'parent.py'
+  script.write_text(_PARENT)
+  with subprocess.Popen(
+    [sys.executable, str(script)], stdout=subprocess.PIPE, text=True
+  ) as parent:
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+  assert len(workers) == 2
+  end = time.time() + 30
+  while any(map(_is_running, workers)) and time.time() < end:
+    time.sleep(0.1)
+  assert not any(map(_is_running, workers))
+
+
+def _is_running(pid):
+  try:
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except FileNotFoundError:
+    return False
+  return stat.rpartition(')')[2].split()[0] != 'Z'
 
 
 @pytest.mark.parametrize('workers', [0, 1])

@@ -251,3 +251,49 @@ def test_a_dataset_can_not_have_code_imported(
     with pytest.raises(errors.UserError, match='not written by dermvq'):
       prepared.Dataset(IMAGES, data_dir).check()
   assert 'stranger' not in sys.modules
+
+
+def _edit(file, change):
+  content = json.loads(file.read_text())
+  change(content)
+  file.write_text(json.dumps(content))
+
+
+_DEEP = '{"a": ' * 100_000 + '1' + '}' * 100_000
+
+
+@pytest.mark.parametrize(
+  ('name', 'change'),
+  [
+    ('features.json', None),
+    ('features.json', lambda j: j['featuresDict']['features'].pop('label')),
+    ('features.json', lambda j: j['featuresDict']['features'].pop('id')),
+    ('metadata.json', lambda j: j.update(train_variance='x')),
+    ('metadata.json', lambda j: j.update(train_variance=float('nan'))),
+    ('metadata.json', lambda j: j.update(fingerprint=[1])),
+    ('metadata.json', lambda j: j.update(conditions=5)),
+    (
+      'dataset_info.json',
+      lambda j: [s.update(shardLengths=['0']) for s in j['splits']],
+    ),
+    ('dataset_info.json', lambda j: j.update(fileFormat='tfrecord')),
+  ],
+)
+def test_odd_descriptions_are_one_line(data_dir, name, change):
+  file = data_dir / IMAGES / VERSION / name
+  if change:
+    _edit(file, change)
+  else:
+    file.write_text(_DEEP)
+  with pytest.raises(errors.UserError, match='damaged') as e:
+    dataset = prepared.Dataset(IMAGES, data_dir)
+    dataset.check()
+    dataset.split('val')
+  assert '\n' not in str(e.value)
+
+
+def test_metadata_cannot_replace_what_is_counted(data_dir):
+  before = prepared.Dataset(IMAGES, data_dir).facts
+  file = data_dir / IMAGES / VERSION / 'metadata.json'
+  _edit(file, lambda j: j.update(num_train=1, class_names=['x'], dataset='y'))
+  assert prepared.Dataset(IMAGES, data_dir).facts == before

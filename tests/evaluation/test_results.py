@@ -72,7 +72,16 @@ def test_a_damaged_field_is_refused_in_one_line(path, value, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'content', [b'', b'{"weights": {', b'[]', b'null', b'\xff\xfe', b'{}']
+  'content',
+  [
+    b'',
+    b'{"weights": {',
+    b'[]',
+    b'null',
+    b'\xff\xfe',
+    b'{}',
+    b'[' * 100_000,
+  ],
 )
 def test_a_damaged_file_is_refused_in_one_line(content, tmp_path):
   file = tmp_path / 'evaluate_val.json'

@@ -3,6 +3,8 @@
 import collections
 import json
 import math
+import re
+import types
 
 import jax
 import numpy as np
@@ -166,7 +168,8 @@ def test_a_fold_has_all_images_of_the_dataset(smoke_run, tmp_path):
   )
   dataset = prepared.Dataset(name, data_dir)
   fold = folds.prepare_fold(dataset, 0, 2)
-  assert fold.name == 'folds/synthetic_dermoscopy_smoke_1of2'
+  match = r'folds/synthetic_dermoscopy_smoke_[0-9a-f]{8}_1of2'
+  assert re.fullmatch(match, fold.name)
   assert fold.facts['class_names'] == dataset.facts['class_names']
 
   def records(dataset):
@@ -183,6 +186,26 @@ def test_a_fold_has_all_images_of_the_dataset(smoke_run, tmp_path):
   num_test = fold.facts['num_test']
   assert sum(v[3] == 'test' for v in new.values()) == num_test
   assert abs(num_test - len(new) / 2) <= len(fold.facts['class_names'])
+
+
+def test_a_fold_of_other_images_has_another_name(monkeypatch):
+  monkeypatch.setattr(folds.prepare, 'write', lambda make: None)
+
+  def name(**fingerprint):
+    dataset = types.SimpleNamespace(
+      name='x/64',
+      data_dir='data',
+      facts={
+        'class_names': ['a'],
+        'image_size': 64,
+        'fingerprint': fingerprint,
+      },
+      split=lambda *args, **kwargs: [],
+    )
+    return folds.prepare_fold(dataset, 0, 2).name
+
+  assert name(train='1', val='2') == name(val='2', train='1')
+  assert name(train='1', val='2') != name(train='1', val='3')
 
 
 def test_a_generator_trains_on_its_fold(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dermvq_jax import config_files, errors, inference
+from dermvq_jax import config_files, errors, files, inference
 from dermvq_jax.data import pipeline, prepared
 from dermvq_jax.generation import encode
 from dermvq_jax.models import build
@@ -233,3 +233,28 @@ def test_images_that_changed_under_a_run(run_copy):
     with pytest.raises(errors.UserError, match=message) as e:
       use()
     assert '\n' not in str(e.value)
+
+
+def test_images_that_are_only_read(workdir, smoke_run, tmp_path, monkeypatch):
+  """Codes then lie in the workdir, where the prior finds them."""
+  share = tmp_path / 'share'
+  (workdir / 'data').rename(share)
+  stored = json.loads((workdir / 'vqvae/config.json').read_text())
+  stored['config']['data_dir'] = str(share)
+  (workdir / 'vqvae/config.json').write_text(json.dumps(stored))
+  real = files.is_writable
+  monkeypatch.setattr(
+    files, 'is_writable', lambda path: path != share and real(path)
+  )
+  name = encode.encode(run_lib.Run(workdir))
+  assert name == the_codes(smoke_run)
+  assert not (share / 'codes').exists()
+  found = run_lib.Run(workdir).dataset(config_files.load('prior:smoke', ()))
+  assert (found.name, found.data_dir) == (name, workdir / 'data')
+  assert found.facts['num_test'] == 13
+
+
+def test_nowhere_to_write(workdir, monkeypatch):
+  monkeypatch.setattr(files, 'is_writable', lambda path: False)
+  with pytest.raises(errors.UserError, match='codes cannot be written to'):
+    encode.encode(run_lib.Run(workdir))

@@ -1,5 +1,6 @@
 """Folders of reconstructions."""
 
+import os
 import shutil
 
 import numpy as np
@@ -134,6 +135,22 @@ def test_files_of_the_same_name(smoke_run, tmp_path, out):
   )
   assert len(read_csv(out / 'errors.csv')) == 4
   assert len([n for n in names_in(out) if 'reconstruction' in n]) == 4
+
+
+def test_a_name_that_is_not_utf8(smoke_run, tmp_path, out, caplog):
+  save_image(tmp_path / 'in' / 'a.png')
+  save_image(tmp_path / 'in' / 'b.png')
+  path = tmp_path / 'in' / 'b.png'
+  try:
+    wrong = path.rename(path.with_name(os.fsdecode(b'L\xe4sion.png')))
+  except OSError:
+    pytest.skip('this file system has no such names')
+  run = run_lib.Run(smoke_run)
+  reconstructions.reconstruct(run, out, paths=[path.parent])
+  assert [row['image'] for row in read_csv(out / 'errors.csv')] == ['a.png']
+  assert 'L\\xe4sion.png is not UTF-8' in caplog.records[-1].getMessage()
+  with pytest.raises(errors.UserError, match='not UTF-8; rename'):
+    reconstructions.reconstruct(run, tmp_path / 'none', paths=[wrong])
 
 
 def test_junk_and_bad_files_in_a_folder(smoke_run, tmp_path, out, caplog):

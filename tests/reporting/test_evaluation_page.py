@@ -89,3 +89,23 @@ def test_the_page_shows_the_tables(run):
   text = page.render('A run', 'of images', sections(run))
   assert '0.0100 ± 0.0050</td>' in text and '1 of 8</td>' in text
   assert 'None' not in text
+
+
+@pytest.mark.parametrize('damage', ['empty', 'cut', 'no images', 'a part gone'])
+def test_damaged_closest_images_are_one_line(run, damage):
+  path = evaluate.nearest_path(run, 'val')
+  whole = path.read_bytes()
+  if damage == 'empty':
+    path.write_bytes(b'')
+  elif damage == 'cut':
+    path.write_bytes(whole[: len(whole) // 2])
+  else:
+    arrays = dict(np.load(path))
+    del arrays['pixels_closest_train']
+    if damage == 'no images':
+      arrays['pixels_closest_train'] = np.arange(3)
+    np.savez(path, **arrays)
+  match = 'nearest_val.npz is damaged .* dermvq evaluate --split=val again'
+  with pytest.raises(errors.UserError, match=match) as e:
+    sections(run)
+  assert '\n' not in str(e.value)

@@ -148,9 +148,9 @@ def kill(workdir, overrides, delay, save=0):
 def _arrays(folder):
   import jax
 
-  from dermvq_jax.runs import checkpoints
+  from dermvq_jax.runs import steps
 
-  leaves = jax.tree_util.tree_leaves_with_path(checkpoints._read(folder))
+  leaves = jax.tree_util.tree_leaves_with_path(steps.read(folder))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import pytest
 
 from dermvq_jax import errors
 from dermvq_jax.runs import checkpoints
+from dermvq_jax.runs import steps as steps_lib
 
 
 def tree(value):
@@ -398,10 +400,32 @@ def test_a_backslash_is_refused(tmp_path):
   assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'number',
+  [
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ESTALE,
+  ],
+)
+def test_failures_of_the_disk_are_one_line(folder, number):
+  """tensorstore puts the system's words into an exception of its own."""
+  match = f'cannot save in .*: {os.strerror(number)}; make room'
+  with (
+    pytest.raises(errors.UserError, match=match),
+    checkpoints._saving(folder),
+  ):
+    raise ValueError(f'INTERNAL: Error writing: [{os.strerror(number)}]')
+
+
 @pytest.mark.parametrize('kind', ['checkpoints', 'best'])
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_what_cannot_be_read_back_ends_the_training(folder, monkeypatch, kind):
-  monkeypatch.setattr(checkpoints._LiteralPath, 'glob', lambda *args: iter(()))
+  monkeypatch.setattr(steps_lib._LiteralPath, 'glob', lambda *args: iter(()))
   store = checkpoints.Checkpoints(folder)
   save = {'checkpoints': store.save, 'best': store.save_best}[kind]
   save(3, weights(3))
@@ -416,9 +440,9 @@ def test_what_cannot_be_read_back_ends_the_training(folder, monkeypatch, kind):
 
 
 def test_only_the_first_save_is_read_back(folder, monkeypatch):
-  read, real = [], checkpoints._read
+  read, real = [], steps_lib.read
   monkeypatch.setattr(
-    checkpoints, '_read', lambda path: read.append(path.name) or real(path)
+    steps_lib, 'read', lambda path: read.append(path.name) or real(path)
   )
   saved(folder, 1, 2, 3).close()
   assert read == ['1']

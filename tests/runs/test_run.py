@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dermvq_jax import config_files, errors
-from dermvq_jax.runs import checkpoints
+from dermvq_jax.runs import checkpoints, shapes
 from dermvq_jax.runs.run import Run
 
 FACTS = {'dataset': 'toy/4', 'num_train': 9, 'grid': [4, 4], 'variance': 0.1}
@@ -76,8 +76,9 @@ def test_starting_writes_through_no_link(tmp_path, name):
   assert not list(outside.iterdir())
 
 
-def test_weights_are_read_again_after_a_start(tmp_path):
+def test_weights_are_read_again_after_a_start(tmp_path, monkeypatch):
   """One object may train, use and train a phase again."""
+  monkeypatch.setattr(shapes, 'of_weights', lambda *args: None)  # of a toy
   run, digests = Run(tmp_path), []
   for step in (1, 2):
     run.vqvae.start(smoke(), FACTS)
@@ -285,3 +286,76 @@ def test_a_lock_ends_with_its_process(tmp_path):
 def test_a_bucket_has_no_locks():
   with Run('gs://bucket/run').locked():
     pass
+
+
+def _edit(workdir, part, **values):
+  path = workdir / 'vqvae' / 'config.json'
+  stored = json.loads(path.read_text())
+  for name, value in values.items():
+    *parents, last = name.split('__')
+    place = stored[part]
+    for parent in parents:
+      place = place[parent]
+    place[last] = value
+  path.write_text(json.dumps(stored))
+
+
+@pytest.mark.parametrize(
+  ('part', 'values'),
+  [
+    ('config', {'task': 'os'}),
+    ('config', {'data_dir': 5}),
+    ('config', {'model__features': 'x'}),
+    ('config', {'model__features': -1}),
+    ('config', {'model__features': 10**30}),
+    ('config', {'model__features': float('nan')}),
+    ('config', {'model__num_residual_blocks': 200_000}),
+    ('config', {'quantizer__codebook_size': 2**40}),
+    ('facts', {'dataset': []}),
+    ('facts', {'class_names': 7}),
+    ('facts', {'class_names': [{}]}),
+    ('facts', {'class_names': ['a', 'a']}),
+    ('facts', {'image_size': '16'}),
+    ('facts', {'image_size': 0}),
+    ('facts', {'image_size': 10**5}),
+    ('facts', {'grid': [4, 4, 4]}),
+    ('facts', {'train_variance': float('nan')}),
+    ('facts', {'num_train': -1}),
+    ('facts', {'conditions': {'label': 3}}),
+  ],
+)
+def test_values_that_cannot_be_are_refused(workdir, part, values):
+  _edit(workdir, part, **values)
+  match = 'vqvae/config.json is damaged, .*; restore it'
+  with pytest.raises(errors.UserError, match=match) as e:
+    _ = vqvae(workdir).facts
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    {'model': 'x'},
+    {'quantizer': {}},
+    {'model__downsampling': 3},
+    {'model__activation': 'os.system'},
+    {'model__nonsense': 1},
+    {'quantizer__name': '__import__'},
+    {'dtype': 'float8'},
+  ],
+)
+def test_a_config_that_gives_no_model_is_refused(workdir, values):
+  facts = {'class_names': ['a'], 'image_size': 16}
+  _edit(workdir, 'facts', **facts)
+  assert vqvae(workdir).shapes['params']
+  _edit(workdir, 'config', **values)
+  with pytest.raises(errors.UserError, match='config.json is damaged') as e:
+    _ = vqvae(workdir).weights
+  assert '\n' not in str(e.value) and str(e.value).count('is damaged') == 1
+
+
+def test_a_config_nested_too_deep(workdir):
+  text = '{"config": ' * 100_000 + '1' + '}' * 100_000
+  (workdir / 'vqvae' / 'config.json').write_text(text)
+  with pytest.raises(errors.UserError, match='config.json is damaged'):
+    _ = vqvae(workdir).config

@@ -15,8 +15,9 @@ import two_players
 from dermvq_jax import config_files, errors, inference
 from dermvq_jax.data import pipeline, prepared
 from dermvq_jax.models import quantizers
-from dermvq_jax.runs import checkpoints, logs
+from dermvq_jax.runs import logs
 from dermvq_jax.runs import run as run_lib
+from dermvq_jax.runs import steps as steps_lib
 from dermvq_jax.training import loop, trainer
 
 PHASES = ('vqvae', 'prior')
@@ -67,7 +68,7 @@ def steps_in(folder):
 def read_tree(folder, step=None):
   """All arrays of a checkpoint, as they are on disk."""
   step = max(steps_in(folder)) if step is None else step
-  tree = checkpoints._read(folder / str(step))
+  tree = steps_lib.read(folder / str(step))
   paths = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
 

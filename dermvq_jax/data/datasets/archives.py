@@ -55,10 +55,9 @@ def list_files(
       file is not UTF-8.
   """
   files = list(_walk(folder, _MAX_DEPTH, ignored))
-  for path in files:
-    if path.suffix.lower() in suffixes:
-      images.check_name(path)
-      yield path
+  wanted = [path for path in files if path.suffix.lower() in suffixes]
+  images.check_names(wanted)
+  yield from wanted
   for path in files:
     if path.suffix.lower() == '.zip':
       yield from _zip_members(path, suffixes, ignored)

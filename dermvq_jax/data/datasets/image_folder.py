@@ -14,6 +14,7 @@ from dermvq_jax.data import images
 from dermvq_jax.data.datasets import archives, builder
 
 _TABLE = 'metadata.csv'
+_SUFFIXES = images.SUFFIXES + images.OTHER_SUFFIXES
 # Class names are parts of commands (CLASS=NUMBER,...) and of file names.
 _CLASS_NAME = re.compile(r'\w([\w .-]*[\w.-])?')
 
@@ -72,15 +73,19 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
       f'{folder} has neither a {_TABLE} nor folders; sort the images into one '
       'folder for each class'
     )
-  records = []
+  records, others = [], []
   for path in classes:
     _check_class_name(str(path), path.name)
     files = images.list_images(
       path,
       'put the images of a class directly into its folder (the splits train, '
       'val and test are made here), or remove that folder',
+      _SUFFIXES,
     )
     for file in files:
+      if _is_other(file):
+        others.append(f'{path.name}/{file.name}')
+        continue
       # Images of other classes may have the same name.
       name = f'{path.name}_{file.stem}'
       records.append(
@@ -88,9 +93,26 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
           id=name, label=path.name, group=name, source=pathlib.Path(file)
         )
       )
+  images.check_names([record.source for record in records])
+  _say_left_out(folder, others)
   return _keep_for_training(
     records, [r.source.name.startswith('synthetic_') for r in records]
   )
+
+
+def _is_other(file: archives.File) -> bool:
+  """Whether it is an image that cannot be read."""
+  return pathlib.PurePath(file.name).suffix.lower() in images.OTHER_SUFFIXES
+
+
+def _say_left_out(folder: pathlib.Path, others: Sequence[str]) -> None:
+  if others:
+    named = errors.printable(archives.name_some(others))
+    print(
+      f'{folder}: {archives.count(others, "image")} left out, as only .jpg and '
+      f'.png are read ({named}); convert them to use them',
+      file=sys.stderr,
+    )
 
 
 def _keep_for_training(
@@ -119,11 +141,15 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
     advice='give it a header line with image, label and, if known, group',
   )
   files = collections.defaultdict(list)
-  num_files = 0
-  for file in archives.list_files(folder, images.SUFFIXES):
+  num_files, others = 0, []
+  for file in archives.list_files(folder, _SUFFIXES):
+    if _is_other(file):
+      others.append(file.name)
+      continue
     num_files += 1
     for name in (file.name, file.stem):
       files[name].append(file)
+  _say_left_out(folder, others)
   _check_found(folder, rows, files)
   if num_files > len(rows):
     print(

@@ -59,6 +59,21 @@ def test_unlisted_images_are_reported(listed, tmp_path, capsys):
   assert 'does not list 1 of 31 images; they are left out' in err
 
 
+@pytest.mark.parametrize('with_table', [False, True])
+def test_images_that_are_not_read_are_named(
+  folder, listed, tmp_path, capsys, with_table
+):
+  images = listed if with_table else folder
+  kind = next(path for path in images.rglob('*.jpg')).parent
+  for name in ('a.heic', 'b.TIFF', 'notes.txt', '._c.heic'):
+    (kind / name).write_bytes(b'x')
+  builder.make(DATASET, tmp_path / 'data').read_records(images)
+  err = capsys.readouterr().err
+  [line] = [line for line in err.splitlines() if 'only .jpg' in line]
+  assert '2 images left out' in line
+  assert 'a.heic' in line and 'b.TIFF' in line and 'notes' not in line
+
+
 def test_synthetic_images_are_for_training(listed, tmp_path):
   """Synthetic images do not change the splits of the others."""
   prepare.run(DATASET, tmp_path / 'data', listed)
@@ -190,6 +205,9 @@ def test_a_name_that_is_not_utf8(folder, with_table):
   except OSError:
     pytest.skip('this file system has no such names')
   check_error(folder, r'mel/L\\xe4sion.jpg is not UTF-8; rename the file')
+  path = folder / 'nv' / '1.jpg'
+  path.rename(path.with_name(os.fsdecode(b'\xe4.jpg')))
+  check_error(folder, 'is not UTF-8; .*; 2 names are like this')
 
 
 def test_no_image(folder):

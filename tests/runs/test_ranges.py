@@ -3,7 +3,8 @@
 import pytest
 
 from dermvq_jax import config_files, errors
-from dermvq_jax.training import ranges, trainer
+from dermvq_jax.runs import ranges
+from dermvq_jax.training import trainer
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""The ranges of the numbers in a config, each beside its field."""
+"""The ranges of the values in a config, each beside its field."""
 
 import dataclasses
 import fnmatch
 import math
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -62,9 +62,16 @@ _BELOW_1 = _number(
 )
 _SHARE = _number('a number from 0 to 1', lambda x: 0 <= x <= 1)
 
+_TEXT = _Range('text', lambda value: isinstance(value, str))
+# So many layers are more than a model can use, and still compiled in seconds.
+_LAYERS = 256
+
 # A `*` stands for any characters. The fields of `config.augment` and the
 # weights of `config.loss` are checked where they are used, all at once.
 _RANGES = {
+  'data_dir': _TEXT,
+  'dataset': _TEXT,
+  'dtype': _TEXT,
   'seed': _whole(0, arguments.NUM_SEEDS - 1),
   'batch_size': _whole(1),
   'num_microbatches': _whole(1),
@@ -84,7 +91,7 @@ _RANGES = {
   '*.weight_decay': _AT_LEAST_0,
   '*.max_grad_norm': _AT_LEAST_0,
   'model.features': _whole(1),
-  'model.num_residual_blocks': _whole(0),
+  'model.num_residual_blocks': _whole(0, _LAYERS),
   'model.residual_features': _whole(1),
   'model.stage_blocks': _whole(0),
   'model.downsampling': _whole(2),
@@ -95,12 +102,12 @@ _RANGES = {
   'quantizer.commitment_weight': _AT_LEAST_0,
   'quantizer.restart_after': _whole(0),
   'quantizer.codebook_ema_decay': _BELOW_1,
-  'quantizer.num_levels': _whole(1),
+  'quantizer.num_levels': _whole(1, _LAYERS),
   'discriminator.features': _whole(8),
   'discriminator.num_stages': _whole(1, 30),
   'discriminator.start': _SHARE,
   'discriminator.ramp_steps': _whole(0),
-  'prior.num_layers': _whole(1),
+  'prior.num_layers': _whole(1, _LAYERS),
   'prior.features': _whole(1),
   'prior.head_features': _whole(1),
   'prior.kernel_size': _whole(3),
@@ -115,7 +122,7 @@ _RANGES = {
 
 
 def _fields(
-  config: ml_collections.ConfigDict, prefix: str = ''
+  config: Mapping[str, Any], prefix: str = ''
 ) -> Iterator[tuple[str, Any]]:
   """The values of a config, by names like 'optim.b2'."""
   for name, value in config.items():
@@ -125,8 +132,8 @@ def _fields(
       yield prefix + name, value
 
 
-def check_ranges(config: ml_collections.ConfigDict):
-  """Raises UserError unless all numbers of a config are in their ranges."""
+def check_ranges(config: Mapping[str, Any]):
+  """Raises UserError unless all values of a config are in their ranges."""
   for name, value in _fields(config):
     for pattern, allowed in _RANGES.items():
       if fnmatch.fnmatchcase(name, pattern) and not allowed.has(value):
@@ -134,3 +141,18 @@ def check_ranges(config: ml_collections.ConfigDict):
           f'config.{name} is {errors.one_line(repr(value))}; give '
           f'{allowed.advice}'
         )
+
+
+def check_stored(config: Mapping[str, Any], task: str):
+  """Checks a config that was read from a file.
+
+  Raises:
+    UserError: it is not of this task, what all configs have is missing, or a
+      value is out of its range.
+  """
+  if config.get('task') != task:
+    found = errors.one_line(repr(config.get('task')))
+    raise errors.UserError(f'config.task is {found}, not {task!r}')
+  if 'data_dir' not in config:
+    raise errors.UserError('config.data_dir is missing')
+  check_ranges(config)

@@ -1,0 +1,76 @@
+"""The facts of a dataset are read from files, so their values are checked."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dermvq_jax import errors
+
+# Larger images and grids would take more memory than a machine has.
+_MAX_SIDE = 2**13
+_MAX_INT = 2**31 - 1
+_MAX_SHOWN = 60  # characters of a wrong value
+
+
+def _whole(least: int, most: int = _MAX_INT) -> Callable[[Any], bool]:
+  return lambda value: type(value) is int and least <= value <= most
+
+
+def _is_positive(value: Any) -> bool:
+  return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str) and bool(value)
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_names(value: Any) -> bool:
+  return _are_texts(value) and 0 < len(value) == len(set(value))
+
+
+def _are_conditions(value: Any) -> bool:
+  return isinstance(value, dict) and all(map(_are_names, value.values()))
+
+
+def _is_grid(value: Any) -> bool:
+  is_side = _whole(1, _MAX_SIDE)
+  return (
+    isinstance(value, list) and len(value) == 2 and all(map(is_side, value))
+  )
+
+
+def _is_fingerprint(value: Any) -> bool:
+  return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+_IS_RIGHT = {
+  'dataset': _is_text,
+  'images': _is_text,
+  'vqvae_digest': _is_text,
+  'class_names': _are_names,
+  'untrained_classes': _are_texts,
+  'conditions': _are_conditions,
+  'num_train': _whole(0),
+  'num_val': _whole(0),
+  'num_test': _whole(0),
+  'image_size': _whole(1, _MAX_SIDE),
+  'codebook_size': _whole(1),
+  'num_levels': _whole(1, _MAX_SIDE),
+  'copies': _whole(1),
+  'grid': _is_grid,
+  'train_variance': _is_positive,
+  'fingerprint': _is_fingerprint,
+  'images_fingerprint': _is_fingerprint,
+}
+
+
+def check(facts: Mapping[str, Any]):
+  """Raises UserError if a fact has a value that no dataset gives it."""
+  for name, is_right in _IS_RIGHT.items():
+    if name in facts and not is_right(facts[name]):
+      value = errors.one_line(repr(facts[name]))[:_MAX_SHOWN]
+      raise errors.UserError(f'its {name} is {value}, which cannot be')
