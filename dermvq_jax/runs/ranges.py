@@ -93,7 +93,7 @@ _RANGES = {
   'model.features': _whole(1),
   'model.num_residual_blocks': _whole(0, _LAYERS),
   'model.residual_features': _whole(1),
-  'model.stage_blocks': _whole(0),
+  'model.stage_blocks': _whole(0, _LAYERS),
   'model.downsampling': _whole(2),
   'model.norm_groups': _whole(0),
   'model.attention_heads': _whole(0),
