@@ -27,7 +27,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 
 from dermvq_jax import inference
@@ -217,7 +216,7 @@ def main(argv: list[str] | None = None):
     }
     common.run_missing(args.out, jobs)
   found = {n: common.read_json(args.out / f'{n}.json') for n in names}
-  logging.info('\n%s', table(found))
+  print(table(found))
 
 
 if __name__ == '__main__':
