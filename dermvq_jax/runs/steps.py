@@ -82,6 +82,14 @@ def _num_bytes(metadata: Any) -> int:
   return size * max(math.prod(metadata.shape), math.prod(chunk or ()))
 
 
+def _stored_bytes(folder: epath.Path) -> int:
+  """The size of all files in a folder; `rglob` is not for buckets."""
+  return sum(
+    _stored_bytes(path) if path.is_dir() else path.stat().length
+    for path in folder.iterdir()
+  )
+
+
 def _check_arrays(folder: epath.Path, described: PyTree, like: PyTree | None):
   """Compares the descriptions of arrays with what they should be.
 
@@ -104,7 +112,7 @@ def _check_arrays(folder: epath.Path, described: PyTree, like: PyTree | None):
   needed = sum(map(_num_bytes, found.values()))
   if needed <= _SMALL:
     return
-  stored = sum(f.stat().length for f in folder.rglob('*') if f.is_file())
+  stored = _stored_bytes(folder)
   if needed > _MAX_RATIO * stored:
     raise DamagedError(
       f'its {stored:,} bytes would take {needed:,} bytes of memory'

@@ -414,7 +414,7 @@ def test_a_backslash_is_refused(tmp_path):
 )
 def test_failures_of_the_disk_are_one_line(folder, number):
   """tensorstore puts the system's words into an exception of its own."""
-  match = f'cannot save in .*: {os.strerror(number)}; make room'
+  match = f'cannot save in .*: {os.strerror(number)[:13]}.*; make room'
   with (
     pytest.raises(errors.UserError, match=match),
     checkpoints._saving(folder),

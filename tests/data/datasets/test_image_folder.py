@@ -59,14 +59,12 @@ def test_unlisted_images_are_reported(listed, tmp_path, capsys):
   assert 'does not list 1 of 31 images; they are left out' in err
 
 
-@pytest.mark.parametrize('with_table', [False, True])
-def test_images_that_are_not_read_are_named(
-  folder, listed, tmp_path, capsys, with_table
-):
-  images = listed if with_table else folder
-  kind = next(path for path in images.rglob('*.jpg')).parent
+@pytest.mark.parametrize('kind', ['folder', 'listed'])
+def test_images_that_are_not_read_are_named(request, tmp_path, capsys, kind):
+  images = request.getfixturevalue(kind)
+  beside = next(images.rglob('*.jpg')).parent
   for name in ('a.heic', 'b.TIFF', 'notes.txt', '._c.heic'):
-    (kind / name).write_bytes(b'x')
+    (beside / name).write_bytes(b'x')
   builder.make(DATASET, tmp_path / 'data').read_records(images)
   err = capsys.readouterr().err
   [line] = [line for line in err.splitlines() if 'only .jpg' in line]
