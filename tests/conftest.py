@@ -144,6 +144,7 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
     'class_names': facts['class_names'],
     'conditions': facts['conditions'],
     'codebook_size': config.quantizer.codebook_size,
+    'grid': [8, 8],
     'vqvae_digest': run.vqvae_digest,
   }
   config = config_files.load('prior:smoke', ['--config.loss=bce'])
