@@ -5,17 +5,16 @@ dermvq prepare --dataset=ham10000/64 --manual_dir=DIR --data_dir=DATA
 dermvq train --config=vqvae --workdir=W --config.data_dir=DATA
 ```
 
-Without an argument images have 64 px and 8x8 codes, and the loss makes them
-sharp: squared error and LPIPS, and in the second part of the training a
-discriminator. The argument is one of these words, or some, joined by '+':
+Without an argument images have 64 px and 16x16 codes, and the loss is squared
+error. The argument is one of these words, or some, joined by '+':
 
-- '128', '256': larger images, with 16x16 and 32x32 codes, for TPU and GPU;
-- 'mse': squared error alone, and 16x16 codes at 64 px: blurred, quick;
+- 'sharp': LPIPS and, in the second part of the training, a discriminator make
+  images sharp, with a quarter of the codes: 8x8 at 64 px;
+- '128', '256': larger images, for TPU and GPU;
 - 'ema', 'vq', 'l2_norm', 'fsq', 'residual': a quantizer; by default 'ema';
-- 'demo': the built-in dataset in minutes; 'smoke': like 'mse', in seconds, for
-  tests.
+- 'demo': the built-in dataset in minutes; 'smoke': seconds, for tests.
 
-For example, `--config=vqvae:128+fsq`. Expected results are in
+For example, `--config=vqvae:128+sharp`. Expected results are in
 experiments/RESULTS.md.
 """
 
@@ -25,7 +24,7 @@ from dermvq_jax.configs import common
 
 # The fields of all quantizers with a trained codebook.
 _CODEBOOK = {
-  'codebook_size': 1024,
+  'codebook_size': 512,
   'code_dim': 16,
   'commitment_weight': 2.0,
   'codebook_init': 'latents',  # from the first batches; or 'random'
@@ -36,7 +35,7 @@ _QUANTIZERS = {
   'ema': _CODEBOOK | {'codebook_ema_decay': 0.99},
   'vq': _CODEBOOK,
   'l2_norm': _CODEBOOK | {'code_dim': 8},
-  'fsq': {'values_per_dim': (16, 8, 8)},
+  'fsq': {'values_per_dim': (8, 8, 8)},
   'residual': _CODEBOOK | {'codebook_ema_decay': 0.99, 'num_levels': 2},
 }
 _SIZES = ('128', '256', 'demo', 'smoke')
@@ -48,7 +47,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   Args:
     arg: words from the list above, joined by '+'.
   """
-  words = common.words('vqvae', arg, ('mse', *_QUANTIZERS, *_SIZES))
+  words = common.words('vqvae', arg, ('sharp', *_QUANTIZERS, *_SIZES))
   config = common.base('vqvae')
   config.dataset = 'ham10000/64'
   config.augment = {
@@ -66,8 +65,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'features': 128,
     'num_residual_blocks': 2,
     'residual_features': 32,
-    'downsampling': 8,
-    'stage_blocks': 1,  # the decoder's residual blocks at higher resolutions
+    'downsampling': 4,
+    'stage_blocks': 0,  # the decoder's residual blocks at higher resolutions
     'has_noise': False,  # noise in the decoder, from which it makes grain
     'activation': 'gelu',  # approximated by tanh; or 'relu', 'silu'
     'norm_groups': 0,  # groups of the norms in residual blocks; 0: no norm
@@ -81,11 +80,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'huber': 0.0,
     'ssim': 0.0,
     'gradient': 0.0,
-    'lpips': 1.0,
+    'lpips': 0.0,
     'spectrum': 0.0,
     # How long the discriminator's gradient at the images is, as a multiple of
     # that of the terms above; and the weight of its second term.
-    'adversarial': 1.6,
+    'adversarial': 0.0,
     'feature_matching': 10.0,
   }
   config.discriminator = {
@@ -104,27 +103,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'max_grad_norm': 0.0,
   }
   # b2 = 0.999 is 1.7 dB behind after 1,500 steps.
-  config.optim.update({'b1': 0.5, 'b2': 0.95, 'max_grad_norm': 0.0})
-  config.num_train_steps = 3500
+  config.optim.update({'b2': 0.95, 'max_grad_norm': 0.0})
 
   size = common.one_of(words, _SIZES, '64')
-  if 'mse' in words or size == 'smoke':
-    config.model.update({'downsampling': 4, 'stage_blocks': 0})
-    config.loss.update({'lpips': 0.0, 'adversarial': 0.0})
-    config.optim.b1 = 0.9
-    config.num_train_steps = 0
-    if 'fsq' in words:
-      config.quantizer.values_per_dim = (8, 8, 8)
-    else:
-      config.quantizer.codebook_size = 512
-
   if size in ('128', '256'):
     config.dataset = f'ham10000/{size}'
     config.batch_size = 128
-    config.num_train_steps = 0
     config.num_epochs = 100.0
-    if size == '256':
-      config.model.downsampling = 8
+    config.model.downsampling = 4 if size == '128' else 8
     config.dtype = 'bfloat16'
     config.num_workers = 8
   elif size == 'demo':
@@ -142,4 +128,16 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       config.quantizer.update(
         {'codebook_size': 32, 'code_dim': 8, 'restart_after': 4}
       )
+  if 'sharp' in words:
+    config.model.downsampling *= 2
+    config.model.stage_blocks = 1
+    if name == 'fsq':
+      config.quantizer.values_per_dim = (16, 8, 8)
+    else:
+      config.quantizer.codebook_size *= 2
+    # Images of the size 'smoke' are too small for LPIPS.
+    config.loss.update({'lpips': float(size != 'smoke'), 'adversarial': 1.6})
+    config.optim.b1 = 0.5
+    if size == '64':
+      config.num_train_steps = 3500
   return config

@@ -9,7 +9,7 @@ python -m experiments.codebook_study --workdir=STUDY --data_dir=DATA \
 python -m experiments.codebook_study --workdir=STUDY --table
 ```
 
-Each row of `ROWS` trains `vqvae:mse` (configs/vqvae.py) with one change
+Each row of `ROWS` trains the default VQ-VAE (configs/vqvae.py) with one change
 for 1,500 steps of 16 images; finalists train for 3,000 steps with three seeds.
 If the study was interrupted, run the command again: it skips finished rows and
 resumes the one that was running. The table is printed as Markdown; `psnr.png`
@@ -88,7 +88,7 @@ def row_config(name: str, data_dir: str, steps: int, seed: int = 0):
   """Returns the config of a row."""
   argument, overrides = ROWS[name]
   return common.load_config(
-    f'vqvae:mse+{argument}' if argument else 'vqvae:mse',
+    f'vqvae:{argument}' if argument else 'vqvae',
     *overrides,
     f'dataset={_DATASET}',
     f'data_dir={data_dir}',

@@ -17,30 +17,30 @@ from dermvq_jax.training import optim
 # Number of parameters, and of values in other collections. A prior's number
 # depends on the codebook: here the VQ-VAE's with the same argument.
 GOLDEN = {
-  ('vqvae', ''): (2_219_772, 34_816),
-  ('vqvae', 'ema'): (2_219_772, 34_816),
-  ('vqvae', 'vq'): (2_236_156, 17_408),
-  ('vqvae', 'l2_norm'): (2_217_716, 9_216),
-  ('vqvae', 'fsq'): (2_203_119, 9),
-  ('vqvae', 'residual'): (2_219_772, 69_632),
-  ('vqvae', 'mse'): (936_796, 17_408),
-  ('vqvae', 'mse+fsq'): (920_143, 9),
-  ('vqvae', '128'): (2_219_772, 34_816),
-  ('vqvae', '256'): (2_219_772, 34_816),
-  ('vqvae', 'demo'): (605_132, 8_704),
+  ('vqvae', ''): (936_796, 17_408),
+  ('vqvae', 'ema'): (936_796, 17_408),
+  ('vqvae', 'vq'): (944_988, 8_704),
+  ('vqvae', 'l2_norm'): (930_644, 4_608),
+  ('vqvae', 'fsq'): (920_143, 9),
+  ('vqvae', 'residual'): (936_796, 34_816),
+  ('vqvae', 'sharp'): (2_219_772, 34_816),
+  ('vqvae', 'sharp+fsq'): (2_203_119, 9),
+  ('vqvae', '128'): (936_796, 17_408),
+  ('vqvae', '256'): (2_117_084, 17_408),
+  ('vqvae', 'demo'): (284_156, 8_704),
   ('vqvae', 'smoke'): (19_852, 576),
-  ('prior', ''): (1_457_024, 0),
-  ('prior', 'gated_pixelcnn'): (1_457_024, 0),
-  ('prior', 'pixelcnn'): (1_421_696, 0),
-  ('prior', 'rnn'): (1_427_280, 0),
-  ('prior', 'transformer'): (1_454_080, 0),
+  ('prior', ''): (1_292_672, 0),
+  ('prior', 'gated_pixelcnn'): (1_292_672, 0),
+  ('prior', 'pixelcnn'): (1_224_576, 0),
+  ('prior', 'rnn'): (1_213_776, 0),
+  ('prior', 'transformer'): (1_322_496, 0),
   ('prior', 'demo'): (832_000, 0),
   ('prior', 'smoke'): (5_464, 0),
   ('classifier', ''): (429_727, 0),
   ('classifier', 'demo'): (429_727, 0),
   ('classifier', 'smoke'): (11_551, 0),
 }
-# Number of parameters of the VQ-VAE with squared error and other fields.
+# Number of parameters of the default VQ-VAE with other fields.
 ARCHITECTURES = {
   'features=64': 284_156,
   'num_residual_blocks=4': 1_101_276,
@@ -99,7 +99,7 @@ def test_number_of_parameters(name, argument):
 
 @pytest.mark.parametrize('override', ARCHITECTURES)
 def test_number_of_parameters_of_an_architecture(override):
-  config = config_files.load('vqvae:mse', [f'--config.model.{override}'])
+  config = config_files.load('vqvae', [f'--config.model.{override}'])
   images = jnp.zeros((1, 16, 16, 3))
   init = build.vqvae(config).init
   shapes = jax.eval_shape(init, jax.random.key(0), images)
@@ -142,12 +142,12 @@ def test_words_that_do_not_go_together(name, argument, message):
 
 
 def test_words_are_joined():
-  config = config_files.load('vqvae:smoke+l2_norm+mse')
+  config = config_files.load('vqvae:smoke+l2_norm+sharp')
   assert (
-    config.to_dict() == config_files.load('vqvae:mse+smoke+l2_norm').to_dict()
+    config.to_dict() == config_files.load('vqvae:sharp+smoke+l2_norm').to_dict()
   )
   assert (config.quantizer.name, config.batch_size) == ('l2_norm', 8)
-  assert config.quantizer.codebook_size == 32
+  assert config.quantizer.codebook_size == 64
   config = config_files.load('prior:transformer+smoke')
   assert (config.prior.name, config.prior.num_layers) == ('transformer', 2)
 

@@ -25,8 +25,6 @@ _OVERRIDES = {
     'params_ema_decay=0.0',
   ),
 }
-# The PyTorch twin trains by squared error.
-_CONFIGS = {'vqvae': 'vqvae:mse', 'prior': 'prior'}
 _VARIANCE = 0.04  # of the pixels, about as in real training images
 _RECORDS = 128
 
@@ -34,8 +32,7 @@ _RECORDS = 128
 def config(work: str, batch: int, *overrides: str) -> Any:
   """Returns the config of the measured phase, 'vqvae' or 'prior'."""
   sizes = f'batch_size={batch}', 'num_train_steps=1000'
-  name = _CONFIGS[work]
-  return common.load_config(name, *_OVERRIDES[work], *sizes, *overrides)
+  return common.load_config(work, *_OVERRIDES[work], *sizes, *overrides)
 
 
 def _data(work: str, size: int, count: int) -> dict[str, np.ndarray]:

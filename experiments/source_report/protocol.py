@@ -43,8 +43,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
   ),
   'package': (),
 }
-# The report trains by squared error.
-_CONFIGS = {'vqvae': 'vqvae:mse', 'prior': 'prior'}
 _PRIOR = {'plain': ('loss=bce',), 'package': ()}
 _FULL = ('batch_size=8', 'num_epochs=10.0')
 _FULL_PRIOR = ('num_epochs=20.0',)
@@ -98,7 +96,7 @@ def configs(trial: Trial, size: str, images: prepared.Dataset):
   }
   return {
     phase: common.load_config(
-      _CONFIGS[phase], *overrides[phase], f'seed={trial.seed}', size=size
+      phase, *overrides[phase], f'seed={trial.seed}', size=size
     )
     for phase in trial.phases
   }
