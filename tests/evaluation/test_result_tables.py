@@ -32,6 +32,7 @@ def test_tables_of_an_evaluation():
   tables = result_tables.of_evaluation(an_evaluation())
   assert [t.caption.split()[-1] for t in tables] == [
     'originals?',
+    'ones?',
     'class?',
     'images?',
     'images',  # of each class
@@ -43,7 +44,7 @@ def test_tables_of_an_evaluation():
     assert all(isinstance(cell, str) for row in table.rows for cell in row)
     assert 'None' not in table.as_text() + table.text
   expected = {'20.00', '5.000', '0.1000', '0.0100 ± 0.0050', '1.500'}
-  expected |= {'0.500 ± 0.250', '1 of 8', '2 of 20', '0.01', '0.57', '-'}
+  expected |= {'0.90', '0.500 ± 0.250', '1 of 8', '2 of 20', '0.01', '0.57', '-'}
   assert expected <= cells(tables)
 
 
@@ -52,7 +53,7 @@ def test_tables_of_what_was_measured():
   less = dataclasses.replace(
     evaluation, generation=None, labels=None, memorisation=None
   )
-  assert len(result_tables.of_evaluation(less)) == 2
+  assert len(result_tables.of_evaluation(less)) == 3
 
 
 @pytest.mark.parametrize('share', [None, 0.25])

@@ -146,9 +146,16 @@ def test_no_more_is_read_than_needed(smoke_run, out, monkeypatch):
   samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 1})
 
 
-def test_samples_without_the_data(smoke_run, out, caplog):
+def _without_data(smoke_run, tmp_path):
+  """A copy of the run without its datasets."""
+  for phase in ('vqvae', 'prior'):
+    shutil.copytree(smoke_run / phase, tmp_path / 'copy' / phase)
+  return run_lib.Run(tmp_path / 'copy', '/nowhere')
+
+
+def test_samples_without_the_data(smoke_run, tmp_path, out, caplog):
   caplog.set_level('INFO')
-  run = run_lib.Run(smoke_run, '/nowhere')
+  run = _without_data(smoke_run, tmp_path)
   samples.sample(run, out, counts={'mel': 1})
   assert 'Not checked if each class has training images' in caplog.text
   assert (out / sample_file('mel')).exists()
@@ -193,8 +200,8 @@ def test_sample_mistakes(smoke_run, out, arguments, message):
   assert not out.with_name('out.incomplete').exists()
 
 
-def test_data_that_are_elsewhere(smoke_run, out):
-  run = run_lib.Run(smoke_run, '/nowhere')
+def test_data_that_are_elsewhere(smoke_run, tmp_path, out):
+  run = _without_data(smoke_run, tmp_path)
   with pytest.raises(errors.UserError, match='not prepared in /nowhere'):
     samples.sample(run, out, balance=True)
   assert not out.exists()
