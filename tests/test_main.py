@@ -207,7 +207,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     (['evaluate', '--workdir={no_prior}'], 'no trained prior'),
     (
       ['evaluate', '--workdir={run}', '--data_dir={empty}'],
-      'dermvq encode',
+      'is not prepared in',
     ),
     (
       ['evaluate', '--workdir={run}', '--num_samples=3'],
