@@ -146,9 +146,10 @@ def test_no_more_is_read_than_needed(smoke_run, out, monkeypatch):
   samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 1})
 
 
-def test_samples_without_the_data(smoke_run, out, caplog):
+def test_samples_without_the_data(run_copy, out, caplog):
   caplog.set_level('INFO')
-  run = run_lib.Run(smoke_run, '/nowhere')
+  shutil.rmtree(run_copy / 'data')
+  run = run_lib.Run(run_copy, '/nowhere')
   samples.sample(run, out, counts={'mel': 1})
   assert 'Not checked if each class has training images' in caplog.text
   assert (out / sample_file('mel')).exists()
@@ -193,8 +194,9 @@ def test_sample_mistakes(smoke_run, out, arguments, message):
   assert not out.with_name('out.incomplete').exists()
 
 
-def test_data_that_are_elsewhere(smoke_run, out):
-  run = run_lib.Run(smoke_run, '/nowhere')
+def test_data_that_are_elsewhere(run_copy, out):
+  shutil.rmtree(run_copy / 'data')
+  run = run_lib.Run(run_copy, '/nowhere')
   with pytest.raises(errors.UserError, match='not prepared in /nowhere'):
     samples.sample(run, out, balance=True)
   assert not out.exists()
