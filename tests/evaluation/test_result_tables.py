@@ -44,7 +44,15 @@ def test_tables_of_an_evaluation():
     assert all(isinstance(cell, str) for row in table.rows for cell in row)
     assert 'None' not in table.as_text() + table.text
   expected = {'20.00', '5.000', '0.1000', '0.0100 ± 0.0050', '1.500'}
-  expected |= {'0.90', '0.500 ± 0.250', '1 of 8', '2 of 20', '0.01', '0.57', '-'}
+  expected |= {
+    '0.90',
+    '0.500 ± 0.250',
+    '1 of 8',
+    '2 of 20',
+    '0.01',
+    '0.57',
+    '-',
+  }
   assert expected <= cells(tables)
 
 

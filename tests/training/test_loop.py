@@ -220,6 +220,7 @@ def test_free_fields_may_change(run_copy, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_constant_schedule_goes_on_longer(smoke_run, tmp_path):
   workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
   options = (
@@ -535,13 +536,11 @@ def shrink(config):
 
 
 def every_config():
-  """All shipped configs; the small ones and the priors are fast enough."""
+  """All shipped configs; the small ones and one more prior are fast enough."""
   for name, argument in test_configs.GOLDEN:
     if name == 'vqvae' and quantizers.QUANTIZERS.keys() & argument.split('+'):
       continue  # tests/test_every_quantizer.py trains them.
-    fast = argument == 'smoke' or (
-      name == 'prior' and argument not in ('', 'demo')
-    )
+    fast = argument in ('smoke', 'transformer')
     yield pytest.param(
       f'{name}:{argument}' if argument else name,
       marks=() if fast else pytest.mark.slow,

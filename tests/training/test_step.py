@@ -26,7 +26,11 @@ every_kind = pytest.mark.parametrize(
 
 
 # The second also trains a discriminator.
-TASKS = ('vqvae', 'adversarial', 'prior')
+TASKS = (
+  'vqvae',
+  pytest.param('adversarial', marks=pytest.mark.slow),
+  'prior',
+)
 
 
 def batches_and_task(smoke_run, phase, batch_size=8):
@@ -263,6 +267,7 @@ def test_microbatches_do_what_the_batch_does(phase, kind, smoke_run):
   assert values_of_parts == pytest.approx(values, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_microbatches_train_a_discriminator(smoke_run):
   """Each part has its own views and balance, so results differ a little."""
   _, task, batches, start = batches_and_task(smoke_run, 'adversarial', 16)
