@@ -39,8 +39,6 @@ def _blur(x: Array) -> Array:
 class Discriminator(nn.Module):
   """Images to logits of patches, and the features on the way.
 
-  A patch of the logits sees 8 * 2**num_stages - 1 pixels a side or less.
-
   Attributes:
     features: width of the first stage; each further stage has twice the width.
       A multiple of 8.
