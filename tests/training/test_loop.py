@@ -536,11 +536,11 @@ def shrink(config):
 
 
 def every_config():
-  """All shipped configs; the small ones and one more prior are fast enough."""
+  """All shipped configs; the small ones are fast enough."""
   for name, argument in test_configs.GOLDEN:
     if name == 'vqvae' and quantizers.QUANTIZERS.keys() & argument.split('+'):
       continue  # tests/test_every_quantizer.py trains them.
-    fast = argument in ('smoke', 'transformer')
+    fast = argument == 'smoke'
     yield pytest.param(
       f'{name}:{argument}' if argument else name,
       marks=() if fast else pytest.mark.slow,
