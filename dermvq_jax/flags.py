@@ -261,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     'train',
     'Trains a phase, or resumes one that was interrupted.',
     '--config=vqvae --workdir=RUN --config.data_dir=DATA',
+    '--config=vqvae:sharp --workdir=RUN --config.data_dir=DATA',
     '--config=vqvae:smoke --workdir=/tmp/run --config.num_train_steps=20',
     '--config=prior --workdir=RUN --config.prior.num_layers=15',
     '--config=classifier --workdir=RUN',
@@ -268,9 +269,9 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     '--config',
     required=True,
-    metavar='NAME[:SIZE]',
-    help='vqvae, prior or classifier, with :demo or :smoke for small ones; or '
-    'a .py file. '
+    metavar='NAME[:WORDS]',
+    help='vqvae, prior or classifier, with :demo or :smoke for small ones and '
+    'words such as :sharp or :128+sharp; or a .py file. '
     '--config.FIELD=VALUE changes a field; configs/*.py lists them',
   )
   _add_workdir(sub)
