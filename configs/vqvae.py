@@ -90,6 +90,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.discriminator = {
     'features': 32,
     'num_stages': 3,
+    'is_projected': True,  # whether it sees AlexNet's features too
     'start': 0.35,  # share of the training before it plays
     'ramp_steps': 200,  # in which its weight then rises
   }
@@ -123,7 +124,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     common.shorten_to_smoke(config)
     config.dataset = 'synthetic_dermoscopy/smoke'
     config.model.update({'features': 16, 'residual_features': 8})
-    config.discriminator.update({'features': 8, 'num_stages': 2})
+    config.discriminator.update(
+      {'features': 8, 'num_stages': 2, 'is_projected': False}
+    )
     if name != 'fsq':
       config.quantizer.update(
         {'codebook_size': 32, 'code_dim': 8, 'restart_after': 4}

@@ -5,11 +5,13 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
+from scipy import ndimage
 
 from dermvq_jax import errors, progress
 from dermvq_jax.models import arguments, build, chunks
@@ -86,8 +88,8 @@ class Masked:
 
   Attributes:
     image: uint8 `[H, W, 3]`; hidden pixels are grey.
-    codes: int32 `[h, w]`, the codes of `image`.
-    known: bool `[h, w]`, whether a code does not depend on hidden pixels.
+    codes: int32 `[h, w]`, made without the hidden pixels.
+    known: bool `[h, w]`, whether a code stands for visible pixels only.
   """
 
   image: np.ndarray
@@ -210,20 +212,21 @@ class Model:
     """
     return chunks.apply(self._codec.embed, self._check_codes(codes))
 
-  def codes_without(self, hidden: np.ndarray) -> np.ndarray:
-    """Returns which codes do not depend on hidden pixels, bool `[h, w]`.
+  def hide(self, image: np.ndarray, hidden: np.ndarray) -> Masked:
+    """Hides a part of an image and encodes the rest.
+
+    Each hidden pixel is replaced by the nearest visible one, so no code depends
+    on what was hidden. (A grey area would change the codes beside it far more.)
 
     Args:
+      image: uint8 `[H, W, 3]`, H and W divisible by downsampling.
       hidden: bool `[H, W]`, whether a pixel is hidden.
 
-    Returns:
-      Whether the encoder computes the code from other pixels only; `[h, w*L]`
-      with L levels.
-
     Raises:
-      UserError: wrong shape or dtype, or H or W not divisible by downsampling.
+      UserError: wrong shapes or dtypes, nothing is hidden, or every code stands
+        for a hidden pixel.
     """
-    hidden = np.asarray(hidden)
+    image, hidden = np.asarray(image), np.asarray(hidden)
     factor = self.config.vqvae.model.downsampling
     is_mask = hidden.dtype == bool and hidden.ndim == 2
     if not is_mask or any(n % factor for n in hidden.shape):
@@ -231,21 +234,6 @@ class Model:
         f'the mask of hidden pixels must be bool [H, W], both divisible by '
         f'{factor}; it is {hidden.dtype} {list(hidden.shape)}'
       )
-    free = ~self._codec.model.encoder.reached_by(hidden)
-    return free.repeat(self.num_levels, axis=1)
-
-  def hide(self, image: np.ndarray, hidden: np.ndarray) -> Masked:
-    """Blanks a part of an image and encodes the rest.
-
-    Args:
-      image: uint8 `[H, W, 3]`.
-      hidden: bool `[H, W]`.
-
-    Raises:
-      UserError: the shapes do not fit, nothing is hidden, or no code is left.
-    """
-    known = self.codes_without(hidden)
-    image, hidden = np.asarray(image), np.asarray(hidden)
     if image.dtype != np.uint8 or image.shape != (*hidden.shape, 3):
       raise errors.UserError(
         f'the image must be uint8 {[*hidden.shape, 3]} like its mask, not '
@@ -253,13 +241,21 @@ class Model:
       )
     if not np.any(hidden):
       raise errors.UserError('the mask hides nothing; make a part of it white')
+    blocks = einops.rearrange(
+      hidden, '(h i) (w j) -> h w (i j)', i=factor, j=factor
+    )
+    known = ~blocks.any(-1).repeat(self.num_levels, axis=1)
     if not known.any():
       raise errors.UserError(
-        'the mask leaves no code: every code depends on a hidden pixel; hide '
-        'less'
+        f'the mask leaves no code: each area of {factor}x{factor} pixels has '
+        'hidden ones; hide less'
       )
+    rows, columns = ndimage.distance_transform_edt(
+      hidden, return_distances=False, return_indices=True
+    )
+    codes = self.encode(image[rows, columns][None])[0]
     blanked = np.where(hidden[..., None], np.uint8(_BLANK), image)
-    return Masked(blanked, self.encode(blanked[None])[0], known)
+    return Masked(blanked, codes, known)
 
   def reconstruct(self, images: np.ndarray) -> np.ndarray:
     """Encodes and decodes uint8 images `[B, H, W, 3]`."""

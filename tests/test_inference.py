@@ -490,26 +490,37 @@ def test_guidance_needs_a_null_label(run_copy):
     model.sample_codes(['mel'], guidance_scale=2.0)
 
 
-def test_codes_without_hidden_pixels(narrow_run):
-  """Known codes do not depend on the hidden pixels; the others do."""
+def test_hidden_pixels_have_no_influence(narrow_run):
   model = dermvq_jax.load(narrow_run)
   rng = np.random.default_rng(0)
-  for rows, columns in (
-    (slice(None), slice(8)),
-    (slice(11, 16), slice(None)),
-    (slice(7, 9), slice(7, 10)),
+  image = rng.integers(0, 256, (16, 16, 3), np.uint8)
+  assert model.grid == (8, 8)
+  for rows, columns, cells in (
+    (slice(None), slice(8), np.s_[:, :4]),
+    (slice(11, 16), slice(None), np.s_[5:]),
+    (slice(7, 9), slice(7, 10), np.s_[3:5, 3:5]),
   ):
     hidden = np.zeros((16, 16), bool)
     hidden[rows, columns] = True
-    known = model.codes_without(hidden)
-    assert known.shape == model.grid == (8, 8)
-    images = np.repeat(rng.integers(0, 256, (1, 16, 16, 3), np.uint8), 20, 0)
-    images[:, hidden] = rng.integers(0, 256, (20, hidden.sum(), 3))
-    codes = model.encode(images)
-    changes = (codes != codes[0]).any(0)
-    assert 0 < known.sum() < known.size
-    assert not changes[known].any()
-    assert changes[~known].any()
+    known = np.ones((8, 8), bool)
+    known[cells] = False
+    masked = model.hide(image, hidden)
+    np.testing.assert_array_equal(masked.known, known)
+    assert (masked.image[hidden] == 128).all()
+    np.testing.assert_array_equal(masked.image[~hidden], image[~hidden])
+    other = image.copy()
+    other[hidden] = rng.integers(0, 256, (hidden.sum(), 3))
+    np.testing.assert_array_equal(model.hide(other, hidden).codes, masked.codes)
+
+
+def test_plain_skin_hides_without_a_trace(narrow_run):
+  model = dermvq_jax.load(narrow_run)
+  image = np.full((16, 16, 3), (190, 140, 120), np.uint8)
+  hidden = np.zeros((16, 16), bool)
+  hidden[4:9, 6:] = True
+  np.testing.assert_array_equal(
+    model.hide(image, hidden).codes, model.encode(image[None])[0]
+  )
 
 
 @pytest.mark.parametrize(
@@ -518,7 +529,14 @@ def test_codes_without_hidden_pixels(narrow_run):
 )
 def test_refuses_masks_of_pixels(model, hidden):
   with pytest.raises(errors.UserError, match=r'bool \[H, W\]'):
-    model.codes_without(hidden)
+    model.hide(np.zeros((16, 16, 3), np.uint8), hidden)
+
+
+def test_a_mask_must_leave_a_code(narrow_run):
+  hidden = np.zeros((16, 16), bool)
+  hidden[::2] = True
+  with pytest.raises(errors.UserError, match='2x2 pixels has hidden ones'):
+    dermvq_jax.load(narrow_run).hide(np.zeros((16, 16, 3), np.uint8), hidden)
 
 
 @pytest.mark.parametrize(

@@ -225,8 +225,8 @@ def named_mask(name: str, size: int) -> np.ndarray:
   """Returns one of `MASKS`, bool `[size, size]`: true where it hides the image.
 
   'left', 'right', 'top' and 'bottom' hide half of the image. 'center' hides the
-  central third of each side, rounded down, so that the codes of images of 64 px
-  still see enough around it. 'border' hides a sixteenth at each side.
+  central third of each side, rounded down. 'border' hides a sixteenth at each
+  side.
   """
   y, x = np.mgrid[:size, :size]
   half, third, edge = size // 2, -(-size // 3), max(1, size // 16)

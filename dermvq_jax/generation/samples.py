@@ -161,10 +161,9 @@ def sample(
   ImageFolder. Every image is marked as synthetic: in its name, its PNG text
   chunks and the CSV file. `sheet.png` shows some of them.
 
-  With `complete` they are completions of a partly hidden image: hidden pixels
-  are blanked before encoding, and every code whose receptive field touches one
-  of them is resampled. `original.png` and `masked.png` are written too and are
-  the first row of the sheet.
+  With `complete` they are completions of a partly hidden image: every code that
+  stands for a hidden pixel is sampled anew. `original.png` and `masked.png` are
+  written too and are the first row of the sheet.
 
   Args:
     run: a run with trained VQ-VAE and prior.

@@ -142,6 +142,7 @@ def discriminator(config: Config) -> discriminator_lib.Discriminator:
   return discriminator_lib.Discriminator(
     features=config.discriminator.features,
     num_stages=config.discriminator.num_stages,
+    is_projected=config.discriminator.is_projected,
     dtype=_dtype(config),
   )
 
@@ -165,6 +166,11 @@ def check_discriminator(config: Config, image_size: int):
     raise errors.UserError(
       f'images of {image_size} px cannot be halved {stages} times; lower '
       'config.discriminator.num_stages'
+    )
+  if config.discriminator.is_projected and image_size < perceptual.MIN_SIZE:
+    raise errors.UserError(
+      f'images of {image_size} px are smaller than the {perceptual.MIN_SIZE} '
+      'px that AlexNet needs; set config.discriminator.is_projected=False'
     )
 
 

@@ -1,7 +1,9 @@
 """The second player of adversarial training: tells real images from made ones.
 
 It sees patches (PatchGAN: Isola et al. 2017, section 3.2.2): each of its
-logits judges a part of the image.
+logits judges a part of the image. It may also see images as a network does that
+was trained on photographs (Sauer et al. 2021): such a discriminator knows more
+kinds of texture than few images can teach.
 """
 
 import functools
@@ -10,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dermvq_jax.models import layers
+from dermvq_jax.models import layers, perceptual
 
 Array = jax.Array
 
@@ -43,23 +45,27 @@ class Discriminator(nn.Module):
     features: width of the first stage; each further stage has twice the width.
       A multiple of 8.
     num_stages: number of stages; each halves height and width.
+    is_projected: whether it also judges each of AlexNet's features
+      (`perceptual`). Images then have at least `perceptual.MIN_SIZE` pixels.
     dtype: dtype of the computation; parameters are float32.
   """
 
   features: int
   num_stages: int
+  is_projected: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, images: Array) -> tuple[Array, list[Array]]:
+  def __call__(self, images: Array) -> tuple[list[Array], list[Array]]:
     """Judges images.
 
     Args:
       images: `[B, H, W, 3]`, about in [0, 1].
 
     Returns:
-      Logits `[B, h, w]`, high for real images; and the outputs of the stages,
-      `[B, h', w', C]`. All are at least float32.
+      Arrays of logits `[B, h, w]`, high for real images: those of the patches,
+      then those of each feature of AlexNet. And the outputs of the stages,
+      `[B, h', w', C]`. All are float32.
     """
     detail = _DETAIL_GAIN * (images - _blur(images))
     x = jnp.concatenate([2 * images - 1, detail], -1).astype(self.dtype)
@@ -71,8 +77,23 @@ class Discriminator(nn.Module):
         x = nn.GroupNorm(GROUPS, dtype=self.dtype)(x)
       x = nn.leaky_relu(x, _SLOPE)
       found.append(x.astype(jnp.float32))
-    logits = layers.Conv(1, (3, 3), dtype=self.dtype)(x)
-    return logits[..., 0].astype(jnp.float32), found
+    logits = [layers.Conv(1, (3, 3), dtype=self.dtype)(x)]
+    if self.is_projected:
+      for x in perceptual.features(perceptual.alexnet(), images):
+        logits.append(self._judge_feature(x))
+    return [x[..., 0].astype(jnp.float32) for x in logits], found
+
+  def _judge_feature(self, x: Array) -> Array:
+    """A feature of AlexNet `[B, h, w, C]` to logits `[B, h, w, 1]`."""
+    width = 2 * self.features
+    # Each channel then has about unit size.
+    x = (perceptual.normalised(x) * x.shape[-1] ** 0.5).astype(self.dtype)
+    x = layers.Conv(width, (1, 1), dtype=self.dtype)(x)
+    x = nn.GroupNorm(GROUPS, dtype=self.dtype)(x)
+    x = nn.leaky_relu(x, _SLOPE)
+    x = layers.Conv(width, (3, 3), dtype=self.dtype)(x)
+    x = nn.leaky_relu(x, _SLOPE)
+    return layers.Conv(1, (1, 1), dtype=self.dtype)(x)
 
 
 def augment(rng: Array, images: Array) -> Array:
@@ -117,18 +138,33 @@ def _crop(image: Array, offset: Array) -> Array:
   return jax.lax.dynamic_slice(image, (*offset, 0), size)
 
 
-def hinge_loss(real: Array, made: Array) -> Array:
+def mean_logit(logits: list[Array]) -> Array:
+  """The mean of logits of each image: `[B, h, w]` to `[B]`.
+
+  Each array counts as much as the others, whatever its size.
+  """
+  return sum(x.mean((1, 2)) for x in logits) / len(logits)
+
+
+def hinge_loss(real: list[Array], made: list[Array]) -> Array:
   """The discriminator's loss of each image: Lim and Ye 2017, equation 2.
 
   Args:
-    real: logits of real images, `[B, h, w]`.
-    made: logits of made images, `[B, h, w]`.
+    real: logits of real images, arrays `[B, h, w]`.
+    made: logits of made images, of the same shapes.
 
   Returns:
     `[B]`; 2 if the discriminator knows nothing, 0 if it knows all.
   """
-  loss = nn.relu(1 - real) + nn.relu(1 + made)
-  return loss.mean((1, 2))
+  return mean_logit(
+    [nn.relu(1 - a) + nn.relu(1 + b) for a, b in zip(real, made)]
+  )
+
+
+def accuracy(real: list[Array], made: list[Array]) -> Array:
+  """The share of logits with the right sign, `[B]`; see `hinge_loss`."""
+  right = [(a > 0) + 0.0 + (b < 0) for a, b in zip(real, made)]
+  return mean_logit(right) / 2
 
 
 def feature_matching_loss(real: list[Array], made: list[Array]) -> Array:

@@ -1,6 +1,5 @@
 """Losses and measures of reconstructed images, by name."""
 
-import functools
 import math
 from collections.abc import Mapping
 
@@ -144,11 +143,6 @@ def _gradient(
   return vertical[0] + horizontal[0], vertical[1] + horizontal[1]
 
 
-@functools.cache
-def _alexnet() -> perceptual.Network:
-  return perceptual.load()
-
-
 def lpips(a: Array, b: Array) -> Array:
   """LPIPS by AlexNet, whose weights come with the package.
 
@@ -159,7 +153,7 @@ def lpips(a: Array, b: Array) -> Array:
   Returns:
     `[B]`, 0 if the images are the same.
   """
-  return perceptual.lpips(_alexnet(), a, b)
+  return perceptual.lpips(perceptual.alexnet(), a, b)
 
 
 def _lpips(

@@ -4,6 +4,7 @@ Both images pass through a network that was trained on photographs. The
 distance is the weighted squared difference of their features, at five depths.
 """
 
+import functools
 import pathlib
 import zipfile
 from collections.abc import Mapping
@@ -99,6 +100,12 @@ def load(path: epath.PathLike = ALEXNET) -> Network:
     ) from e
 
 
+@functools.cache
+def alexnet() -> Network:
+  """AlexNet, whose weights come with the package."""
+  return load()
+
+
 def _network(arrays: Mapping[str, np.ndarray]) -> Network:
   number = sum(name.endswith('/kernel') for name in arrays)
   if number not in _NETWORKS:
@@ -187,8 +194,8 @@ def features(network: Network, images: Array) -> list[Array]:
   return found
 
 
-def _normalised(x: Array) -> Array:
-  """Features divided by their length at each place."""
+def normalised(x: Array) -> Array:
+  """Divides features `[..., C]` by their length at each place."""
   squares = jnp.sum(x * x, axis=-1, keepdims=True)
   # The root has no gradient at 0, where all features are 0.
   safe = jnp.where(squares > 0, squares, 1)
@@ -211,6 +218,6 @@ def lpips(network: Network, a: Array, b: Array) -> Array:
   for head, x, y in zip(
     network.heads, features(network, a), features(network, b)
   ):
-    difference = jnp.square(_normalised(x) - _normalised(y))
+    difference = jnp.square(normalised(x) - normalised(y))
     total += (difference @ head).mean((1, 2))
   return total

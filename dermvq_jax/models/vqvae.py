@@ -14,7 +14,6 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dermvq_jax.models import codebooks, layers
 
@@ -165,34 +164,6 @@ class Encoder(nn.Module):
     x = _lowest_resolution(self, x)
     x = layers.Conv(self.code_dim, (1, 1), dtype=self.dtype)(activate(x))
     return x.astype(jnp.float32)
-
-  def reached_by(self, pixels: np.ndarray) -> np.ndarray:
-    """Returns which latents have one of these pixels in their receptive field.
-
-    Follows `__call__` layer by layer.
-
-    Args:
-      pixels: which pixels, bool `[H, W]`.
-
-    Returns:
-      Which latents, bool `[h, w]`.
-    """
-    for _ in range(_log2(self.downsampling)):
-      blocks = einops.rearrange(pixels, '(h i) (w j) -> h w (i j)', i=2, j=2)
-      pixels = _dilate(blocks.any(axis=-1))
-    for _ in range(1 + self.num_residual_blocks):
-      pixels = _dilate(pixels)
-    # Norms and attention see the entire grid.
-    sees_all = self.attention_heads or (
-      self.norm_groups and self.num_residual_blocks
-    )
-    return np.full_like(pixels, pixels.any()) if sees_all else pixels
-
-
-def _dilate(mask: np.ndarray) -> np.ndarray:
-  """Returns which outputs of a 3x3 convolution see a true value: `[h, w]`."""
-  windows = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (3, 3))
-  return windows.any(axis=(-2, -1))
 
 
 class Decoder(nn.Module):

@@ -159,7 +159,7 @@ def completions(
     try:
       masked = model.hide(original, images.named_mask(mask, model.image_size))
     except errors.UserError:
-      continue  # Every code depends on a hidden pixel.
+      continue  # The codes are too few for this mask.
     label = int(validation.labels[chosen])
     new = model.sample(
       [label] * _NUM_COMPLETIONS,
@@ -174,7 +174,7 @@ def completions(
       'completions',
       'Completions',
       [
-        'There are no completions: at this image size, every code depends on '
+        'There are no completions: at this image size, every code stands for '
         'hidden pixels.'
       ],
     )
@@ -182,9 +182,8 @@ def completions(
     'completions',
     'Completions',
     [
-      'A part of a validation image is hidden (grey). Every code whose '
-      'receptive field touches a hidden pixel is sampled again, so a margin '
-      'around the hidden part changes too. The number beside each mask says '
+      'A part of a validation image is hidden (grey). Every code that stands '
+      'for a hidden pixel is sampled anew. The number beside each mask says '
       'how many codes are kept. Codes are sampled from top to bottom and from '
       'left to right, and each depends only on the codes before it: known '
       'codes below or to the right of a new code do not influence it.'

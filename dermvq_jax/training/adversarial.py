@@ -80,14 +80,14 @@ class Adversary:
     def discriminator_loss(params):
       real_logits, made_logits = judge(params, real)[0], judge(params, made)[0]
       of_image = discriminator.hinge_loss(real_logits, made_logits)
-      right = (real_logits > 0).mean((1, 2)) + (made_logits < 0).mean((1, 2))
-      return of_image.mean(), (of_image, right / 2)
+      accuracy = discriminator.accuracy(real_logits, made_logits)
+      return of_image.mean(), (of_image, accuracy)
 
     _, real_features = judge(params, real)
 
     def makers_loss(made):
       logits, features = judge(params, made)
-      deceiving = -logits.mean((1, 2))
+      deceiving = -discriminator.mean_logit(logits)
       matching = discriminator.feature_matching_loss(real_features, features)
       loss = (deceiving + self.feature_matching * matching).mean()
       return loss, (deceiving, matching)

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermvq_jax.models import discriminator
+from dermvq_jax.models import discriminator, perceptual
 
-# Number of parameters by (features, num_stages).
+# Number of parameters by (features, num_stages, is_projected).
 GOLDEN = {
-  (8, 1): 1_809,
-  (8, 2): 6_537,
-  (32, 3): 377_313,
+  (8, 1, False): 1_809,
+  (8, 2, False): 6_537,
+  (32, 3, False): 377_313,
+  (32, 3, True): 377_313 + 5 * (64 * 64 * 9 + 4 * 64 + 64 + 1) + 64 * 1152,
 }
 
 
@@ -22,9 +23,9 @@ def _images(shape=(2, 24, 32, 3), seed=0):
 
 
 @functools.cache
-def _made(features=8, num_stages=2, dtype=jnp.float32):
+def _made(features=8, num_stages=2, is_projected=False, dtype=jnp.float32):
   """A discriminator with random parameters, without a zero among them."""
-  model = discriminator.Discriminator(features, num_stages, dtype)
+  model = discriminator.Discriminator(features, num_stages, is_projected, dtype)
   shapes = jax.eval_shape(model.init, jax.random.key(0), _images())
   rng = np.random.default_rng(0)
 
@@ -36,22 +37,25 @@ def _made(features=8, num_stages=2, dtype=jnp.float32):
   return variables, jax.jit(functools.partial(model.apply, variables))
 
 
-@pytest.mark.parametrize(('features', 'num_stages'), GOLDEN)
-def test_shapes_and_number_of_parameters(features, num_stages):
-  model = discriminator.Discriminator(features, num_stages)
-  images = _images((2, 24, 32, 3))
+@pytest.mark.parametrize(('features', 'num_stages', 'is_projected'), GOLDEN)
+def test_shapes_and_number_of_parameters(features, num_stages, is_projected):
+  model = discriminator.Discriminator(features, num_stages, is_projected)
+  images = _images((2, 48, 64, 3))
   (logits, stages), variables = jax.eval_shape(
     model.init_with_output, jax.random.key(0), images
   )
-  sizes = [(24 >> i, 32 >> i) for i in range(1, num_stages + 1)]
+  sizes = [(48 >> i, 64 >> i) for i in range(1, num_stages + 1)]
   assert [x.shape for x in stages] == [
     (2, *size, features << i) for i, size in enumerate(sizes)
   ]
-  assert logits.shape == (2, *sizes[-1])
+  of_features = [(11, 15), (5, 7), (2, 3), (2, 3), (2, 3)]
+  assert [x.shape for x in logits] == [
+    (2, *size) for size in [sizes[-1]] + is_projected * of_features
+  ]
   leaves = jax.tree.leaves(variables)
   assert {x.dtype for x in leaves} == {jnp.dtype('float32')}
   count = sum(x.size for x in leaves)
-  assert count == GOLDEN[features, num_stages]
+  assert count == GOLDEN[features, num_stages, is_projected]
 
 
 def test_bfloat16_is_used_inside_only():
@@ -72,7 +76,7 @@ def test_every_pixel_and_channel_is_seen():
   images = _images((2, 16, 16, 3))
 
   def judge(images):
-    logits = apply(images)[0]
+    [logits] = apply(images)[0]
     return jnp.abs(logits[0]).sum(), logits
 
   gradient, logits = jax.jit(jax.grad(judge, has_aux=True))(images)
@@ -84,9 +88,9 @@ def test_every_pixel_and_channel_is_seen():
 def test_a_shift_by_a_pixel_changes_the_logits():
   _, apply = _made()
   images = _images()
-  logits, _ = apply(images)
+  [logits], _ = apply(images)
   for axis in (1, 2):
-    other, _ = apply(np.roll(images, 1, axis))
+    [other], _ = apply(np.roll(images, 1, axis))
     assert np.abs(other - logits).max() > 0.01 * np.abs(logits).max()
 
 
@@ -113,13 +117,51 @@ def test_gradients_reach_all_parameters_and_the_images():
   model = discriminator.Discriminator(8, 2)
   variables, _ = _made()
   grad = jax.jit(
-    jax.grad(lambda v, x: jnp.square(model.apply(v, x)[0]).sum(), (0, 1))
+    jax.grad(lambda v, x: jnp.square(model.apply(v, x)[0][0]).sum(), (0, 1))
   )
   for gradient in jax.tree.leaves(grad(variables, _images())):
     assert np.any(gradient != 0) and np.isfinite(gradient).all()
   black = np.zeros_like(_images())
   for gradient in jax.tree.leaves(grad(variables, black)):
     assert np.isfinite(gradient).all()
+
+
+def test_features_of_alexnet_are_judged(monkeypatch):
+  """Each by its own head, here against NumPy."""
+  rng = np.random.default_rng(0)
+
+  def features(network, images):
+    assert network is perceptual.alexnet()
+    mean = images.mean((1, 2), keepdims=True)
+    return [jnp.tile(mean, (1, 1, 2, 2)), jnp.tile(mean, (1, 2, 3, 4))]
+
+  monkeypatch.setattr(perceptual, 'features', features)
+  model = discriminator.Discriminator(8, 1, True)
+  images = _images()
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  variables = jax.tree.map(
+    lambda x: np.float32(rng.normal(size=x.shape)), shapes
+  )
+  (_, *logits), _ = model.apply(variables, images)
+  assert [x.shape for x in logits] == [(2, 1, 2), (2, 2, 3)]
+  # The last head, after the convolutions of stage, patches and first head.
+  kernels = [variables['params'][f'Conv_{i}'] for i in range(5, 8)]
+  x = np.tile(images.mean((1, 2), keepdims=True), (1, 2, 3, 4))
+  x = np.float64(x) / np.linalg.norm(x, axis=-1, keepdims=True) * 12**0.5
+  x = x @ kernels[0]['kernel'][0, 0] + kernels[0]['bias']
+  groups = x.reshape(2, 6, 8, 2)
+  mean = groups.mean((1, 3), keepdims=True)
+  groups = (groups - mean) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-6)
+  norm = variables['params']['GroupNorm_1']
+  x = groups.reshape(2, 2, 3, 16) * norm['scale'] + norm['bias']
+  x = np.where(x > 0, x, 0.2 * x)
+  x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2))
+  x = np.einsum('bhwcij,ijco->bhwo', windows, kernels[1]['kernel'])
+  x = x + kernels[1]['bias']
+  x = np.where(x > 0, x, 0.2 * x)
+  expected = x @ kernels[2]['kernel'][0, 0] + kernels[2]['bias']
+  np.testing.assert_allclose(logits[1], expected[..., 0], rtol=1e-3, atol=1e-3)
 
 
 # Views.
@@ -201,15 +243,37 @@ def test_gradients_flow_through_views():
 # Losses.
 
 
+def _two_heads():
+  """Logits of real and of made images, of two arrays each."""
+  rng = np.random.default_rng(0)
+  shapes = [(3, 4, 5), (3, 2, 2)]
+  return ([2 * rng.normal(size=s) for s in shapes] for _ in range(2))
+
+
 def test_hinge_loss_against_numpy():
-  real, made = 2 * np.random.default_rng(0).normal(size=(2, 3, 4, 5))
-  actual = discriminator.hinge_loss(jnp.float32(real), jnp.float32(made))
-  expected = np.maximum(1 - real, 0) + np.maximum(1 + made, 0)
-  np.testing.assert_allclose(actual, expected.mean((1, 2)), rtol=1e-5)
+  real, made = _two_heads()
+  actual = discriminator.hinge_loss(
+    *([jnp.float32(x) for x in logits] for logits in (real, made))
+  )
+  expected = [
+    (np.maximum(1 - a, 0) + np.maximum(1 + b, 0)).reshape(3, -1).mean(1)
+    for a, b in zip(real, made)
+  ]
+  np.testing.assert_allclose(actual, np.mean(expected, 0), rtol=1e-5)
   zeros, ones = jnp.zeros((1, 2, 2)), jnp.ones((1, 2, 2))
-  assert discriminator.hinge_loss(zeros, zeros) == 2
-  assert discriminator.hinge_loss(ones, -ones) == 0
-  assert discriminator.hinge_loss(5 * ones, -5 * ones) == 0
+  assert discriminator.hinge_loss([zeros], [zeros]) == 2
+  assert discriminator.hinge_loss([ones], [-ones]) == 0
+  assert discriminator.hinge_loss([5 * ones], [-5 * ones]) == 0
+
+
+def test_accuracy_against_numpy():
+  real, made = _two_heads()
+  right = [
+    (np.concatenate([a.reshape(3, -1) > 0, b.reshape(3, -1) < 0], 1)).mean(1)
+    for a, b in zip(real, made)
+  ]
+  actual = discriminator.accuracy(real, made)
+  np.testing.assert_allclose(actual, np.mean(right, 0), rtol=1e-5)
 
 
 def test_feature_matching_loss_against_numpy():

@@ -61,7 +61,7 @@ _ALEXNET = image_references.random_weights([3, 4, 6, 5, 4, 3], [11, 5, 3, 3, 3])
 
 
 def test_lpips_is_that_of_the_shipped_network():
-  shipped, used = perceptual.load(), image_losses._alexnet()
+  shipped, used = perceptual.load(), perceptual.alexnet()
   assert (used.name, len(used.convs)) == ('alexnet', 5)
   for a, b in zip(jax.tree.leaves(used[1:]), jax.tree.leaves(shipped[1:])):
     np.testing.assert_array_equal(a, b)
@@ -72,7 +72,7 @@ def small_alexnet(tmp_path, monkeypatch):
   """LPIPS with few channels, which is compiled fast."""
   np.savez(tmp_path / 'alexnet.npz', **_ALEXNET)
   network = perceptual.load(tmp_path / 'alexnet.npz')
-  monkeypatch.setattr(image_losses, '_alexnet', lambda: network)
+  monkeypatch.setattr(perceptual, 'alexnet', lambda: network)
   return network
 
 

@@ -284,27 +284,6 @@ def test_encoder_against_plain_convolutions(activation):
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('option', ['norm_groups', 'attention_heads'])
-def test_with_these_options_every_latent_sees_the_whole_image(option):
-  encoder = vqvae.Encoder(
-    features=4,
-    num_residual_blocks=1,
-    residual_features=4,
-    downsampling=4,
-    code_dim=_D,
-    **{option: 2},
-  )
-  images = np.array(_images((2, 32, 32, 3)))
-  hidden = np.zeros((32, 32), bool)
-  assert not encoder.reached_by(hidden).any()
-  hidden[0, 0] = True
-  variables = _random(encoder, images[:1])
-  images[0, 0, 0] = np.nan
-  reached, other = np.isnan(encoder.apply(variables, images))
-  np.testing.assert_array_equal(encoder.reached_by(hidden), reached.all(-1))
-  assert reached.all() and not other.any()
-
-
 def test_block_with_norm_does_not_depend_on_the_scale():
   block = vqvae.ResidualBlock(4, norm_groups=2)
   x = 10 * _images((1, 4, 5, 6))
@@ -349,31 +328,3 @@ def test_residual_block_against_its_formula(activation):
   expected = x + activate(y) @ kernel + bias
   actual = block.apply({'params': params}, x)
   np.testing.assert_allclose(actual, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize('downsampling', [2, 4, 8])
-@pytest.mark.parametrize('blocks', [0, 2])
-def test_reached_by_is_the_receptive_field(downsampling, blocks):
-  """The latents are NaN exactly where the encoder sees a NaN."""
-  encoder = vqvae.Encoder(
-    features=4,
-    num_residual_blocks=blocks,
-    residual_features=2,
-    downsampling=downsampling,
-    code_dim=_D,
-  )
-  images = np.array(_images((7, 16 * downsampling, 20 * downsampling, 3)))
-  hidden = np.zeros(images.shape[:3], bool)
-  height, width = hidden.shape[1:]
-  hidden[0, 0, 0] = hidden[1, -1, -1] = True
-  hidden[2, height // 2, width // 2] = hidden[3, height // 2 - 1, 7] = True
-  hidden[4, :, : width // 2] = True
-  hidden[5, 3, 5] = hidden[5, -4, 8] = True
-  variables = _random(encoder, images[:1])
-  images[hidden] = np.nan
-  latents = encoder.apply(variables, images)
-  for mask, latent in zip(hidden, latents):
-    reached = encoder.reached_by(mask)
-    assert reached.dtype == bool
-    np.testing.assert_array_equal(reached, np.isnan(latent).all(-1))
-    np.testing.assert_array_equal(reached, np.isnan(latent).any(-1))

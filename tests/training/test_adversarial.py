@@ -78,7 +78,7 @@ def _formula(params, made, real):
     views = discriminator.augment(_KEY, images)
     return model.apply({'params': params}, views)
 
-  (real_logits, real_stages), (logits, stages) = judge(real), judge(made)
+  ([real_logits], real_stages), ([logits], stages) = judge(real), judge(made)
   own = jnp.maximum(1 - real_logits, 0) + jnp.maximum(1 + logits, 0)
   matching = [
     jnp.abs(a - b).mean((1, 2, 3)) for a, b in zip(real_stages, stages)
