@@ -76,7 +76,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.num_epochs = 20.0
 
   size = common.one_of(words, _SIZES, '')
-  if size == 'demo':  # on codes of `dermvq encode --copies=4`
+  if size == 'demo':  # on codes of `dermvq encode`
     config.prior.update({'num_layers': 8, 'head_features': 128})
     config.num_train_steps = 2000
     config.eval_every_steps = 500

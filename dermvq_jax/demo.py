@@ -12,7 +12,7 @@ from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
 
 # How often each training image is encoded, by the size of the demo.
-_COPIES = {'demo': 4, 'smoke': 1}
+_COPIES = {'demo': 8, 'smoke': 1}
 
 
 def demo(workdir: epath.PathLike, size: str = 'demo'):

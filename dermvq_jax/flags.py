@@ -287,17 +287,17 @@ def _parser() -> argparse.ArgumentParser:
     'encode',
     "Encodes all images with the run's VQ-VAE, as training data of the prior.",
     '--workdir=RUN',
-    '--workdir=RUN --copies=8',
+    '--workdir=RUN --copies=1',
   )
   _add_workdir(sub)
   _add_data_dir(sub)
   sub.add_argument(
     '--copies',
     type=int,
-    default=1,
+    default=8,
     metavar='N',
-    help='encode each training image N times: once as it is, then with random '
-    'flips and quarter turns (default: 1)',
+    help='encode each training image N times: as it is, then turned and '
+    'mirrored, each time in another way (default: 8, all symmetries)',
   )
 
   sub = command(

@@ -88,7 +88,7 @@ def row_config(name: str, data_dir: str, steps: int, seed: int = 0):
   """Returns the config of a row."""
   argument, overrides = ROWS[name]
   return common.load_config(
-    f'vqvae:{argument}' if argument else 'vqvae',
+    f'vqvae:mse+{argument}' if argument else 'vqvae:mse',
     *overrides,
     f'dataset={_DATASET}',
     f'data_dir={data_dir}',

@@ -17,30 +17,32 @@ from dermvq_jax.training import optim
 # Number of parameters, and of values in other collections. A prior's number
 # depends on the codebook: here the VQ-VAE's with the same argument.
 GOLDEN = {
-  ('vqvae', ''): (936_796, 17_408),
-  ('vqvae', 'ema'): (936_796, 17_408),
-  ('vqvae', 'vq'): (944_988, 8_704),
-  ('vqvae', 'l2_norm'): (930_644, 4_608),
-  ('vqvae', 'fsq'): (920_143, 9),
-  ('vqvae', 'residual'): (936_796, 34_816),
-  ('vqvae', 'sharp'): (2_219_772, 34_816),
+  ('vqvae', ''): (2_219_772, 34_816),
   ('vqvae', 'sharp+fsq'): (2_203_119, 9),
-  ('vqvae', '128'): (936_796, 17_408),
-  ('vqvae', '256'): (2_117_084, 17_408),
-  ('vqvae', 'demo'): (284_156, 8_704),
+  ('vqvae', 'mse'): (936_796, 17_408),
+  ('vqvae', 'sharpen'): (936_796, 17_408),
+  ('vqvae', 'mse+ema'): (936_796, 17_408),
+  ('vqvae', 'mse+vq'): (944_988, 8_704),
+  ('vqvae', 'mse+l2_norm'): (930_644, 4_608),
+  ('vqvae', 'mse+fsq'): (920_143, 9),
+  ('vqvae', 'mse+residual'): (936_796, 34_816),
+  ('vqvae', '128'): (2_219_772, 34_816),
+  ('vqvae', '256'): (3_482_172, 34_816),
+  ('vqvae', 'demo'): (605_132, 17_408),
   ('vqvae', 'smoke'): (19_852, 576),
-  ('prior', ''): (1_292_672, 0),
-  ('prior', 'gated_pixelcnn'): (1_292_672, 0),
-  ('prior', 'pixelcnn'): (1_224_576, 0),
-  ('prior', 'rnn'): (1_213_776, 0),
-  ('prior', 'transformer'): (1_322_496, 0),
-  ('prior', 'demo'): (832_000, 0),
+  ('vqvae', 'smoke+sharp'): (40_000, 1_152),
+  ('prior', ''): (1_457_024, 0),
+  ('prior', 'gated_pixelcnn'): (1_457_024, 0),
+  ('prior', 'pixelcnn'): (1_421_696, 0),
+  ('prior', 'rnn'): (1_427_280, 0),
+  ('prior', 'transformer'): (1_454_080, 0),
+  ('prior', 'demo'): (881_408, 0),
   ('prior', 'smoke'): (5_464, 0),
   ('classifier', ''): (429_727, 0),
   ('classifier', 'demo'): (429_727, 0),
   ('classifier', 'smoke'): (11_551, 0),
 }
-# Number of parameters of the default VQ-VAE with other fields.
+# Number of parameters of the VQ-VAE of squared error with other fields.
 ARCHITECTURES = {
   'features=64': 284_156,
   'num_residual_blocks=4': 1_101_276,
@@ -48,7 +50,6 @@ ARCHITECTURES = {
   'downsampling=16': 3_297_372,
   'norm_groups=8': 938_076,
   'attention_heads=4': 1_069_404,
-  'has_noise=True': 936_796 + 64,
   'stage_blocks=2': 936_796 + 2 * (64 * 32 * 9 + 32 + 32 * 64 + 64),
 }
 every_config = pytest.mark.parametrize('name, argument', GOLDEN)
@@ -99,7 +100,7 @@ def test_number_of_parameters(name, argument):
 
 @pytest.mark.parametrize('override', ARCHITECTURES)
 def test_number_of_parameters_of_an_architecture(override):
-  config = config_files.load('vqvae', [f'--config.model.{override}'])
+  config = config_files.load('vqvae:mse', [f'--config.model.{override}'])
   images = jnp.zeros((1, 16, 16, 3))
   init = build.vqvae(config).init
   shapes = jax.eval_shape(init, jax.random.key(0), images)
@@ -130,6 +131,7 @@ def test_every_argument_has_a_row(name):
   [
     ('vqvae', 'vq+fsq', 'give only one of vq, fsq'),
     ('vqvae', '128+256', 'give only one of 128, 256'),
+    ('vqvae', 'mse+sharp', 'give only one of mse, sharp'),
     ('vqvae', 'vq+', "no config ''"),
     ('prior', 'rnn+none', "no config 'none'"),
     ('prior', 'rnn+pixelcnn', 'give only one of rnn, pixelcnn'),

@@ -61,7 +61,7 @@ def run(request, smoke_run, tmp_path_factory):
   config.quantizer.update(_SMALL[name])
   trained = run_lib.Run(workdir)
   loop.train(config, trained)
-  codes = encode.encode(trained)
+  codes = encode.encode(trained, copies=1)
   loop.train(config_files.load('prior:smoke', steps), trained)
   return name, workdir, codes
 

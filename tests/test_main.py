@@ -274,7 +274,7 @@ def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
     assert 'codes of another VQ-VAE' in mistake(capsys, argv)
   argv = ['train', '--config=prior:smoke', f'--workdir={run_copy}']
   assert 'dermvq encode' in mistake(capsys, argv)
-  assert main.main(['encode', f'--workdir={run_copy}']) == 0
+  assert main.main(['encode', f'--workdir={run_copy}', '--copies=1']) == 0
   capsys.readouterr()
   assert 'vqvae_digest' in mistake(capsys, argv)
   # After the old prior is moved away, a new one can be trained.
@@ -345,7 +345,7 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
   """The commands that `demo` combines; the first three have nothing to do."""
   for argv, said in (
     (['train', '--config=vqvae:smoke'], 'already trained'),
-    (['encode'], 'already prepared'),
+    (['encode', '--copies=1'], 'already prepared'),
     (['train', '--config', 'prior:smoke'], 'already trained'),
     (['sample', f'--out={tmp_path}/a', '--counts=mel=1'], f'{tmp_path}/a'),
     (

@@ -14,10 +14,25 @@ from dermvq_jax import errors
 CLEAN, AUGMENTED = 'clean', 'augmented'
 
 
+NUM_SYMMETRIES = 8
+
+
+def symmetry(images: np.ndarray, number: int) -> np.ndarray:
+  """Applies one of the square's eight symmetries to `[..., H, W, C]`.
+
+  Args:
+    images: the images.
+    number: 0 changes nothing; 1 to 3 are quarter turns to the left; 4 to 7 are
+      mirror images of 0 to 3.
+  """
+  images = np.rot90(images, k=number % 4, axes=(-3, -2))
+  return images[..., ::-1, :] if number >= 4 else images
+
+
 def flip_and_turn(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Applies one of the square's eight symmetries to `[H, W, C]`, at random."""
-  image = np.rot90(image, k=rng.integers(4))
-  return image[:, ::-1] if rng.integers(2) else image
+  """Applies one of the eight symmetries to `[H, W, C]`, at random."""
+  turns = rng.integers(4)
+  return symmetry(image, turns + 4 * rng.integers(2))
 
 
 def coarse_cutout(

@@ -153,8 +153,6 @@ def eval_batches(
   *,
   batch_size: int,
   keys: Sequence[str],
-  augment: augment_lib.Augment | None = None,
-  seed: int = 0,
   process_index: int = 0,
   process_count: int = 1,
   num_workers: int = 0,
@@ -167,9 +165,6 @@ def eval_batches(
     Batches that also have `mask`, float32 `[B]`: 1 for examples, 0 for padding.
   """
   padded = _Padded(_Selected(source, keys), batch_size)
-  dataset = grain.MapDataset.source(padded)
-  if augment is not None:
-    dataset = dataset.seed(seed).random_map(augment)
-  dataset = dataset[process_index::process_count]
+  dataset = grain.MapDataset.source(padded)[process_index::process_count]
   dataset = dataset.batch(batch_size // process_count)
   return _iterate(dataset, num_workers)

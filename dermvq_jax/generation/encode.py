@@ -16,16 +16,13 @@ from dermvq_jax.models import build
 from dermvq_jax.runs import run as run_lib
 
 _BATCH_SIZE = 64
-# How copies of an image differ. Colour changes would alter what is modelled.
-_COPIES_AUGMENT = augment.Augment(flips=True)
 
 
 def _encode_split(
   encode: Callable[[np.ndarray], Any],
   source: Any,
   fields: tuple[str, ...],
-  augmentation: augment.Augment | None,
-  seed: int,
+  copy: int,
   description: str,
 ) -> Iterator[dict[str, Any]]:
   """Yields the records of one split, in order.
@@ -34,32 +31,30 @@ def _encode_split(
     encode: uint8 images to codes.
     source: the split's images.
     fields: further fields that are copied from the record of the image.
-    augmentation: applied to the images first.
-    seed: seed of the augmentation.
+    copy: number of the symmetry that is applied to the images first.
     description: text of the progress bar.
   """
   batches = pipeline.eval_batches(
     source,
     batch_size=min(_BATCH_SIZE, len(source)),
     keys=('image', *fields),
-    augment=augmentation,
-    seed=seed,
   )
   with progress.bar(total=len(source), desc=description, unit='image') as bar:
     for batch in batches:
-      grids = np.asarray(encode(batch['image']))
+      grids = np.asarray(encode(augment.symmetry(batch['image'], copy)))
       for i in np.flatnonzero(batch['mask']):
         yield {'codes': grids[i], **{name: batch[name][i] for name in fields}}
       bar.update(int(batch['mask'].sum()))
 
 
-def encode(run: run_lib.Run, copies: int = 1) -> str:
+def encode(run: run_lib.Run, copies: int = augment.NUM_SYMMETRIES) -> str:
   """Writes the codes of all splits of a run's images.
 
   Args:
     run: a run with a trained VQ-VAE.
-    copies: how often each training image is encoded: once unchanged, then with
-      random flips and quarter turns.
+    copies: how often each training image is encoded, up to 8: unchanged, then
+      turned and mirrored, each time in another way (`augment.symmetry`). A
+      lesion has no up, so the prior learns from each of them.
 
   Returns:
     The name of the dataset of codes.
@@ -68,8 +63,11 @@ def encode(run: run_lib.Run, copies: int = 1) -> str:
     UserError: there is no trained VQ-VAE, its images are not prepared, or the
       codes cannot be written.
   """
-  if copies < 1:
-    raise errors.UserError(f'--copies is {copies}; it must be 1 or more')
+  if not 1 <= copies <= augment.NUM_SYMMETRIES:
+    raise errors.UserError(
+      f'--copies is {copies}; give 1 to {augment.NUM_SYMMETRIES}, the number '
+      'of symmetries of a square'
+    )
   config, facts = run.vqvae.config, run.vqvae.facts
   codec = build.codec(config, run.vqvae.weights)
   images, folder = run.images, run.codes_dir()
@@ -87,7 +85,6 @@ def encode(run: run_lib.Run, copies: int = 1) -> str:
         codec.encode,
         source,
         ('label', 'id', 'group', *conditions),
-        _COPIES_AUGMENT if copy else None,
         copy,
         f'encode {split}' + (f' {copy + 1}/{copies}' if copies > 1 else ''),
       )

@@ -125,11 +125,7 @@ def vqvae(config: Config) -> vqvae_lib.VQVAE:
     quantizers.QUANTIZERS[name], config.quantizer, 'quantizer', 'vqvae'
   )
   shared = {**config.model, 'dtype': _dtype(config)}
-  decoder = {
-    name: shared.pop(name)
-    for name in ('stage_blocks', 'has_noise')
-    if name in shared
-  }
+  decoder = {'stage_blocks': shared.pop('stage_blocks')}
   return vqvae_lib.VQVAE(
     encoder=vqvae_lib.Encoder(code_dim=quantizer.code_dim, **shared),
     quantizer=quantizer,

@@ -95,29 +95,6 @@ def _lowest_resolution(module: nn.Module, x: jax.Array) -> jax.Array:
   return x
 
 
-class Noise(nn.Module):
-  """x + noise, scaled for each channel (Karras et al. 2019, section 2).
-
-  Codes do not say where each grain of the skin lies; from noise a decoder can
-  make grain that does not repeat. With the random stream 'noise', as in
-  training, the noise is new in every call. Otherwise it is always the same, so
-  codes are always decoded to the same image.
-  """
-
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """`[B, h, w, C]` to the same shape."""
-    scale = self.param('scale', nn.initializers.zeros_init(), x.shape[-1:])
-    if self.has_rng('noise'):
-      rng, number = self.make_rng('noise'), len(x)
-    else:
-      rng, number = jax.random.key(0), 1
-    noise = jax.random.normal(rng, (number, *x.shape[1:3], 1), self.dtype)
-    return x + noise * scale.astype(self.dtype)
-
-
 def _stage_features(features: int, num_stages: int) -> list[int]:
   """Returns the widths from the highest resolution down; the first is half."""
   return [
@@ -174,7 +151,6 @@ class Decoder(nn.Module):
   Attributes:
     stage_blocks: number of residual blocks at each higher resolution but that
       of the image.
-    has_noise: whether noise is added at these resolutions (`Noise`).
   """
 
   features: int
@@ -182,7 +158,6 @@ class Decoder(nn.Module):
   residual_features: int
   downsampling: int
   stage_blocks: int = 0
-  has_noise: bool = False
   activation: str = 'relu'
   norm_groups: int = 0
   attention_heads: int = 0
@@ -199,8 +174,6 @@ class Decoder(nn.Module):
     for features in reversed(stages[:-1]):
       x = layers.Conv(4 * features, (3, 3), dtype=self.dtype)(activate(x))
       x = layers.depth_to_space(x, 2)
-      if self.has_noise:
-        x = Noise(dtype=self.dtype)(x)
       for _ in range(self.stage_blocks):
         x = _residual_block(self, features // 2)(x)
     x = layers.Conv(4 * 3, (3, 3), dtype=self.dtype)(activate(x))

@@ -16,6 +16,7 @@ from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import (
   metrics,
   parallel,
+  pretrained,
   state,
   stopping,
 )
@@ -209,6 +210,9 @@ def train(
     UserError: a mistake in the config, the data or the workdir.
     StoppedError: a signal asked the training to stop; the state is saved.
   """
+  source, weights = pretrained.source(config), None
+  if source:
+    config, weights = pretrained.resolve(config, source)
   dataset = run.dataset(config)
   facts = dataset.facts
   config = trainer_lib.resolve(config, facts)
@@ -217,7 +221,7 @@ def train(
   with contextlib.ExitStack() as stack:
     requests = stack.enter_context(stopping.Requests())
     # Wrong configs are found before anything is written.
-    trainer = trainer_lib.Trainer(config, facts, sources)
+    trainer = trainer_lib.Trainer(config, facts, sources, weights)
     phase = run.phase(config.task)
     phase.check(config, facts)
     structure = trainer.structure()
@@ -243,7 +247,9 @@ def train(
       )
     if ended:
       logging.info('%s is already trained.', phase.folder)
-      return
-    if not start:
-      restored = {'tree': trainer.start(), 'best': np.float32(np.inf)}
-    _loop(trainer, start, restored, saved, requests, profile, stack)
+    else:
+      if not start:
+        restored = {'tree': trainer.start(), 'best': np.float32(np.inf)}
+      _loop(trainer, start, restored, saved, requests, profile, stack)
+    if source and hosts.is_primary():
+      pretrained.copy_prior(source, run)

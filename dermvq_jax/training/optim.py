@@ -50,11 +50,14 @@ def make(
   Raises:
     UserError: an unknown schedule, or a warm-up as long as the training.
   """
-  schedules = {name: _schedule(config, f) for name, f in optimizers.items()}
-  txs = {
-    name: _adamw(config[field], schedules[name])
-    for name, field in optimizers.items()
-  }
+  schedules, txs = {}, {}
+  for name, field in optimizers.items():
+    if field:
+      schedules[name] = _schedule(config, field)
+      txs[name] = _adamw(config[field], schedules[name])
+    else:
+      schedules[name] = optax.constant_schedule(0.0)
+      txs[name] = optax.set_to_zero()
   if len(txs) == 1:
     return Optimizer(*txs.values(), schedules)
 

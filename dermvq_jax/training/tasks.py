@@ -1,6 +1,7 @@
 """What a phase trains, as pure functions; the loop is the same for all."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -57,8 +58,8 @@ class Task:
       gradients, from `observed` of all parts of the batch.
     summary_images: `(params, model_state, batch) -> {name: [N, H, W, 3]}`.
     optimizers: how parameters are optimised: maps a top-level entry of params
-      to the field of the config that describes its optimiser. '' stands for all
-      entries that are not named.
+      to the field of the config that describes its optimiser; '': it is not
+      trained. The entry '' stands for all that are not named.
     kept: the part of params that is used after training; `best/` holds only
       this part.
   """
@@ -75,18 +76,23 @@ class Task:
   kept: Callable[[PyTree], PyTree] = lambda params: params
 
 
-def make(config: ml_collections.ConfigDict, facts: dict[str, Any]) -> Task:
+def make(
+  config: ml_collections.ConfigDict,
+  facts: dict[str, Any],
+  pretrained: PyTree = None,
+) -> Task:
   """Returns the task named by `config.task`: vqvae, prior or classifier.
 
   Args:
     config: the run's config.
     facts: the facts of the dataset, `data.prepared.Dataset.facts`.
+    pretrained: weights of a VQ-VAE whose decoder alone is trained on.
 
   Raises:
     UserError: the config does not fit the dataset.
   """
   makers = {
-    'vqvae': vqvae_task,
+    'vqvae': functools.partial(vqvae_task, pretrained=pretrained),
     'prior': prior_task,
     'classifier': classifier_task,
   }
@@ -175,14 +181,39 @@ def _code_metrics(
   }
 
 
+def _reconstructions(
+  model: vqvae.VQVAE,
+) -> Callable[..., dict[str, np.ndarray]]:
+  """Shows images above their reconstructions; see `Task.summary_images`."""
+
+  @jax.jit
+  def reconstruct(params, model_state, images):
+    output = model.apply({'params': params, **model_state}, images)
+    return jnp.clip(output.reconstruction, 0, 1)
+
+  def summary_images(params, model_state, batch):
+    images = build.to_unit(batch['image'][:8])
+    pairs = jnp.stack([images, reconstruct(params, model_state, images)], 1)
+    return {
+      'reconstructions': einops.rearrange(
+        np.asarray(pairs), 'b two h w c -> 1 (two h) (b w) c'
+      )
+    }
+
+  return summary_images
+
+
 def vqvae_task(
-  config: ml_collections.ConfigDict, facts: dict[str, Any]
+  config: ml_collections.ConfigDict,
+  facts: dict[str, Any],
+  pretrained: PyTree = None,
 ) -> Task:
   """The VQ-VAE: reconstructs images through a codebook.
 
   The loss is the sum of the quantizer's terms and of the reconstruction loss.
   By default the reconstruction loss is MSE / variance of the training images
-  (van den Oord et al. 2017 divide in the same way).
+  (van den Oord et al. 2017 divide in the same way). With pretrained weights
+  only the decoder is trained, so the codes of images stay the same.
   """
   build.check_vqvae(config, facts['image_size'])
   weights = config.loss.to_dict()
@@ -193,11 +224,17 @@ def vqvae_task(
   image_losses.check_reconstruction(pixel_weights)
   model = build.vqvae(config)
   num_codes, variance = model.quantizer.num_codes, facts['train_variance']
+  given = pretrained['params'] if pretrained else {}
+  frozen = {k: v for k, v in given.items() if k != 'decoder'}
 
   def init(rng, batches):
     batches = iter(batches)
     first = next(batches)
-    params, state = _init_vqvae(model, rng, itertools.chain([first], batches))
+    params, state = (
+      (pretrained['params'], pretrained['model_state'])
+      if pretrained
+      else _init_vqvae(model, rng, itertools.chain([first], batches))
+    )
     if adversary:
       images = build.to_unit(first['image'])
       rng = jax.random.fold_in(rng, 1)
@@ -207,17 +244,14 @@ def vqvae_task(
   def loss_fn(
     params, model_state, batch, rng, *, train, step=0, axis_name=None
   ):
-    if axis_name is not None:  # Noise and views differ between devices.
+    if axis_name is not None:  # Views differ between devices.
       rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-    shift_rng, view_rng, noise_rng = jax.random.split(rng, 3)
+    shift_rng, view_rng = jax.random.split(rng)
+    params = params | {k: jax.lax.stop_gradient(params[k]) for k in frozen}
     images = build.to_unit(batch['image'])
     target = build.to_unit(batch.get('target', batch['image']))
     mask = batch.get('mask')
-    output = model.apply(
-      {'params': params, **model_state},
-      images,
-      rngs={'noise': noise_rng} if train else {},
-    )
+    output = model.apply({'params': params, **model_state}, images)
     quantized, made = output.quantized, output.reconstruction
 
     def reconstruction_loss(made):
@@ -263,33 +297,21 @@ def vqvae_task(
     )
     return new_state
 
-  @jax.jit
-  def reconstruct(params, model_state, images):
-    output = model.apply({'params': params, **model_state}, images)
-    return jnp.clip(output.reconstruction, 0, 1)
-
-  def summary_images(params, model_state, batch):
-    images = build.to_unit(batch['image'][:8])
-    pairs = jnp.stack([images, reconstruct(params, model_state, images)], 1)
-    return {
-      'reconstructions': einops.rearrange(
-        np.asarray(pairs), 'b two h w c -> 1 (two h) (b w) c'
-      )
-    }
-
   return Task(
     keys=('image',),
     best_metric='lpips' if weights['lpips'] else 'mse',
     init=init,
     loss_fn=loss_fn,
-    update_state=update_state,
-    summary_images=summary_images,
+    update_state=_keep_state if pretrained else update_state,
+    summary_images=_reconstructions(model),
     optimizers={
       '': 'optim',
+      **dict.fromkeys(frozen, ''),
       **({'discriminator': 'discriminator_optim'} if adversary else {}),
     },
+    # Averages of weights that stay would differ by rounding.
     kept=lambda params: {
-      k: v for k, v in params.items() if k != 'discriminator'
+      k: frozen.get(k, v) for k, v in params.items() if k != 'discriminator'
     },
   )
 

@@ -29,7 +29,10 @@ PyTree = Any
 def resolve(
   config: ml_collections.ConfigDict, facts: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-  """Turns epochs into steps: an epoch is `num_train // batch_size` steps.
+  """Turns epochs into steps.
+
+  An epoch is `num_images // batch_size` steps, also if each image has several
+  copies of codes.
 
   Args:
     config: a phase's config.
@@ -43,7 +46,8 @@ def resolve(
   """
   ranges.check_ranges(config)
   config = ml_collections.ConfigDict(config.to_dict())
-  epoch = max(1, facts['num_train'] // config.batch_size)
+  num_images = facts['num_train'] // facts.get('copies', 1)
+  epoch = max(1, num_images // config.batch_size)
   if config.data_dir:  # later commands may run in another folder
     config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
   config.num_train_steps = config.num_train_steps or math.ceil(
@@ -69,6 +73,7 @@ class Trainer:
     config: ml_collections.ConfigDict,
     facts: Mapping[str, Any],
     sources: Mapping[str, Sequence[dict[str, Any]]],
+    weights: PyTree = None,
   ):
     """Sets up a training.
 
@@ -77,12 +82,13 @@ class Trainer:
       facts: the facts of the dataset.
       sources: the splits 'train' and 'val' as sequences of records; 'val' is
         needed for `evaluate` only.
+      weights: of the run that is trained on; None: a new training.
 
     Raises:
       UserError: the config is wrong, or does not fit the data or the devices.
     """
     self.config = config
-    self.task = tasks.make(config, facts)
+    self.task = tasks.make(config, facts, weights)
     self.optimizer = optim.make(config, self.task.optimizers)
     self.parallel = parallel.Parallel(config.parallel)
     self.parallel.check_batch_size(config.batch_size, config.num_microbatches)

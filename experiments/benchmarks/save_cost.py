@@ -28,7 +28,7 @@ from experiments import common
 def run(dataset: str, data_dir: str, batch_size: int, every: int, blocks: int):
   """Measures, and prints a line for each block and one for the result."""
   images = prepared.Dataset(dataset, data_dir)
-  config = common.load_config('vqvae', f'batch_size={batch_size}')
+  config = common.load_config('vqvae:mse', f'batch_size={batch_size}')
   trainer = trainer_lib.Trainer(
     trainer_lib.resolve(config, images.facts),
     images.facts,

@@ -32,7 +32,8 @@ _RECORDS = 128
 def config(work: str, batch: int, *overrides: str) -> Any:
   """Returns the config of the measured phase, 'vqvae' or 'prior'."""
   sizes = f'batch_size={batch}', 'num_train_steps=1000'
-  return common.load_config(work, *_OVERRIDES[work], *sizes, *overrides)
+  name = 'vqvae:mse' if work == 'vqvae' else work
+  return common.load_config(name, *_OVERRIDES[work], *sizes, *overrides)
 
 
 def _data(work: str, size: int, count: int) -> dict[str, np.ndarray]:

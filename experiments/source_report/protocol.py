@@ -44,6 +44,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
   'package': (),
 }
 _PRIOR = {'plain': ('loss=bce',), 'package': ()}
+# The report trained with squared error.
+_CONFIGS = {'vqvae': 'vqvae:mse', 'prior': 'prior'}
 _FULL = ('batch_size=8', 'num_epochs=10.0')
 _FULL_PRIOR = ('num_epochs=20.0',)
 
@@ -96,7 +98,7 @@ def configs(trial: Trial, size: str, images: prepared.Dataset):
   }
   return {
     phase: common.load_config(
-      phase, *overrides[phase], f'seed={trial.seed}', size=size
+      _CONFIGS[phase], *overrides[phase], f'seed={trial.seed}', size=size
     )
     for phase in trial.phases
   }
@@ -115,7 +117,7 @@ def train_all(
     run = trial.run(workdir)
     for phase, config in configs(trial, size, images).items():
       if phase == 'prior':
-        encode.encode(run)
+        encode.encode(run, copies=1)
       loop.train(config, run)
 
 

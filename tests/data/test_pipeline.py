@@ -180,25 +180,6 @@ def test_evaluation_by_workers():
   _assert_same(_eval(num_workers=2), _eval())
 
 
-def test_augmented_evaluation_depends_on_the_seed_only():
-  flips = augment.Augment(flips=True)
-  first = _eval(augment=flips, seed=1)
-  _assert_same(_eval(augment=flips, seed=1), first)
-  second = _eval(augment=flips, seed=2)
-  assert any(np.any(a['image'] != b['image']) for a, b in zip(first, second))
-  # The batch size does not matter; the order stays.
-  small = _eval(augment=flips, seed=1, batch_size=2)
-  images = [
-    np.concatenate([b['image'] for b in x])[:_N] for x in (first, small)
-  ]
-  np.testing.assert_array_equal(*images)
-  parts = [
-    _eval(augment=flips, seed=1, process_index=p, process_count=2)
-    for p in range(2)
-  ]
-  _assert_same(_join(parts), first)
-
-
 _PARENT = """
 import multiprocessing, os, time
 from absl import flags

@@ -24,7 +24,7 @@ def test_rows_are_the_default_with_one_change():
   assert len({str(config) for config in configs.values()}) == len(configs)
   default = _flat(configs['default'])
   assert default['num_train_steps'] == 1500
-  shipped = _flat(common.load_config('vqvae'))
+  shipped = _flat(common.load_config('vqvae:mse'))
   free = {'data_dir', 'num_train_steps'}
   assert {k for k in default if default[k] != shipped[k]} == free
   for name, config in configs.items():

@@ -13,7 +13,7 @@ from dermvq_jax.generation import encode
 from dermvq_jax.models import build
 from dermvq_jax.runs import checkpoints
 from dermvq_jax.runs import run as run_lib
-from dermvq_jax.training import loop
+from dermvq_jax.training import loop, trainer
 
 IMAGES = 'synthetic_dermoscopy/smoke'
 
@@ -106,7 +106,7 @@ def test_extraction_changes_no_file_of_the_vqvae(workdir):
     return {p: p.read_bytes() for p in every}
 
   before, weights = files(), checkpoints.load_best(workdir / 'vqvae')
-  name = encode.encode(run_lib.Run(workdir))
+  name = encode.encode(run_lib.Run(workdir), copies=1)
   assert files() == before
   after = checkpoints.load_best(workdir / 'vqvae')
   assert bits(weights) == bits(after)
@@ -127,7 +127,7 @@ def test_encoder_does_not_move_the_codebook(smoke_run):
 
 
 def test_the_same_again(smoke_run, workdir, capsys):
-  name = encode.encode(run_lib.Run(workdir))
+  name = encode.encode(run_lib.Run(workdir), copies=1)
   assert name == the_codes(smoke_run)
   for split in ('train', 'test'):
     old = read(name, smoke_run / 'data', split)
@@ -136,38 +136,42 @@ def test_the_same_again(smoke_run, workdir, capsys):
       assert a['id'] == b['id']
       np.testing.assert_array_equal(a['codes'], b['codes'])
   capsys.readouterr()
-  assert encode.encode(run_lib.Run(workdir)) == name
+  assert encode.encode(run_lib.Run(workdir), copies=1) == name
   assert 'already prepared' in capsys.readouterr().err
 
 
-def test_copies(workdir, model):
-  """Only training images have copies, one unchanged; the prior uses all."""
-  name = encode.encode(run_lib.Run(workdir), copies=3)
+def test_copies_are_the_codes_of_all_symmetries(workdir, model):
+  """Those of training images alone; the prior learns from all."""
+  name = encode.encode(run_lib.Run(workdir))
   facts = prepared.Dataset(name, workdir / 'data').facts
-  assert name.endswith('_x3') and facts['copies'] == 3
-  assert (facts['num_train'], facts['num_val']) == (3 * 114, 13)
+  assert name.endswith('_x8') and facts['copies'] == 8
+  assert (facts['num_train'], facts['num_val']) == (8 * 114, 13)
   images = read(IMAGES, workdir / 'data', 'train')
-  plain = model.encode(np.stack([record['image'] for record in images]))
   by_id = {}
   for record in read(name, workdir / 'data', 'train'):
     by_id.setdefault(record['id'], []).append(record)
   assert len(by_id) == 114
-  different = 0
-  for image, grid in zip(images, plain):
+  for image in images[:20]:
+    pixels = image['image']
+    turned = [pixels]
+    for _ in range(3):  # to the left: the last column is the first row
+      turned.append(turned[-1].swapaxes(0, 1)[::-1])
+    views = np.stack(turned + [x[:, ::-1] for x in turned])
+    assert len(np.unique(views, axis=0)) == 8
     copies = by_id[image['id']]
-    assert len(copies) == 3
     assert {r['label'] for r in copies} == {image['label']}
-    equal = [np.array_equal(r['codes'], grid) for r in copies]
-    assert any(equal)
-    different += not all(equal)
-  assert different > 50
-  # Each copy has the codes of a flipped or turned image.
-  flips = [np.rot90(images[0]['image'], k) for k in range(4)]
-  flips = model.encode(np.stack(flips + [image[:, ::-1] for image in flips]))
-  for record in by_id[images[0]['id']]:
-    assert any(np.array_equal(record['codes'], grid) for grid in flips)
-  # The config of `smoke_run`, whose program is compiled already.
-  loop.train(config_files.load('prior:smoke'), run_lib.Run(workdir))
+    found = np.stack([r['codes'] for r in copies])
+    expected = model.encode(views)
+    order = [np.lexsort(x.reshape(8, -1).T) for x in (found, expected)]
+    np.testing.assert_array_equal(found[order[0]], expected[order[1]])
+  # The config of `smoke_run`, whose program is compiled already. An epoch has
+  # the images once, not their copies.
+  run = run_lib.Run(workdir)
+  config = config_files.load('prior:smoke')
+  longer = config.copy_and_resolve_references()
+  longer.num_train_steps, longer.num_epochs = 0, 2.0
+  assert trainer.resolve(longer, facts).num_train_steps == 2 * (114 // 8)
+  loop.train(config, run)
   assert inference.load(workdir).sample(['mel']).shape == (1, 16, 16, 3)
 
 
@@ -185,27 +189,30 @@ def test_interrupted(workdir, smoke_run, monkeypatch, failure):
   with monkeypatch.context() as patch:
     patch.setattr(pipeline, 'eval_batches', broken)
     with pytest.raises((KeyboardInterrupt, RuntimeError)):
-      encode.encode(run_lib.Run(workdir))
+      encode.encode(run_lib.Run(workdir), copies=1)
   with pytest.raises(errors.UserError, match='not prepared'):
     prepared.Dataset(name, workdir / 'data').check()
   assert not (workdir / 'data' / 'codes').exists()
-  assert encode.encode(run_lib.Run(workdir)) == name
+  assert encode.encode(run_lib.Run(workdir), copies=1) == name
   assert prepared.Dataset(name, workdir / 'data').facts['num_train'] == 114
 
 
 def test_another_place_for_the_codes(workdir, smoke_run, tmp_path):
   (workdir / 'data').rename(tmp_path / 'elsewhere')
   with pytest.raises(errors.UserError, match='not prepared.*dermvq prepare'):
-    encode.encode(run_lib.Run(workdir))
+    encode.encode(run_lib.Run(workdir), copies=1)
   assert not (workdir / 'data').exists()
-  name = encode.encode(run_lib.Run(workdir, str(tmp_path / 'elsewhere')))
+  name = encode.encode(
+    run_lib.Run(workdir, str(tmp_path / 'elsewhere')), copies=1
+  )
   assert name == the_codes(smoke_run)
   assert prepared.Dataset(name, tmp_path / 'elsewhere').facts['num_test'] == 13
 
 
 def test_mistakes(smoke_run, tmp_path):
-  with pytest.raises(errors.UserError, match='copies is 0'):
-    encode.encode(run_lib.Run(smoke_run), copies=0)
+  for copies in (0, 9):
+    with pytest.raises(errors.UserError, match=f'copies is {copies}.* 1 to 8'):
+      encode.encode(run_lib.Run(smoke_run), copies=copies)
   with pytest.raises(errors.UserError, match='train --config=vqvae'):
     encode.encode(run_lib.Run(tmp_path))
   shutil.copytree(smoke_run / 'vqvae', tmp_path / 'vqvae')
@@ -227,7 +234,7 @@ def test_images_that_changed_under_a_run(run_copy):
   )
   for use, message in (
     (lambda: run.images, f'val of {IMAGES} in .* changed since .* was trained'),
-    (lambda: encode.encode(run), 'changed since'),
+    (lambda: encode.encode(run, copies=1), 'changed since'),
     (lambda: loop.train(config, run), 'fingerprint.val of the data was'),
   ):
     with pytest.raises(errors.UserError, match=message) as e:
@@ -246,7 +253,7 @@ def test_images_that_are_only_read(workdir, smoke_run, tmp_path, monkeypatch):
   monkeypatch.setattr(
     files, 'is_writable', lambda path: path != share and real(path)
   )
-  name = encode.encode(run_lib.Run(workdir))
+  name = encode.encode(run_lib.Run(workdir), copies=1)
   assert name == the_codes(smoke_run)
   assert not (share / 'codes').exists()
   found = run_lib.Run(workdir).dataset(config_files.load('prior:smoke', ()))
@@ -257,4 +264,4 @@ def test_images_that_are_only_read(workdir, smoke_run, tmp_path, monkeypatch):
 def test_nowhere_to_write(workdir, monkeypatch):
   monkeypatch.setattr(files, 'is_writable', lambda path: False)
   with pytest.raises(errors.UserError, match='codes cannot be written to'):
-    encode.encode(run_lib.Run(workdir))
+    encode.encode(run_lib.Run(workdir), copies=1)

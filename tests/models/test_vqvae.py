@@ -231,28 +231,6 @@ def test_blocks_that_add_nothing_change_nothing():
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_noise_is_new_in_training_and_the_same_afterwards():
-  x = jnp.zeros((3, 8, 9, 4))
-  noise, scale = vqvae.Noise(), np.float32([0, 1, -2, 0.5])
-  start = jax.eval_shape(noise.init, jax.random.key(0), x)
-  assert jax.tree.map(lambda x: x.shape, start) == {'params': {'scale': (4,)}}
-  variables = {'params': {'scale': scale}}
-  fixed = noise.apply(variables, x)
-  # All images and channels have the same, up to the scale.
-  expected = np.repeat(fixed[:1, ..., 1:2] * scale, 3, 0)
-  np.testing.assert_allclose(fixed, expected, atol=1e-6)
-  assert 0.7 < fixed[0, ..., 1].std() < 1.3
-  alone = noise.apply(variables, x[:1])
-  np.testing.assert_array_equal(alone, fixed[:1])
-  new = [
-    noise.apply(variables, x, rngs={'noise': jax.random.key(i)})[..., 1]
-    for i in range(2)
-  ]
-  noises = np.reshape([*new[0], *new[1], fixed[0, ..., 1]], (7, -1))
-  others = np.corrcoef(noises) - np.eye(7)
-  assert np.abs(others).max() < 0.6
-
-
 @pytest.mark.parametrize('activation', vqvae.ACTIVATIONS)
 def test_encoder_against_plain_convolutions(activation):
   """Space to depth and a 3x3 convolution equal a strided 6x6 convolution."""

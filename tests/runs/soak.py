@@ -43,7 +43,7 @@ def commands(workdir, overrides=()):
   place = f'--workdir={workdir}'
   return [
     ['train', '--config=vqvae:smoke', place, *overrides],
-    ['encode', place],
+    ['encode', place, '--copies=1'],
     ['train', '--config=prior:smoke', place, *overrides],
   ]
 

@@ -57,7 +57,7 @@ def test_values_out_of_range(phase, override):
 
 
 def test_epochs_that_are_too_many_steps():
-  config = config_files.load('vqvae', ['--config.num_epochs=1e30'])
+  config = config_files.load('vqvae:mse', ['--config.num_epochs=1e30'])
   with pytest.raises(errors.UserError, match='config.num_train_steps is 6'):
     trainer.resolve(config, {'num_train': 100})
 

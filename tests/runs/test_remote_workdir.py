@@ -133,7 +133,7 @@ def run(bucket, smoke_run, tmp_path_factory):
 @pytest.fixture(scope='module')
 def whole_run(run):
   """The same run with a trained prior."""
-  encode.encode(run_lib.Run(run))
+  encode.encode(run_lib.Run(run), copies=1)
   _train('prior')
   return run
 

@@ -51,7 +51,7 @@ def test_the_structure_is_that_of_the_start(
 
 
 def test_epochs_become_steps():
-  config = config_files.load('vqvae')
+  config = config_files.load('vqvae:mse')
   config.num_epochs = 2.5
   resolved = trainer_lib.resolve(config, {'num_train': 100})
   assert resolved.eval_every_steps == 100 // 16
