@@ -99,7 +99,10 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
       ],
       'Not a directory',
     ),
-    (['train', '--config=vqvea', '--workdir={new}'], "no config 'vqvea'"),
+    (
+      ['train', '--config=vqvea', '--workdir={new}'],
+      "no config 'vqvea'; did you mean vqvae?",
+    ),
     (
       ['train', '--config=vqvae:tiny', '--workdir={new}'],
       '128, 256, demo, smoke',
@@ -107,6 +110,10 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ([*VQVAE, '--config.sed=1'], 'config.sed'),
     (
       [*VQVAE, '--config.model.feature=1'],
+      'did you mean config.model.features?',
+    ),
+    (
+      [*VQVAE, '--config.model.size=1'],
       'there are activation, attention_heads',
     ),
     ([*VQVAE, '--config.seed=x'], '--config.seed=x'),

@@ -17,7 +17,7 @@ _REPOSITORY = pathlib.Path(__file__).parents[1]
 # Rooms (folders, and modules at the top level) from the lowest up: a room
 # imports only rooms from earlier lines.
 _ORDER = [
-  {'errors', 'progress'},
+  {'errors', 'progress', 'spelling'},
   {'console', 'files', 'provenance'},
   {'models', 'data'},
   {'runs'},

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and is stored without outputs."""
+"""The notebook runs from top to bottom, and is stored with its outputs."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import nbclient
 import nbformat
 import pytest
 
-_PATH = pathlib.Path(__file__).parents[2] / 'experiments' / 'tour.ipynb'
+_PATH = pathlib.Path(__file__).parents[2] / 'docs' / 'tutorials' / 'tour.ipynb'
 
 
 @pytest.fixture
