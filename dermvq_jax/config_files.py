@@ -58,8 +58,8 @@ def load(
   )
   if not (os.path.isfile(path) if is_path else name in shipped()):
     raise errors.UserError(
-      f'there is no config {name!r}{spelling.did_you_mean(name, shipped())}; '
-      f'give one of {", ".join(shipped())}, or the path of a .py file'
+      f'there is no config {name!r}; give one of {", ".join(shipped())}, or '
+      f'the path of a .py file' + spelling.did_you_mean(name, shipped())
     )
   try:
     loaded = _get_config(path, argument)

@@ -222,6 +222,17 @@ def _add_preparing(sub: argparse.ArgumentParser):
     help='where you put the downloaded files',
   )
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
+  for name, said in (
+    ('image', 'file names'),
+    ('label', 'classes'),
+    ('group', 'lesions or patients'),
+  ):
+    sub.add_argument(
+      f'--{name}_column',
+      metavar='NAME',
+      help=f'image_folder: column of metadata.csv with the {said} (default: '
+      f'{name})',
+    )
 
 
 def parsers() -> tuple[

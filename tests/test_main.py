@@ -101,7 +101,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ),
     (
       ['train', '--config=vqvea', '--workdir={new}'],
-      "no config 'vqvea'; did you mean vqvae?",
+      'did you mean vqvae?',
     ),
     (
       ['train', '--config=vqvae:tiny', '--workdir={new}'],
@@ -413,7 +413,10 @@ def test_prepare(tmp_path, capsys):
   argv.append(f'--data-dir={tmp_path}')
   for _ in range(2):
     assert main.main(argv) == 0
-    assert 'train: 114 images' in capsys.readouterr().out
+    *_, images, groups, following = capsys.readouterr().out.splitlines()
+    assert images.split()[:2] == ['images', '114']
+    assert 'group of its own' in groups
+    assert following.startswith('Next: dermvq train --config=vqvae')
 
 
 def test_profile_writes_a_trace(run_copy):

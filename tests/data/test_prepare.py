@@ -55,7 +55,7 @@ def toy(monkeypatch, tmp_path):
   monkeypatch.setattr(Toy, 'value', 1)
   monkeypatch.setattr(Toy, 'trouble', None)
   monkeypatch.setattr(
-    builder, 'make', lambda _, data_dir: Toy(config='smoke', data_dir=data_dir)
+    builder, 'make', lambda _, d, columns: Toy(config='smoke', data_dir=d)
   )
   return tmp_path / 'data'
 
@@ -276,7 +276,7 @@ import sys
 from dermvq_jax.data import prepare, prepared
 from dermvq_jax.data.datasets import builder
 import test_prepare
-builder.make = lambda _, d: test_prepare.Toy(config='smoke', data_dir=d)
+builder.make = lambda _, d, columns: test_prepare.Toy(config='smoke', data_dir=d)
 prepare.run('toy/smoke', {str(tmp_path)!r})
 prepared.Dataset('toy/smoke', {str(tmp_path)!r}).split('val')[0]
 sys.exit('tensorflow' in sys.modules)
