@@ -275,8 +275,8 @@ def test_preparing_and_reading_need_no_tensorflow_and_are_quiet(tmp_path):
 import sys
 from dermvq_jax.data import prepare, prepared
 from dermvq_jax.data.datasets import builder
-import test_prepare
-builder.make = lambda _, d, columns: test_prepare.Toy(config='smoke', data_dir=d)
+from test_prepare import Toy
+builder.make = lambda _, d, columns: Toy(config='smoke', data_dir=d)
 prepare.run('toy/smoke', {str(tmp_path)!r})
 prepared.Dataset('toy/smoke', {str(tmp_path)!r}).split('val')[0]
 sys.exit('tensorflow' in sys.modules)
