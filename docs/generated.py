@@ -7,6 +7,7 @@ A line `<!-- commands -->` of a page becomes the tables of all flags, the line
 
 import argparse
 import ast
+import io
 import os
 import pathlib
 import re
@@ -55,15 +56,24 @@ _CONFIGS = pathlib.Path(configs.__file__).parent
 
 def fill_in(app, page: str, source: list[str]):
   """Replaces the marks in the text of a page, for Sphinx' event source-read."""
+  path = _ROOT / 'docs' / page
+  for mark in _MARK.finditer(source[0]):
+    if mark[1] == 'file':
+      app.env.note_dependency(_ROOT / mark[2])
+  source[0] = _MARK.sub(lambda mark: part(mark[1], mark[2], path), source[0])
 
-  def make(mark: re.Match[str]) -> str:
-    kind, name = mark.groups()
-    if kind == 'file':
-      app.env.note_dependency(_ROOT / name)
-      return _file(_ROOT / name, _ROOT / 'docs' / page)
-    return commands() if kind == 'commands' else config(name)
 
-  source[0] = _MARK.sub(make, source[0])
+def part(kind: str, name: str | None, page: pathlib.Path) -> str:
+  """Makes what a mark stands for.
+
+  Args:
+    kind: 'commands', 'config' or 'file'.
+    name: of the config or file.
+    page: the page that it is for.
+  """
+  if kind == 'file':
+    return _file(_ROOT / name, page)
+  return commands() if kind == 'commands' else config(name)
 
 
 def _file(path: pathlib.Path, page: pathlib.Path) -> str:
@@ -158,8 +168,10 @@ def config(name: str) -> str:
 
 def _about(field: str, said: dict[str, str]) -> str:
   """What is said of a field, or of one with the same name elsewhere."""
-  last = field.rpartition('.')[2]
-  places = (field, f'*.{last}', f'optim.{last}')
+  parent, _, last = field.rpartition('.')
+  if last == 'name':
+    return f'one of the words that name a {parent}'
+  places = (field, f'*.{last}', f'optim.{last}', parent)
   return next((said[name] for name in places if name in said), '')
 
 
@@ -189,46 +201,52 @@ def _attributes() -> dict[str, str]:
 
 
 def _comments(name: str) -> dict[str, str]:
-  """Reads the comments behind the fields of a config file.
+  """Reads the comments behind the fields of a config file, or above them.
 
   Returns:
     What is said of each field, by names like 'optim.b2'; '*.b2' if the file
     does not say where the field is.
   """
-  path = _CONFIGS / f'{name}.py'
-  with path.open('rb') as f:
-    by_line = {
-      token.start[0]: token.string.lstrip('# ')
-      for token in tokenize.tokenize(f.readline)
-      if token.type == tokenize.COMMENT
-    }
+  text = (_CONFIGS / f'{name}.py').read_text()
+  behind, alone = {}, {}
+  for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    if token.type == tokenize.COMMENT:
+      kind = behind if token.line[: token.start[1]].strip() else alone
+      kind[token.start[0]] = token.string.lstrip('# ')
   found = {}
-  for node in ast.walk(ast.parse(path.read_text())):
-    for field, line in _fields_of(node):
-      said = by_line.get(line)
-      if said:
+  for node in ast.walk(ast.parse(text)):
+    for field, first, last in _fields_of(node):
+      if said := behind.get(last) or _above(alone, first):
         found[field] = said
   return found
 
 
-def _fields_of(node: ast.AST) -> list[tuple[str, int]]:
-  """The fields that a statement sets, and the lines in which it does."""
-  is_update = isinstance(node, ast.Call) and isinstance(
-    node.func, ast.Attribute
-  )
+def _above(comments: dict[int, str], line: int) -> str:
+  """The comment in the lines directly above a line."""
+  lines = []
+  while (line := line - 1) in comments:
+    lines.insert(0, comments[line])
+  return ' '.join(lines)
+
+
+def _fields_of(node: ast.AST) -> list[tuple[str, int, int]]:
+  """The fields that a statement sets, with their first and last lines."""
+  is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
   if isinstance(node, ast.Assign):
     place, value = ast.unparse(node.targets[0]), node.value
-  elif is_update and node.func.attr == 'update':
+  elif is_call and node.func.attr == 'update':
     place, value = ast.unparse(node.func.value), node.args[0]
   else:
     return []
   in_config = place.startswith('config.')
   place = place.removeprefix('config.') if in_config else '*'
-  found = [(place, value.end_lineno)] if in_config else []
+  found = []
+  if in_config and not is_call:
+    found.append((place, node.lineno, node.lineno))
   for part in ast.walk(value):
     if isinstance(part, ast.Dict):
       found += [
-        (f'{place}.{key.value}', item.end_lineno)
+        (f'{place}.{key.value}', key.lineno, item.end_lineno)
         for key, item in zip(part.keys, part.values)
         if isinstance(key, ast.Constant)
       ]
