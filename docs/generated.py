@@ -246,7 +246,8 @@ def _fields_of(node: ast.AST) -> list[tuple[str, int, int]]:
   for part in ast.walk(value):
     if isinstance(part, ast.Dict):
       found += [
-        (f'{place}.{key.value}', key.lineno, item.end_lineno)
+        # What stands above an update is about its values, not its fields.
+        (f'{place}.{key.value}', 0 if is_call else key.lineno, item.end_lineno)
         for key, item in zip(part.keys, part.values)
         if isinstance(key, ast.Constant)
       ]
