@@ -59,6 +59,7 @@ def check_flags(
       break
     flag = word.partition('=')[0].removeprefix('--')
     if word.startswith('--') and flag not in known:
-      commands[name].error(
-        f'there is no flag {word}' + did_you_mean(flag, known, prefix='--')
-      )
+      meant = did_you_mean(flag, known, prefix='--')
+      if not meant and 'config' in known:
+        meant = f'; a field of the config is written --config.{flag}=VALUE'
+      commands[name].error(f'there is no flag {word}{meant}')

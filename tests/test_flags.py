@@ -27,7 +27,10 @@ COMMANDS = (
     (['paint'], "'paint'"),
     (['train', '--workdir=x'], '--config'),
     (['train', '--config=vqvae'], '--workdir'),
-    (['train', '--config=vqvae', '--workdir=x', '--lr=3'], 'no flag --lr=3'),
+    (
+      ['train', '--config=vqvae', '--workdir=x', '--lr=3'],
+      'written --config.lr=',
+    ),
     (['smaple', '--workdir=x'], "'smaple'; did you mean sample?"),
     (['sample', '--workdri=x', '--out=y'], 'did you mean --workdir?'),
     (['sample', '--guidance=2'], '--guidance=2; did you mean --guidance_scale'),
