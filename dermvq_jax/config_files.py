@@ -3,12 +3,14 @@
 import importlib.util
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from dermvq_jax import configs, errors
+from dermvq_jax import configs, errors, spelling
+from dermvq_jax.configs import common
 
 _PREFIX = '--config.'
 _FOLDER = os.path.dirname(configs.__file__)
@@ -24,6 +26,15 @@ def shipped() -> list[str]:
     for name, suffix in names
     if suffix == '.py' and name not in _NOT_CONFIGS
   )
+
+
+def words(name: str) -> list[str]:
+  """Returns the words that may follow the name of a shipped config."""
+  try:
+    _get_config(os.path.join(_FOLDER, f'{name}.py'), '?')
+  except common.UnknownWordError as e:
+    return list(e.known)
+  return []
 
 
 def load(
@@ -48,12 +59,19 @@ def load(
   if not (os.path.isfile(path) if is_path else name in shipped()):
     raise errors.UserError(
       f'there is no config {name!r}; give one of {", ".join(shipped())}, or '
-      'the path of a .py file'
+      f'the path of a .py file' + spelling.did_you_mean(name, shipped())
     )
   try:
     loaded = _get_config(path, argument)
   except Exception as e:  # the file may be the user's own
-    raise errors.UserError(f'--config={config}: {errors.one_line(e)}') from e
+    meant = (
+      spelling.did_you_mean(e.word, e.known)
+      if isinstance(e, common.UnknownWordError)
+      else ''
+    )
+    raise errors.UserError(
+      f'--config={config}: {errors.one_line(e)}{meant}'
+    ) from e
   for override in overrides:
     _add_condition(loaded, override)
     _check_field(loaded, override)
@@ -100,12 +118,36 @@ def _check_field(config: ml_collections.ConfigDict, override: str):
   field, equals, _ = override.removeprefix(_PREFIX).partition('=')
   if not equals:
     raise errors.UserError(f'{override} lacks a value: {override}=VALUE')
+  here = config
   for key in field.split('.'):
-    if not isinstance(config, ml_collections.ConfigDict) or key not in config:
-      there = (
-        f'; there are {", ".join(config)}'
-        if isinstance(config, ml_collections.ConfigDict)
-        else ''
+    if not isinstance(here, ml_collections.ConfigDict) or key not in here:
+      raise errors.UserError(
+        f'there is no field config.{field}' + _which_field(config, here, field)
       )
-      raise errors.UserError(f'there is no field config.{field}{there}')
-    config = config[key]
+    here = here[key]
+
+
+def fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the values of all fields, by names like 'optim.b2'."""
+  found = {}
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      found |= {f'{name}.{k}': v for k, v in fields(value).items()}
+    else:
+      found[name] = value
+  return found
+
+
+def _which_field(
+  config: ml_collections.ConfigDict, here: Any, field: str
+) -> str:
+  """Returns the field that was meant, or the names of the fields of `here`."""
+  known = list(fields(config))
+  last = field.rpartition('.')[2]
+  same = [name for name in known if name.rpartition('.')[2] == last]
+  if len(same) == 1:
+    return f'; did you mean config.{same[0]}?'
+  meant = spelling.did_you_mean(field, known, prefix='config.')
+  if meant or not isinstance(here, ml_collections.ConfigDict):
+    return meant
+  return f'; there are {", ".join(here)}'

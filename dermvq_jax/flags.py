@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from dermvq_jax import __version__, flag_types
+from dermvq_jax import __version__, flag_types, spelling
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -76,8 +76,8 @@ def _add_evaluation(sub: argparse.ArgumentParser):
     type=flag_types.path,
     metavar='FILE',
     help='compare images in the features of the standard FID, with the weights '
-    'in this .npz file; the README says where to get them (default: in the '
-    "features of the run's classifier)",
+    'in this .npz file; docs/how_to/evaluate.md says where to get them '
+    "(default: in the features of the run's classifier)",
   )
   _add_controls(sub)
   _add_seed(sub)
@@ -222,9 +222,23 @@ def _add_preparing(sub: argparse.ArgumentParser):
     help='where you put the downloaded files',
   )
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
+  for name, said in (
+    ('image', 'file names'),
+    ('label', 'classes'),
+    ('group', 'lesions or patients'),
+  ):
+    sub.add_argument(
+      f'--{name}_column',
+      metavar='NAME',
+      help=f'image_folder: column of metadata.csv with the {said} (default: '
+      f'{name})',
+    )
 
 
-def _parser() -> argparse.ArgumentParser:
+def parsers() -> tuple[
+  argparse.ArgumentParser, dict[str, argparse.ArgumentParser]
+]:
+  """Returns the parser of all commands, and that of each one by its name."""
   formatter = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(
     'dermvq', description=_DESCRIPTION, formatter_class=formatter
@@ -233,6 +247,7 @@ def _parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(
     title='commands', metavar='COMMAND', required=True
   )
+  by_name = {}
 
   def command(name: str, text: str, *examples: str) -> argparse.ArgumentParser:
     lines = ''.join(f'  dermvq {name} {e}\n' for e in examples)
@@ -245,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
       allow_abbrev=False,
     )
     sub.set_defaults(command=name)
+    by_name[name] = sub
     return sub
 
   sub = command(
@@ -384,7 +400,7 @@ def _parser() -> argparse.ArgumentParser:
     default='demo',
     help="'smoke' takes seconds and only shows that everything runs",
   )
-  return parser
+  return parser, by_name
 
 
 def _underscores(argument: str) -> str:
@@ -408,9 +424,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   # argparse does not know the fields of a config.
   overrides = [a for a in argv if a.startswith('--config.')]
   rest = [_underscores(a) for a in argv if a not in overrides]
-  parser = _parser()
+  parser, commands = parsers()
+  spelling.check_flags(rest, parser, commands)
   args = parser.parse_args(rest)
   if overrides and args.command != 'train':
-    parser.error(f'{overrides[0]}: only dermvq train takes fields of a config')
+    commands[args.command].error(
+      f'{overrides[0]}: only dermvq train takes fields of a config'
+    )
   args.overrides = overrides
   return args

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -48,14 +49,34 @@ def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:
   return {name: getattr(args, name) for name in names}
 
 
+def _say_next(*words: str):
+  """Says which command most people run next."""
+  print(f'Next: dermvq {shlex.join(words)}')
+
+
 def _prepare(args: argparse.Namespace):
   from dermvq_jax.data import prepare
 
+  columns = {
+    name: column
+    for name in ('image', 'label', 'group')
+    if (column := getattr(args, f'{name}_column'))
+  }
   prepared = prepare.run(
-    args.dataset, args.data_dir, args.manual_dir, overwrite=args.overwrite
+    args.dataset,
+    args.data_dir,
+    args.manual_dir,
+    overwrite=args.overwrite,
+    columns=columns,
   )
-  for split, info in prepared.info.splits.items():
-    print(f'{split}: {info.num_examples} images')
+  print(prepare.summary(prepared))
+  _say_next(
+    'train',
+    '--config=vqvae',
+    '--workdir=RUN',
+    f'--config.dataset={args.dataset}',
+    f'--config.data_dir={args.data_dir}',
+  )
 
 
 def _train(args: argparse.Namespace):
@@ -66,12 +87,22 @@ def _train(args: argparse.Namespace):
   config = config_files.load(args.config, args.overrides)
   hosts.initialize(args.coordinator, args.num_processes, args.process_id)
   loop.train(config, _run_of(args), profile=args.profile)
+  workdir = f'--workdir={args.workdir}'
+  if not hosts.is_primary():
+    return
+  if config.task == 'vqvae':
+    _say_next('encode', workdir)
+  elif config.task == 'prior':
+    _say_next('sample', workdir, '--out=SAMPLES')
+  else:
+    _say_next('evaluate', workdir)
 
 
 def _encode(args: argparse.Namespace):
   from dermvq_jax.generation import encode
 
   encode.encode(_run_of(args), args.copies)
+  _say_next('train', '--config=prior', f'--workdir={args.workdir}')
 
 
 def _sample(args: argparse.Namespace):

@@ -8,12 +8,39 @@ import tqdm
 _LOG_INTERVAL_SECONDS = 15
 
 
+class _Lines(tqdm.tqdm):
+  """Progress as lines, for a file: a bar would leave all its states there."""
+
+  _shown = None
+
+  def display(self, msg=None, pos=None):
+    """Writes a line, unless it was the last one too."""
+    del msg, pos
+    if self.n != self._shown:
+      self._shown = self.n
+      print(self, file=self.fp, flush=True)
+
+  def refresh(self, nolock=False, lock_args=None):
+    """Does nothing around a line of a log, where tqdm passes `nolock`."""
+    if not nolock:
+      self.display()
+
+  def clear(self, nolock=False):
+    """Does nothing: a line stays."""
+
+  def close(self):
+    """Writes the last line."""
+    if not self.disable:
+      self.display()
+      self.disable = True
+
+
 def bar(iterable=None, **kwargs) -> tqdm.tqdm:
   """Returns a tqdm bar on stderr; the arguments are those of tqdm."""
-  interval = 0.1 if sys.stderr.isatty() else _LOG_INTERVAL_SECONDS
-  return tqdm.tqdm(
+  is_terminal = sys.stderr.isatty()
+  return (tqdm.tqdm if is_terminal else _Lines)(
     iterable,
-    mininterval=interval,
+    mininterval=0.1 if is_terminal else _LOG_INTERVAL_SECONDS,
     dynamic_ncols=True,
     file=sys.stderr,
     **kwargs,

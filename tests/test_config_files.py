@@ -119,3 +119,19 @@ def test_conditions_that_no_config_names():
       config_files.load('prior:smoke', [f'--config.{override}'])
   with pytest.raises(errors.UserError, match='no field config.conditions'):
     config_files.load('vqvae:smoke', ['--config.conditions.site=0.3'])
+
+
+def test_words_of_a_config():
+  assert {'demo', 'smoke', 'rnn'} <= set(config_files.words('prior'))
+  for word in config_files.words('classifier'):
+    config_files.load(f'classifier:{word}')
+
+
+def test_a_mistyped_word():
+  with pytest.raises(errors.UserError, match='did you mean smoke[?]'):
+    config_files.load('prior:smokey')
+
+
+def test_fields_have_full_names():
+  fields = config_files.fields(config_files.load('prior:smoke'))
+  assert fields['optim.warmup_steps'] == 2 and 'optim' not in fields

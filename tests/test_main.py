@@ -99,7 +99,10 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
       ],
       'Not a directory',
     ),
-    (['train', '--config=vqvea', '--workdir={new}'], "no config 'vqvea'"),
+    (
+      ['train', '--config=vqvea', '--workdir={new}'],
+      'did you mean vqvae?',
+    ),
     (
       ['train', '--config=vqvae:tiny', '--workdir={new}'],
       '128, 256, demo, smoke',
@@ -107,6 +110,10 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ([*VQVAE, '--config.sed=1'], 'config.sed'),
     (
       [*VQVAE, '--config.model.feature=1'],
+      'did you mean config.model.features?',
+    ),
+    (
+      [*VQVAE, '--config.model.size=1'],
       'there are activation, attention_heads',
     ),
     ([*VQVAE, '--config.seed=x'], '--config.seed=x'),
@@ -406,7 +413,10 @@ def test_prepare(tmp_path, capsys):
   argv.append(f'--data-dir={tmp_path}')
   for _ in range(2):
     assert main.main(argv) == 0
-    assert 'train: 114 images' in capsys.readouterr().out
+    *_, images, groups, following = capsys.readouterr().out.splitlines()
+    assert images.split()[:2] == ['images', '114']
+    assert 'group of its own' in groups
+    assert following.startswith('Next: dermvq train --config=vqvae')
 
 
 def test_profile_writes_a_trace(run_copy):

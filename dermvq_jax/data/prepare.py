@@ -1,6 +1,8 @@
 """Prepares datasets: either all files of a dataset appear, or none."""
 
 import contextlib
+import hashlib
+import inspect
 import json
 import os
 import pathlib
@@ -8,19 +10,21 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
 
 from dermvq_jax import errors, files, provenance
-from dermvq_jax.data import prepared
+from dermvq_jax.data import images, prepared
 from dermvq_jax.data.datasets import builder as builder_lib
 
 # TFDS' names for a folder that it is still writing, and for a note that it
 # writes.
 _INCOMPLETE = 'incomplete.'
 _CONFIG_NOTE = '.config'
+_TABLE_SUFFIXES = ('.csv', '.tab', '.tsv', '.txt')
 
 
 def run(
@@ -28,6 +32,7 @@ def run(
   data_dir: epath.PathLike,
   manual_dir: epath.PathLike | None = None,
   overwrite: bool = False,
+  columns: Mapping[str, str] | None = None,
 ) -> tfds.core.DatasetBuilder:
   """Writes `dataset` as ArrayRecord files, unless that was done before.
 
@@ -41,13 +46,14 @@ def run(
     manual_dir: folder with the user's files, for datasets that need them.
     overwrite: whether to prepare a prepared dataset again; if that fails, the
       old files are restored.
+    columns: see `builder.make`.
 
   Returns:
     The prepared builder.
 
   Raises:
-    UserError: the user's files are missing or malformed, or `data_dir` is not
-      local or can't be written.
+    UserError: the user's files are missing or malformed, or not those that the
+      dataset was prepared from; or `data_dir` is not local or can't be written.
   """
   if '://' in str(data_dir):
     raise errors.UserError(
@@ -55,7 +61,7 @@ def run(
       '--data_dir'
     )
   return write(
-    lambda: builder_lib.make(dataset, data_dir), manual_dir, overwrite
+    lambda: builder_lib.make(dataset, data_dir, columns), manual_dir, overwrite
   )
 
 
@@ -74,6 +80,7 @@ def write(
   builder = make_builder()
   name, path = _full_name(builder), pathlib.Path(builder.data_path)
   if _is_prepared(builder) and not overwrite:
+    _check_source(builder, manual_dir)
     _say(f'{name} is already prepared in {path}')
     return builder
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS is not None:
@@ -90,8 +97,13 @@ def write(
           builder = make_builder()
           _write(builder, manual_dir)
         # Last, because a failure here must not undo the rest.
-        made_by = json.dumps(provenance.describe(), indent=2)
-        (path / prepared.MADE_BY).write_text(made_by + '\n')
+        made_by = provenance.describe() | {
+          'source': _source(builder, manual_dir),
+          'contents': getattr(builder, 'contents', {}),
+        }
+        (path / prepared.MADE_BY).write_text(
+          json.dumps(made_by, indent=2) + '\n'
+        )
         files.sync_tree(path)
         files.sync(path.parent)
   except (OSError, RuntimeError) as e:
@@ -131,6 +143,82 @@ def _write(
     bar = getattr(builder, '_progress', None)
     if bar is not None:
       bar.close()
+
+
+def _source(
+  builder: tfds.core.DatasetBuilder, manual_dir: epath.PathLike | None
+) -> str:
+  """Returns a digest of the user's files: names, sizes, contents of tables.
+
+  It is '' for a dataset that needs no files.
+  """
+  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS is None or manual_dir is None:
+    return ''
+  folder = pathlib.Path(manual_dir).expanduser()
+  columns = getattr(builder, 'columns', {})
+  digest = hashlib.sha256(json.dumps(dict(columns)).encode())
+  for file in sorted(folder.rglob('*')):
+    if file.is_file() and not images.is_junk(file.name):
+      name = os.fsencode(file.relative_to(folder))
+      digest.update(b'%s %d\n' % (name, file.stat().st_size))
+      if file.suffix.lower() in _TABLE_SUFFIXES:
+        digest.update(file.read_bytes())
+  return digest.hexdigest()
+
+
+def _made_by(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+  """Returns what is known of a dataset's preparation; often nothing."""
+  try:
+    said = json.loads((builder.data_path / prepared.MADE_BY).read_text())
+  except (OSError, ValueError, RecursionError):
+    return {}
+  return said if isinstance(said, dict) else {}
+
+
+def _check_source(
+  builder: tfds.core.DatasetBuilder, manual_dir: epath.PathLike | None
+) -> None:
+  """Raises UserError if a dataset was prepared from other files."""
+  if manual_dir is None or not pathlib.Path(manual_dir).expanduser().is_dir():
+    return
+  source = _made_by(builder).get('source')
+  if source and source != _source(builder, manual_dir):
+    raise errors.UserError(
+      f'{_full_name(builder)} in {builder.data_path} was prepared from other '
+      f'files, or other columns, than those of {manual_dir}; add --overwrite '
+      'to prepare it again, or choose another --data_dir'
+    )
+
+
+def summary(builder: tfds.core.DatasetBuilder) -> str:
+  """Returns a table of images by class and split, and the number of groups."""
+  splits = {k: info.num_examples for k, info in builder.info.splits.items()}
+  contents = _made_by(builder).get('contents') or {}
+  try:
+    by_class = dict(contents['images'])
+    rows = [(k, *(by_class[k].get(s, 0) for s in splits)) for k in by_class]
+    groups = contents['num_groups']
+  except (AttributeError, KeyError, TypeError, ValueError):
+    rows, groups = [], None
+  rows = [('', *splits), *rows, ('images', *splits.values())]
+  texts = [[errors.printable(str(cell)) for cell in row] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*texts)]
+  lines = [
+    '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+    for row in texts
+  ]
+  if groups is not None:
+    lines.append(_about_groups(groups, sum(splits.values())))
+  return '\n'.join(lines)
+
+
+def _about_groups(num_groups: int, num_images: int) -> str:
+  if num_groups < num_images:
+    return f'{num_groups} lesions or patients, each in one split only'
+  return (
+    'each image is a group of its own: if there are several images of a lesion '
+    'or patient, they can be in several splits'
+  )
 
 
 def _locked(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
@@ -207,11 +295,14 @@ def _check_manual_dir(
   """
   if manual_dir is None:
     # The first paragraph says what to do, the others are details.
-    paragraph = builder.MANUAL_DOWNLOAD_INSTRUCTIONS.strip().split('\n\n')[0]
+    first, *details = inspect.cleandoc(
+      builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    ).split('\n\n')
+    print('\n\n'.join(details))
     raise errors.UserError(
       f'{builder.name} needs files that you provide. '
-      f'{errors.one_line(paragraph).rstrip(".")}. Then run the same command '
-      'with --manual_dir=FOLDER (details: README.md)'
+      f'{errors.one_line(first).rstrip(".")}. Then run the same command with '
+      '--manual_dir=FOLDER'
     )
   folder = pathlib.Path(manual_dir).expanduser()
   if not folder.is_dir():

@@ -56,6 +56,7 @@ class Table:
     rows: the cells of each row; the first cell names the row.
     caption: the title of the table.
     text: how to read it; only the page shows it.
+    better: which way is better; only the console shows it.
     words: whether the cells are words, not numbers; words are aligned left.
   """
 
@@ -63,17 +64,19 @@ class Table:
   rows: Sequence[Sequence[str]]
   caption: str = ''
   text: str = ''
+  better: str = ''
   words: bool = False
 
   def as_text(self) -> str:
-    """The caption and the rows as lines, in columns."""
+    """The caption, the rows as lines in columns, and which way is better."""
     columns = []
     for i, cells in enumerate(zip(self.columns, *self.rows)):
       align = str.rjust if i and not self.words else str.ljust
       width = max(map(len, cells))
       columns.append([align(cell, width) for cell in cells])
     lines = ['  '.join(cells).rstrip() for cells in zip(*columns)]
-    return '\n'.join([self.caption, *lines])
+    better = [self.better] if self.better else []
+    return '\n'.join([self.caption, *lines, *better])
 
 
 def _number(value: float | None, form: str = '.3f') -> str:
@@ -113,6 +116,7 @@ def _reconstruction(result: results.ReconstructionResult) -> Table:
     'distance in the features of a network; lower is better. MSE: squared '
     'error of values in [0, 1]. NMSE: the same, divided by the variance of the '
     'training images.',
+    'Higher is better for PSNR and SSIM, lower for the others.',
   )
 
 
@@ -126,6 +130,7 @@ def _texture(result: results.TextureResult) -> Table:
     'Do images have as much detail as real ones?',
     'The power in each octave of spatial frequency, divided by that of the '
     'real images: 1 is best; less is blur, more is noise or a grid.',
+    '1 is best; less is blur, more is noise or a grid.',
   )
 
 
@@ -153,6 +158,7 @@ def _prior(result: results.PriorResult) -> Table:
     'codes are most likely under their own class (Bayes classifier, uniform '
     'class prior). Of all images it is the accuracy; the balanced accuracy is '
     'the mean over the classes.',
+    'Lower is better for bits, higher for recall.',
   )
 
 
@@ -185,6 +191,8 @@ def _generation(result: results.GenerationResult, space: str) -> list[Table]:
       + ('' if share is None else f'; its KID is {share:.3f} of theirs')
       + '. Reconstructions are compared with their own originals, so only the '
       'Frechet distance is meaningful.',
+      'Lower is better for Frechet distance and KID, higher for the others; '
+      'the floor is what real images reach.',
     )
   ]
   if result.classes:
@@ -198,6 +206,7 @@ def _generation(result: results.GenerationResult, space: str) -> list[Table]:
         ],
         'Frechet distance of each class with at least 100 real images',
         'Compare only within a row: fewer images give a larger distance.',
+        'Lower is better, within a row.',
       )
     )
   return tables
@@ -233,6 +242,8 @@ def _labels(result: results.LabelsResult) -> Table:
     'trained on real images. Samples that show their class are recognised as '
     'often as real images. If they are recognised less often, try '
     '--guidance_scale.',
+    'Higher is better; if samples are far below real images, try '
+    '--guidance_scale=2.',
   )
 
 
@@ -271,6 +282,8 @@ def _memorisation(result: results.MemorisationResult) -> Table:
     'the training images no better than others; a small p by pixels says that '
     'it knows them better. By features, a small p can also come from a '
     'classifier that was trained on them.',
+    'Flagged samples look copied; about as many of the held-out images are '
+    'flagged by chance.',
   )
 
 

@@ -107,6 +107,7 @@ def _mse(
 def _l1(
   prediction: Array, target: Array, variance: float, rng: Array | None
 ) -> Means:
+  """Mean absolute error, in standard deviations of the training pixels."""
   del rng
   return _means(jnp.abs(_standard_error(prediction, target, variance)))
 
@@ -124,6 +125,7 @@ def _huber(
 def _ssim(
   prediction: Array, target: Array, variance: float, rng: Array | None
 ) -> Means:
+  """1 - structural similarity."""
   del variance, rng
   similarity = ssim(prediction, target)
   return 1 - similarity.mean(), 1 - similarity

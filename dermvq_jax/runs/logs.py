@@ -1,4 +1,4 @@
-"""The logs of a training: metrics.jsonl, TensorBoard events, console lines.
+"""The logs of a training: metrics.jsonl and TensorBoard events.
 
 `metrics.jsonl` is the record: one JSON object per line, with its `step`. The
 events are a view of it. CLU's writers need TensorFlow. Its import takes
@@ -56,8 +56,7 @@ def _is_chatter(record: logging.LogRecord) -> bool:
   if f'{os.sep}orbax{os.sep}' in record.pathname:
     return True  # Its errors are raised as well.
   ours = record.pathname.startswith(_PACKAGE)
-  wanted = record.module in ('logging_writer', 'parameter_overview')
-  return record.levelno < logging.ERROR and not (ours or wanted)
+  return record.levelno < logging.ERROR and not ours
 
 
 def exists(folder: epath.PathLike) -> bool:
@@ -194,9 +193,6 @@ class NoLog:
   def images(self, step: int, images: dict[str, np.ndarray]):
     """Does nothing."""
 
-  def parameters(self, params: Any):
-    """Does nothing."""
-
   def flush(self):
     """Does nothing."""
 
@@ -218,9 +214,7 @@ class Log:
     self._files.upload()
     self._file = path.open('a')
     with self._events():
-      self._writer = metric_writers.create_default_writer(
-        os.fspath(self._files.path), asynchronous=False
-      )
+      self._writer = metric_writers.SummaryWriter(os.fspath(self._files.path))
 
   @contextlib.contextmanager
   def _events(self) -> Iterator[None]:
@@ -247,14 +241,6 @@ class Log:
     if images:
       with self._events():
         self._writer.write_images(step, images)
-
-  def parameters(self, params: Any):
-    """Prints the table of parameters."""
-    from clu import parameter_overview  # needs TensorFlow
-
-    parameter_overview.log_parameter_overview(
-      params, include_stats=False, msg='Parameters:'
-    )
 
   def flush(self):
     """Makes sure that everything is on disk, or in the bucket."""

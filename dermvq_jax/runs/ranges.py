@@ -132,6 +132,16 @@ def _fields(
       yield prefix + name, value
 
 
+def advice(name: str) -> str:
+  """Returns the range of a field like 'optim.b2' in words.
+
+  It is '' for fields that are checked where they are used.
+  """
+  return next(
+    (r.advice for p, r in _RANGES.items() if fnmatch.fnmatchcase(name, p)), ''
+  )
+
+
 def check_ranges(config: Mapping[str, Any]):
   """Raises UserError unless all values of a config are in their ranges."""
   for name, value in _fields(config):

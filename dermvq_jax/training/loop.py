@@ -14,6 +14,7 @@ from dermvq_jax import errors, progress
 from dermvq_jax.runs import checkpoints, hosts, logs
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import (
+  messages,
   metrics,
   parallel,
   pretrained,
@@ -34,6 +35,12 @@ def _fetch(
   sums = jax.device_get(tree[name])
   zeros = par.put_tree(jax.tree.map(np.zeros_like, sums))
   return tree | {name: zeros}, metrics.compute(sums, prefix)
+
+
+def _say(text: str):
+  """Says something once, for all hosts."""
+  if text and hosts.is_primary():
+    logging.info('%s', text)
 
 
 def _is_due(step: int, every: int, end: int) -> bool:
@@ -70,8 +77,6 @@ def _loop(
   stack.callback(trace.close)
   if start:
     logging.info('Resuming %s at step %d.', config.task, start)
-  else:
-    log.parameters(restored['tree']['state'].params)
   step_fn = trainer.compile_train_step()
   batches = trainer.train_batches(start)
   example = next(trainer.val_batches())
@@ -110,12 +115,13 @@ def _loop(
       }
       row |= {f'step/{name}': value for name, value in measured.items()}
       log.scalars(step, row)
-      bar.set_postfix(loss=f'{row["step/loss"]:.4g}')
+      bar.set_postfix(loss=f'{row["step/loss"]:.4g}', refresh=False)
     if evaluates:
       tree, row = _fetch(tree, 'epoch', 'train/', par)
       row |= trainer.evaluate(tree['state'])
       log.scalars(step, row)
       log.images(step, _summary_images(trainer.task, tree['state'], example))
+      _say(messages.evaluation(trainer.task, step, row, best))
       best = _keep_best(trainer, step, tree['state'], row, best, saved)
     if saves:
       log.flush()
@@ -250,6 +256,11 @@ def train(
     else:
       if not start:
         restored = {'tree': trainer.start(), 'best': np.float32(np.inf)}
+        params = restored['tree']['state'].params
+        _say(messages.plan(config, facts, params))
+        _say(messages.short_training(config))
       _loop(trainer, start, restored, saved, requests, profile, stack)
+      if hosts.is_primary():
+        _say(messages.outcome(trainer.task, phase.folder, phase.metrics()))
     if source and hosts.is_primary():
       pretrained.copy_prior(source, run)

@@ -46,6 +46,7 @@ class Task:
   Attributes:
     keys: the fields that are read from each record.
     best_metric: the validation metric whose lowest value marks `best/`.
+    shown: the other validation metrics that the console shows.
     init: `(rng, batches) -> (params, model_state)`; sees the unsharded stream,
       the same on every host. Shapes alone decide the result's structure.
     loss_fn: `(params, model_state, batch, rng, *, train, step, axis_name) ->
@@ -66,6 +67,7 @@ class Task:
 
   keys: tuple[str, ...]
   best_metric: str
+  shown: tuple[str, ...]
   init: Callable[[jax.Array, Iterator[Batch]], tuple[PyTree, PyTree]]
   loss_fn: Callable[..., tuple[jax.Array, tuple[metrics.Metrics, PyTree]]]
   update_state: Callable[..., PyTree] = _keep_state
@@ -300,6 +302,7 @@ def vqvae_task(
   return Task(
     keys=('image',),
     best_metric='lpips' if weights['lpips'] else 'mse',
+    shown=('psnr', 'codebook_usage'),
     init=init,
     loss_fn=loss_fn,
     update_state=_keep_state if pretrained else update_state,
@@ -370,7 +373,11 @@ def prior_task(
     return jnp.mean(loss), (parts, ())
 
   return Task(
-    keys=('codes', *names), best_metric='nll', init=init, loss_fn=loss_fn
+    keys=('codes', *names),
+    best_metric='nll',
+    shown=('bits_per_code',),
+    init=init,
+    loss_fn=loss_fn,
   )
 
 
@@ -419,6 +426,7 @@ def classifier_task(
   return Task(
     keys=('image', 'label'),
     best_metric='balanced_nll',
+    shown=('balanced_accuracy',),
     init=init,
     loss_fn=loss_fn,
   )

@@ -24,6 +24,8 @@ def test_as_text():
   ]
   words = dataclasses.replace(table, words=True).as_text().split('\n')
   assert words[1:3] == ['class   n', 'a       1']
+  better = dataclasses.replace(table, better='Lower is better.').as_text()
+  assert better.split('\n')[-2:] == ['longer  1,000', 'Lower is better.']
   empty = result_tables.Table(('class', 'n'), [], 'Caption')
   assert empty.as_text() == 'Caption\nclass  n'
 

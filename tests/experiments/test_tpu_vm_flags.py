@@ -149,8 +149,8 @@ def test_help_names_every_command(cloud):
   assert tuple(re.findall(r'^  (\w+)  ', text, re.MULTILINE)) == _COMMANDS
 
 
-def test_commands_in_the_readme_work(cloud):
-  text = (ROOT / 'README.md').read_text()
+def test_commands_in_the_documentation_work(cloud):
+  text = (ROOT / 'docs' / 'how_to' / 'cloud_tpu.md').read_text()
   used = [e.split()[1] for e in _try_examples(cloud, text)]
   assert set(used) == set(_COMMANDS)
 

@@ -132,16 +132,6 @@ def test_a_full_disk_is_one_line(folder, monkeypatch):
   assert logs.read(folder) == [{'step': 1, 'a': 1.0}]
 
 
-def test_parameter_table(folder, capsys):
-  logs.setup_console()
-  log = logs.Log(folder, 0)
-  log.parameters({'encoder': {'kernel': np.zeros((3, 5))}})
-  log.close()
-  out = capsys.readouterr().out
-  assert 'encoder/kernel' in out
-  assert 'Total: 15' in out
-
-
 def test_console_shows_ours_on_stdout_and_drops_chatter(capsys):
   logs.setup_console()
   logging.info('from a file of these tests')

@@ -106,7 +106,8 @@ def test_two_hosts_train_as_one(kind, smoke_run, tmp_path):
 
   two = _start_two(tmp_path / 'two', smoke_run, 2, f'--config.parallel={kind}')
   first, second = _finish(two)
-  assert 'Parameters:' in first and 'Parameters:' not in second
+  assert ' parameters' in first and ' parameters' not in second
+  assert 'Trained. ' in first and 'Trained. ' not in second
   train_here('one')
   rows, expected = (_values(tmp_path / n / 'vqvae') for n in ('two', 'one'))
   assert len(rows) == len(expected) == 2

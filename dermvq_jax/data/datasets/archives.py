@@ -26,6 +26,7 @@ MAX_TABLE_BYTES = 100_000_000
 _MAX_MEMBER_BYTES = 100_000_000
 _ID = re.compile('[A-Za-z0-9_-]+')
 _NUM_NAMED = 3
+_MAX_COLUMNS_NAMED = 12
 # How R, pandas, spreadsheets and people write that a value is not known.
 _UNKNOWN = {
   *('na', 'n/a', '<na>', '#n/a', '#na', 'nan', '-nan', 'null', 'none'),
@@ -175,6 +176,7 @@ def read_table(
   optional: Sequence[str] = (),
   may_be_unknown: Sequence[str] = (),
   advice: str = 'use the published file',
+  renamed: Mapping[str, str] | None = None,
 ) -> dict[str, Row]:
   """Returns image -> the columns of its row, without surrounding spaces.
 
@@ -189,18 +191,28 @@ def read_table(
     may_be_unknown: columns in which words like NA, nan and unknown mean that
       the value is not known; it is then blank.
     advice: what to do if the table lacks `columns`.
+    renamed: the names that columns have in the table, by those above; such
+      columns must be there. Other columns have the same name there.
 
   Raises:
     UserError: it is not such a file, or a row can't be used.
   """
   lines = _read_lines(file)
   where, header = next(lines, ('', []))
-  names = [name.strip() for name in header]
-  missing = [c for c in columns if c not in names]
+  found = [name.strip() for name in header]
+  renamed = dict(renamed or {})
+  needed = [c for c in (*columns, *optional) if c in columns or c in renamed]
+  renamed = {c: c for c in (*columns, *optional)} | renamed
+  missing = [renamed[c] for c in needed if renamed[c] not in found]
   if missing:
+    there = ', '.join(found[:_MAX_COLUMNS_NAMED]) or 'nothing'
     raise errors.UserError(
-      f'{file} lacks the columns {", ".join(missing)}; {advice}'
+      f'{file} lacks the columns {", ".join(missing)}; {advice} (its first '
+      f'line has {there})'
     )
+  ours = {name: column for column, name in renamed.items()}
+  # A column that goes by the name of a renamed one is not read.
+  names = [ours.get(name, '' if name in renamed else name) for name in found]
   doubled = sorted({name for name in names if name and names.count(name) > 1})
   if doubled:
     raise errors.UserError(

@@ -134,11 +134,17 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       condition the names of its values.
     extra_fields: TFDS features of further fields that are stored but that no
       model reads.
+    columns: names of the columns of the user's table, by the names that the
+      dataset gives them; empty if it takes none.
+    contents: `images`, numbers by class and split, and `num_groups`; set when
+      the dataset is written.
   """
 
   class_names: Sequence[str] | None = CLASS_NAMES
   conditions: Mapping[str, Sequence[str]] = {}
   extra_fields: Mapping[str, Any] = {}
+  columns: Mapping[str, str] = {}
+  contents: Mapping[str, Any] = {}
   _progress: tqdm.tqdm | None = None
   _unread: collections.deque[Record]
 
@@ -206,6 +212,15 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         f'the splits {", ".join(sorted(empty))} would be empty; add images '
         'until a class has at least 10 lesions or patients'
       )
+    self.contents = {
+      'images': {
+        name: collections.Counter(
+          split for r, split in zip(records, assigned) if r.label == name
+        )
+        for name in self.info.features['label'].names
+      },
+      'num_groups': len({r.group for r in records}),
+    }
     self._note_untrained(
       {r.label for r, split in zip(records, assigned) if split == 'train'}
     )
@@ -337,16 +352,22 @@ def _identity(record: Record) -> bytes:
   return json.dumps([record.id, record.label, record.group, known]).encode()
 
 
-def make(dataset: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
+def make(
+  dataset: str,
+  data_dir: epath.PathLike,
+  columns: Mapping[str, str] | None = None,
+) -> tfds.core.DatasetBuilder:
   """Returns the builder of `dataset`, whether it is prepared or not.
 
   Args:
     dataset: 'name/config', for example 'ham10000/64': the class `Builder` of
       the module `dermvq_jax.data.datasets.<name>` with that config.
     data_dir: where prepared datasets are.
+    columns: names of columns of the user's table, for a dataset that takes
+      them: the names in the table by those in `Builder.columns`.
 
   Raises:
-    UserError: there is no such dataset or config.
+    UserError: there is no such dataset or config, or it takes no columns.
   """
   name, _, config = dataset.partition('/')
   if not re.fullmatch('[a-z0-9_]+', name):
@@ -366,4 +387,12 @@ def make(dataset: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
       f'dataset {name!r} has no config {config!r}; choose one of: '
       + ', '.join(f'{name}/{c}' for c in known)
     )
-  return cls(config=config, data_dir=epath.Path(data_dir).expanduser())
+  builder = cls(config=config, data_dir=epath.Path(data_dir).expanduser())
+  if columns:
+    if not columns.keys() <= cls.columns.keys():
+      raise errors.UserError(
+        f'the columns of {name} have fixed names; only image_folder takes '
+        'other names for them'
+      )
+    builder.columns = {**cls.columns, **columns}
+  return builder

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
@@ -39,8 +39,10 @@ class Builder(builder.ImageBuilder):
     FOLDER/mel/*.jpg          or          FOLDER/metadata.csv
     FOLDER/nv/*.jpg                       FOLDER/**/*.jpg
 
-  The column image has bare file names, with or without .jpg. Folders are
-  searched two levels down, and zips too. Images that metadata.csv does not list
+  The column image has file names, with or without .jpg, or paths inside the
+  folder. If the columns have other names, give them: --image_column=NAME,
+  --label_column=NAME, --group_column=NAME. Folders are searched two levels
+  down, and zips too. Images that metadata.csv does not list
   are left out. Images with the same group are always in the same split. If
   there is a column synthetic, as `dermvq sample` writes it, images with true
   are used for training only. A data_dir holds one image_folder; for another one
@@ -48,11 +50,20 @@ class Builder(builder.ImageBuilder):
   """
 
   class_names = None
+  columns = {'image': 'image', 'label': 'label', 'group': 'group'}
 
   def read_records(self, folder: pathlib.Path | None) -> list[builder.Record]:
     """Returns one record for each image, in the order of the ids."""
-    has_table = (folder / _TABLE).is_file()
-    records = (_read_listed if has_table else _read_class_folders)(folder)
+    renamed = {k: v for k, v in self.columns.items() if k != v}
+    if (folder / _TABLE).is_file():
+      records = _read_listed(folder, renamed)
+    elif renamed:
+      raise errors.UserError(
+        f'{folder} has no {_TABLE}, so there are no columns; give the table '
+        'that name'
+      )
+    else:
+      records = _read_class_folders(folder)
     records.sort(key=lambda record: record.id)
     for a, b in zip(records, records[1:]):
       if a.id == b.id:
@@ -95,6 +106,7 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
       )
   images.check_names([record.source for record in records])
   _say_left_out(folder, others)
+  _say_not_read(folder)
   return _keep_for_training(
     records, [r.source.name.startswith('synthetic_') for r in records]
   )
@@ -115,6 +127,18 @@ def _say_left_out(folder: pathlib.Path, others: Sequence[str]) -> None:
     )
 
 
+def _say_not_read(folder: pathlib.Path) -> None:
+  """Names tables, which may hold patients, beside folders of classes."""
+  tables = [path for path in folder.iterdir() if path.suffix.lower() == '.csv']
+  if tables:
+    named = archives.name_some(sorted(path.name for path in tables))
+    print(
+      f'{folder}: {errors.printable(named)} is not read; to use its labels and '
+      f'groups, name it {_TABLE}',
+      file=sys.stderr,
+    )
+
+
 def _keep_for_training(
   records: list[builder.Record], synthetic: Sequence[bool]
 ) -> list[builder.Record]:
@@ -130,7 +154,9 @@ def _keep_for_training(
   ]
 
 
-def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
+def _read_listed(
+  folder: pathlib.Path, renamed: Mapping[str, str]
+) -> list[builder.Record]:
   rows = archives.read_table(
     folder / _TABLE,
     'image',
@@ -138,7 +164,9 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
     _check_row,
     optional=('group', 'synthetic'),
     may_be_unknown=('group',),
-    advice='give it a header line with image, label and, if known, group',
+    advice='give it a header line with image, label and, if known, group, or '
+    'name its columns with --image_column, --label_column and --group_column',
+    renamed=renamed,
   )
   files = collections.defaultdict(list)
   num_files, others = 0, []
@@ -147,7 +175,9 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
       others.append(file.name)
       continue
     num_files += 1
-    for name in (file.name, file.stem):
+    path = _path_in(folder, file)
+    names = {file.name, file.stem, str(path), str(path.with_suffix(''))}
+    for name in names:
       files[name].append(file)
   _say_left_out(folder, others)
   _check_found(folder, rows, files)
@@ -159,13 +189,15 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
     )
   records = []
   for name, row in rows.items():
-    [source] = files[name]
+    [source] = files[_normal(name)]
+    # Files in several folders may have the same name.
+    image_id = '_'.join((*_normal(name).split('/')[:-1], source.stem))
     records.append(
       builder.Record(
-        id=source.stem,
+        id=image_id,
         label=row['label'],
         # The prefix keeps it apart from the groups of single images.
-        group=f'group_{row["group"]}' if row['group'] else source.stem,
+        group=f'group_{row["group"]}' if row['group'] else image_id,
         source=source,
       )
     )
@@ -175,16 +207,31 @@ def _read_listed(folder: pathlib.Path) -> list[builder.Record]:
 
 
 def _check_row(where: str, row: archives.Row) -> None:
-  image = row['image']
-  if not image or pathlib.PureWindowsPath(image).name != image:
+  path = pathlib.PureWindowsPath(row['image'])
+  if not path.name or path.drive or path.root or '..' in path.parts:
     raise errors.UserError(
-      f'{where}: image {image!r} is not a file name; write it without folders'
+      f'{where}: image {row["image"]!r} is neither the name of a file nor its '
+      f'path from the folder of {_TABLE}'
     )
   _check_class_name(f'{where}: label', row['label'])
   if row['synthetic'] not in ('', 'true', 'false'):
     raise errors.UserError(
       f'{where}: synthetic is {row["synthetic"]!r}; give true or false'
     )
+
+
+def _normal(name: str) -> str:
+  """Returns a path with slashes between its parts, as `_path_in` has them."""
+  return pathlib.PureWindowsPath(name).as_posix()
+
+
+def _path_in(
+  folder: pathlib.Path, file: archives.File
+) -> pathlib.PurePosixPath:
+  """Returns the path of a file from `folder`, or inside of its zip."""
+  if isinstance(file, pathlib.Path):
+    return pathlib.PurePosixPath(file.relative_to(folder).as_posix())
+  return pathlib.PurePosixPath(file.at)
 
 
 def _check_class_name(where: str, name: str) -> None:
@@ -200,17 +247,26 @@ def _check_found(
   rows: dict[str, archives.Row],
   files: dict[str, list[archives.File]],
 ) -> None:
-  """Raises UserError unless every row has exactly one image."""
-  missing = sorted(set(rows) - set(files))
+  """Raises UserError unless every row has exactly one image of its own."""
+  missing = sorted(name for name in rows if _normal(name) not in files)
   if missing:
     raise errors.UserError(
       f'{folder}: {archives.count(missing, "row")} in {_TABLE} without an '
       f'image ({archives.name_some(missing)}); add the images or remove the '
       'rows'
     )
+  by_file = collections.defaultdict(list)
   for name in rows:
-    if len(files[name]) > 1:
-      first, second = map(str, files[name][:2])
+    if len(files[_normal(name)]) > 1:
+      first, second = map(str, files[_normal(name)][:2])
       raise errors.UserError(
-        f'{folder}: {name} in {_TABLE} could be {first} or {second}; rename one'
+        f'{folder}: {name} in {_TABLE} could be {first} or {second}; rename '
+        'one, or write paths into the table'
+      )
+    by_file[str(files[_normal(name)][0])].append(name)
+  for file, names in by_file.items():
+    if len(names) > 1:
+      raise errors.UserError(
+        f'{folder}: {names[0]} and {names[1]} in {_TABLE} are both {file}; '
+        'keep one row per image'
       )

@@ -40,16 +40,14 @@ class Prior(nn.Module):
 
   `init_cache`, `start_row` and `step` take one code at a time and repeat no
   work. They serve sampling, and have no dropout. Indices may be traced. For
-  codes [B, h, w]:
+  codes [B, h, w]::
 
-  ```
-  cache = prior.init_cache(conditions, (h, w))
-  for i in range(h):
-    cache = prior.start_row(cache, i, codes[:, i - 1])
-    for j in range(w):
-      cache, logits = prior.step(cache, i, j, codes[:, i, j - 1])
-      codes[:, i, j] = ...  # sampled with these logits
-  ```
+    cache = prior.init_cache(conditions, (h, w))
+    for i in range(h):
+      cache = prior.start_row(cache, i, codes[:, i - 1])
+      for j in range(w):
+        cache, logits = prior.step(cache, i, j, codes[:, i, j - 1])
+        codes[:, i, j] = ...  # sampled with these logits
 
   A new prior is a module in this folder that ends with `Prior = <its class>`.
   Its name is a value of `config.prior.name`, and the other fields of

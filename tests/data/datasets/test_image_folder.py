@@ -234,10 +234,12 @@ def test_words_for_unknown_patients_are_not_a_group(listed, tmp_path):
   ('old', 'new', 'match'),
   [
     ('label,', 'dx,', 'metadata.csv lacks the columns label; give it a header'),
-    ('a,,ISIC_0000000', 'a,,../ISIC_0000000', "'../ISIC.*without folders"),
-    ('a,,ISIC_0000000', 'a,,x/ISIC_0000000', "line 2: image 'x/ISIC_0000000'"),
-    ('a,,ISIC_0000000', r'a,,C:\ISIC_0', r"line 2: image 'C:.*without folders"),
-    ('a,,ISIC_0000000', 'a,,', "line 2: image '' is not a file name"),
+    ('label,', 'dx,', r'--label_column .*first line has dx, group, image'),
+    ('a,,ISIC_0000000', 'a,,../ISIC_0000000', "image '../ISIC.* is neither"),
+    ('a,,ISIC_0000000', 'a,,/ISIC_0000000', "image '/ISIC.* is neither"),
+    ('a,,ISIC_0000000', 'a,,x/ISIC_0000000', r'an image \(x/ISIC_0000000\)'),
+    ('a,,ISIC_0000000', r'a,,C:\ISIC_0', r"line 2: image 'C:.*is neither"),
+    ('a,,ISIC_0000000', 'a,,', "line 2: image '' is neither"),
     ('a,,ISIC_0000000', ',,ISIC_0000000', "line 2: label: '' cannot be the"),
     ('a,,ISIC_0000000', 'a/b,,ISIC_0000000', "line 2: label: 'a/b' cannot"),
     ('a,,ISIC_0000000', 'a,,ISIC_9', r'1 row .* without an image \(ISIC_9\)'),
@@ -245,7 +247,7 @@ def test_words_for_unknown_patients_are_not_a_group(listed, tmp_path):
     (
       'a,,ISIC_0000000',
       'a,,ISIC_0000001',
-      'would both have the id ISIC_0000001',
+      'are both .*ISIC_0000001.jpg; keep one row',
     ),
   ],
 )
@@ -258,3 +260,86 @@ def test_a_row_that_fits_two_images(listed):
   (listed / 'z').mkdir()
   shutil.copy(listed / 'ISIC_0000010.jpg', listed / 'z')
   check_error(listed, r'ISIC_0000010 .* could be .* or .*/z/ISIC.*; rename one')
+
+
+def test_columns_with_other_names(listed, tmp_path):
+  table = listed / 'metadata.csv'
+  expected = builder.make(DATASET, tmp_path).read_records(listed)
+  fabricate.edit(table, 'label,group,image', 'dx,patient,image_file')
+  columns = {'image': 'image_file', 'label': 'dx', 'group': 'patient'}
+  made = builder.make(DATASET, tmp_path, columns)
+  found = made.read_records(listed)
+  for a, b in zip(expected, found, strict=True):
+    assert (a.id, a.label, a.group) == (b.id, b.label, b.group)
+  made = builder.make(DATASET, tmp_path, columns | {'group': 'lesion'})
+  with pytest.raises(errors.UserError, match='lacks the columns lesion'):
+    made.read_records(listed)
+  with pytest.raises(errors.UserError, match='only image_folder takes'):
+    builder.make('ham10000/64', tmp_path, columns)
+
+
+def test_a_column_with_the_name_of_a_renamed_one_is_not_read(listed, tmp_path):
+  table = listed / 'metadata.csv'
+  expected = builder.make(DATASET, tmp_path).read_records(listed)
+  lines = table.read_text().splitlines()
+  lines = [f'{lines[0]},dx', *(f'other{line},a' for line in lines[1:])]
+  table.write_text('\n'.join(lines))
+  made = builder.make(DATASET, tmp_path, {'label': 'dx'})
+  records = made.read_records(listed)
+  assert {record.label for record in records} == {'a'}
+  assert [r.id for r in records] == [r.id for r in expected]
+
+
+def test_columns_need_a_table(folder, tmp_path):
+  made = builder.make(DATASET, tmp_path, {'label': 'dx'})
+  with pytest.raises(errors.UserError, match='has no metadata.csv'):
+    made.read_records(folder)
+
+
+@pytest.mark.parametrize('separator', ['/', '\\'])
+def test_paths_in_a_table(listed, tmp_path, separator):
+  """Files in two folders may have the same name."""
+  for name in ('z1', 'z2'):
+    fabricate.write_folder(listed / name, ['same'])
+    with (listed / 'metadata.csv').open('a') as f:
+      f.write(f'b,,{name}{separator}same.jpg\n')
+  records = builder.make(DATASET, tmp_path).read_records(listed)
+  sources = {r.id: r.source for r in records if r.id.startswith('z')}
+  assert sources == {
+    f'{name}_same': listed / name / 'same.jpg' for name in ('z1', 'z2')
+  }
+
+
+def test_a_table_beside_folders_of_classes_is_named(folder, tmp_path, capsys):
+  (folder / 'patients.csv').write_text('image,patient\n')
+  builder.make(DATASET, tmp_path).read_records(folder)
+  err = capsys.readouterr().err
+  assert (
+    'patients.csv is not read; to use its labels and groups, name it' in err
+  )
+
+
+def test_a_source_that_changed_is_noticed(folder, tmp_path):
+  """Otherwise a table of patients that came later would have no effect."""
+  data_dir = tmp_path / 'data'
+  prepare.run(DATASET, data_dir, folder)
+  prepare.run(DATASET, data_dir, folder)
+  prepare.run(DATASET, data_dir)
+  rows = [f'{p.name},{p.parent.name},p1' for p in folder.rglob('*.jpg')]
+  table = '\n'.join(['image,label,group', *rows])
+  (folder / 'metadata.csv').write_text(table)
+  with pytest.raises(errors.UserError, match='from other files.*--overwrite'):
+    prepare.run(DATASET, data_dir, folder)
+
+
+def test_what_was_prepared_is_counted(folder, tmp_path):
+  made = prepare.run(DATASET, tmp_path, folder)
+  head, *classes, total, groups = prepare.summary(made).splitlines()
+  assert head.split() == ['train', 'val', 'test']
+  assert [line.split()[-3:] for line in classes] == [['8', '1', '1']] * 3
+  assert [line[:10].strip() for line in classes] == ['basal cell', 'mel', 'nv']
+  assert total.split() == ['images', '24', '3', '3']
+  assert 'each image is a group of its own' in groups
+  (made.data_path / 'made_by.json').unlink()
+  lines = prepare.summary(made).splitlines()
+  assert [line.split() for line in lines] == [head.split(), total.split()]

@@ -1,17 +1,16 @@
-"""Every promise in README.md names a test that exists."""
+"""Every promise in the documentation names a test that exists."""
 
 import ast
 import pathlib
 import re
 
-_TESTS = pathlib.Path(__file__).parent
+_TESTS = pathlib.Path(__file__).parents[1]
+_PAGE = _TESTS.parent / 'docs' / 'reference' / 'promises.md'
 _ROW = re.compile(r'^\| .+ \| `([\w/]+\.py)::(test_\w+)` \|$', re.MULTILINE)
 
 
 def _named():
-  text = (_TESTS.parent / 'README.md').read_text()
-  start = text.index('**Promises.**')
-  rows = text[start : text.index('\n## ', start)]
+  rows = _PAGE.read_text()
   return _ROW.findall(rows), rows.count('\n| ') - 1  # without the header
 
 

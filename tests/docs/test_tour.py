@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and is stored without outputs."""
+"""The notebook runs from top to bottom, and is stored with its outputs."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import nbclient
 import nbformat
 import pytest
 
-_PATH = pathlib.Path(__file__).parents[2] / 'experiments' / 'tour.ipynb'
+_PATH = pathlib.Path(__file__).parents[2] / 'docs' / 'tutorials' / 'tour.ipynb'
 
 
 @pytest.fixture
@@ -14,11 +14,17 @@ def notebook():
   return nbformat.read(_PATH, as_version=4)
 
 
-def test_it_is_stored_without_outputs(notebook):
+def test_it_is_stored_with_its_outputs(notebook):
+  """They are from one run from top to bottom, on the demo."""
   cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
-  assert len(cells) > 5
-  for cell in cells:
-    assert cell.outputs == [] and cell.execution_count is None
+  counts = [cell.execution_count for cell in cells]
+  assert counts == list(range(1, len(cells) + 1))
+  pictures = 0
+  for output in (o for cell in cells for o in cell.outputs):
+    assert output.output_type != 'error'
+    pictures += 'image/png' in output.get('data', {})
+  assert pictures == 12
+  assert _PATH.stat().st_size < 3_000_000
 
 
 def test_it_runs(notebook, smoke_run, monkeypatch):
