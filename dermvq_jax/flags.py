@@ -277,7 +277,7 @@ def parsers() -> tuple[
     'train',
     'Trains a phase, or resumes one that was interrupted.',
     '--config=vqvae --workdir=RUN --config.data_dir=DATA',
-    '--config=vqvae:sharp --workdir=RUN --config.data_dir=DATA',
+    '--config=vqvae:sharpen --config.start_from=OLD --workdir=RUN',
     '--config=vqvae:smoke --workdir=/tmp/run --config.num_train_steps=20',
     '--config=prior --workdir=RUN --config.prior.num_layers=15',
     '--config=classifier --workdir=RUN',
