@@ -127,15 +127,12 @@ def is_other(name: str) -> bool:
 def check_name(path: epath.PathLike):
   """Raises UserError unless the name of a file is UTF-8."""
   text = os.fspath(path)
-  name = os.path.basename(text)
-  try:
-    name.encode()
-  except UnicodeEncodeError:
+  if not errors.is_utf8(os.path.basename(text)):
     shown = os.fsencode(text).decode(errors='backslashreplace')
     raise errors.UserError(
       f'the name of {shown} is not UTF-8; rename the file (the program convmv '
       'does this for many)'
-    ) from None
+    )
 
 
 def check_names(paths: Sequence[epath.PathLike]):

@@ -58,21 +58,13 @@ def absolute(folder: epath.PathLike) -> epath.Path:
     return folder
   folder = _LiteralPath(folder.resolve())
   for name in folder.parts:
-    if '\\' in name or name.endswith(':') or not _is_utf8(name):
+    if '\\' in name or name.endswith(':') or not errors.is_utf8(name):
       raise errors.UserError(
         f'checkpoints cannot be kept in {errors.printable(str(folder))}, as '
         'the name of a folder has a backslash, ends with a colon or is not '
         'UTF-8; rename it, or give another --workdir'
       )
   return folder
-
-
-def _is_utf8(text: str) -> bool:
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
 
 
 def committed(folder: epath.Path) -> list[int]:
