@@ -35,6 +35,15 @@ def one_line(error: object) -> str:
   return ' '.join(str(error).split())
 
 
+def is_utf8(text: str) -> bool:
+  """Whether text is UTF-8; the name of a file may have other bytes."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
 def printable(text: str, keep: str = '') -> str:
   r"""Returns text with escapes like \x1b for what a terminal would obey.
 

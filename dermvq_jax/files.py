@@ -137,25 +137,40 @@ def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
   After a kill, an error or a loss of power `path` is as it was before. If
   several processes write it at once, one of their files remains.
   """
-  path = epath.Path(path)
-  if is_remote(path):
-    # An object appears when its file is closed, even by an error.
-    file = io.BytesIO()
+  with replacing_together(path) as [file]:
     yield file
-    path.write_bytes(file.getvalue())
+
+
+@contextlib.contextmanager
+def replacing_together(*paths: epath.PathLike) -> Iterator[list[BinaryIO]]:
+  """Does the same as `replacing` for files that belong together.
+
+  They are in one place. If one cannot be written, all stay as they were.
+  """
+  paths = [epath.Path(path) for path in paths]
+  if is_remote(paths[0]):
+    # An object appears when its file is closed, even by an error.
+    opened = [io.BytesIO() for _ in paths]
+    yield opened
+    for path, file in zip(paths, opened):
+      path.write_bytes(file.getvalue())
     return
-  _remove_leftovers(path)
-  partial, descriptor = _open_new(path, folder=False)
-  try:
-    with os.fdopen(descriptor, 'wb') as file:
-      yield file
+  with contextlib.ExitStack() as stack:
+    partials, opened = [], []
+    for path in paths:
+      _remove_leftovers(path)
+      partial, descriptor = _open_new(path, folder=False)
+      stack.callback(partial.unlink, missing_ok=True)
+      partials.append(partial)
+      opened.append(stack.enter_context(os.fdopen(descriptor, 'wb')))
+    yield opened
+    for file in opened:
       file.flush()
-      os.fsync(descriptor)
+      os.fsync(file.fileno())
+    for partial, path in zip(partials, paths):
       os.replace(partial, path)
-  except BaseException:
-    partial.unlink(missing_ok=True)
-    raise
-  sync(path.parent)
+  for folder in {path.parent for path in paths}:
+    sync(folder)
 
 
 def write_text(path: epath.PathLike, text: str):

@@ -13,6 +13,10 @@ def path(text: str) -> str:
     raise argparse.ArgumentTypeError(
       'the path is empty; is a variable of the shell not set?'
     )
+  if not errors.is_utf8(text):
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is not UTF-8; rename it (the program convmv can do this)'
+    )
   expanded = os.path.expanduser(text)
   if expanded.startswith('~'):
     raise argparse.ArgumentTypeError(

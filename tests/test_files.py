@@ -24,6 +24,33 @@ def test_a_file_is_complete_or_the_old_one(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['a.txt']
 
 
+@pytest.mark.parametrize('failing', [1, 2])
+def test_files_are_replaced_together(tmp_path, monkeypatch, failing):
+  """A full disk leaves no new file beside an old one that belongs to it."""
+  paths, numbers, real = [tmp_path / 'a', tmp_path / 'b'], [], os.fsync
+
+  def fails(descriptor):
+    numbers.append(descriptor)
+    if len(numbers) == failing:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    real(descriptor)
+
+  def write(content):
+    with files.replacing_together(*paths) as opened:
+      for file in opened:
+        file.write(content)
+
+  write(b'old')
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', fails)
+    with pytest.raises(OSError, match='No space'):
+      write(b'new')
+  assert sorted(tmp_path.iterdir()) == paths
+  assert [path.read_bytes() for path in paths] == [b'old', b'old']
+  write(b'new')
+  assert [path.read_bytes() for path in paths] == [b'new', b'new']
+
+
 def test_a_file_in_a_bucket_is_written_at_the_end(tmp_path, monkeypatch):
   monkeypatch.setattr(files, 'is_remote', lambda path: True)
   path = tmp_path / 'a.txt'

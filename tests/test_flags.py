@@ -53,6 +53,7 @@ COMMANDS = (
     (['check', '--workdir='], 'is a variable of the shell not set?'),
     (['encode', '--workdir=x', '--data_dir='], 'path is empty'),
     (['check', '--workdir=~nobody-here/x'], 'give ./~nobody-here/x'),
+    (['check', '--workdir=a\udcff'], "'a\\udcff' is not UTF-8"),
   ],
 )
 def test_mistakes_in_flags(argv, message, capsys):

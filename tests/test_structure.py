@@ -35,7 +35,7 @@ _RANK = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
 # Third-party modules, and the only files that may import them.
 _CONFINED = {
   'orbax': {'runs.checkpoints', 'runs.steps'},
-  'matplotlib': {'reporting.figures'},
+  'matplotlib': {'reporting.figures', 'reporting.pictures'},
   'tensorflow': {'runs.logs'},
   'clu.metric_writers': {'runs.logs'},
   'clu.periodic_actions': {'runs.logs'},

@@ -119,18 +119,20 @@ def is_junk(name: str) -> bool:
   return name.startswith('.') or name.lower().startswith(_JUNK)
 
 
+def is_other(name: str) -> bool:
+  """Whether a file is an image that is not read, by its suffix."""
+  return os.path.splitext(name)[1].lower() in OTHER_SUFFIXES
+
+
 def check_name(path: epath.PathLike):
   """Raises UserError unless the name of a file is UTF-8."""
   text = os.fspath(path)
-  name = os.path.basename(text)
-  try:
-    name.encode()
-  except UnicodeEncodeError:
+  if not errors.is_utf8(os.path.basename(text)):
     shown = os.fsencode(text).decode(errors='backslashreplace')
     raise errors.UserError(
       f'the name of {shown} is not UTF-8; rename the file (the program convmv '
       'does this for many)'
-    ) from None
+    )
 
 
 def check_names(paths: Sequence[epath.PathLike]):
@@ -150,30 +152,30 @@ def check_names(paths: Sequence[epath.PathLike]):
 def list_images(
   folder: epath.PathLike,
   advice: str = 'give a folder with images',
-  suffixes: Sequence[str] = SUFFIXES,
-) -> list[epath.Path]:
-  """Returns the image files in a folder, by name; without its sub-folders.
+) -> tuple[list[epath.Path], list[epath.Path]]:
+  """Lists the image files in a folder, by name; without its sub-folders.
 
   Args:
     folder: the folder.
     advice: what to do if there are none that can be read.
-    suffixes: the suffixes of the files, in lower case.
+
+  Returns:
+    The images that can be read, and the others.
 
   Raises:
     UserError: there are none with one of `SUFFIXES`.
   """
-  found = sorted(
+  files = sorted(
     path
     for path in epath.Path(folder).iterdir()
-    if path.suffix.lower() in suffixes
-    and not is_junk(path.name)
-    and not path.is_dir()
+    if not is_junk(path.name) and not path.is_dir()
   )
-  if not any(path.suffix.lower() in SUFFIXES for path in found):
+  found = [path for path in files if path.suffix.lower() in SUFFIXES]
+  if not found:
     raise errors.UserError(
       f'there is no .jpg or .png file in {folder}; {advice}'
     )
-  return found
+  return found, [path for path in files if is_other(path.name)]
 
 
 def read_square(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:

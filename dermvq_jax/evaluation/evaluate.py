@@ -190,7 +190,7 @@ def evaluate(
     ),
   )
   run.report_dir.mkdir(parents=True, exist_ok=True)
-  nearest = nearest_path(run, split)
+  paths, arrays = [result_path(run, split)], {}
   if num_samples:
     found, arrays = sample_measures.measure_samples(
       subject,
@@ -200,15 +200,16 @@ def evaluate(
       controls=chosen,
     )
     evaluation = dataclasses.replace(evaluation, **found)
-    with files.replacing(nearest) as file:
-      np.savez_compressed(file, **arrays)
-    logging.info('Wrote %s', nearest)
-  else:
-    nearest.unlink(missing_ok=True)  # It belongs to an earlier evaluation.
+    paths.append(nearest_path(run, split))
   _print(evaluation, run)
-  path = result_path(run, split)
-  results.write(path, evaluation)
-  logging.info('Wrote %s', path)
+  with files.replacing_together(*paths) as opened:
+    opened[0].write(results.as_json(evaluation).encode())
+    if num_samples:
+      np.savez_compressed(opened[1], **arrays)
+  if not num_samples:  # It belongs to an earlier evaluation.
+    nearest_path(run, split).unlink(missing_ok=True)
+  for path in paths:
+    logging.info('Wrote %s', path)
   return evaluation
 
 

@@ -19,6 +19,8 @@ from dermvq_jax.runs import run as run_lib
 
 Features = Callable[[np.ndarray], np.ndarray]
 _CHUNK = 128  # images that are processed together
+# Facts of the images that a classifier and the VQ-VAE must agree on.
+_SAME = ('dataset', 'fingerprint', 'class_names')
 
 
 class Classifier:
@@ -38,12 +40,12 @@ class Classifier:
         VQ-VAE.
     """
     phase = run.classifier
-    images = (run.vqvae if run.vqvae.started else phase).facts['dataset']
-    if phase.facts['dataset'] != images:
+    own, other = (run.vqvae if run.vqvae.started else phase).facts, phase.facts
+    if any(own.get(name) != other.get(name) for name in _SAME):
       raise errors.UserError(
-        f'the classifier in {phase.folder} was trained on '
-        f'{phase.facts["dataset"]}, the VQ-VAE on {images}; move '
-        f'{phase.folder} away and train it again'
+        f'the classifier in {phase.folder} was trained on other images or '
+        f'classes ({other["dataset"]}) than the VQ-VAE ({own["dataset"]}); '
+        f'move {phase.folder} away and train it again'
       )
     self.class_names = tuple(phase.facts['class_names'])
     model = build.classifier(phase.config, phase.facts)

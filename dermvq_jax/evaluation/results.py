@@ -20,7 +20,7 @@ from typing import Any
 import dacite
 from etils import epath
 
-from dermvq_jax import errors, files
+from dermvq_jax import errors
 
 # Number of images, `[true class][predicted class]`.
 Confusion = list[list[int]]
@@ -323,7 +323,7 @@ def from_json(tree: Any) -> Evaluation:
 
 
 def read(path: epath.PathLike) -> Evaluation:
-  """Reads what `write` wrote.
+  """Reads a file that holds the result of `as_json`.
 
   Raises:
     UserError: the file is damaged, or an earlier version wrote it.
@@ -345,7 +345,6 @@ def _short(error: Exception, length: int = 150) -> str:
   return text if len(text) <= length else f'{text[:length]}...'
 
 
-def write(path: epath.PathLike, evaluation: Evaluation):
-  """Writes an evaluation as JSON."""
-  tree = dataclasses.asdict(evaluation)
-  files.write_text(path, json.dumps(tree, indent=2) + '\n')
+def as_json(evaluation: Evaluation) -> str:
+  """Returns an evaluation as the text that `read` reads."""
+  return json.dumps(dataclasses.asdict(evaluation), indent=2) + '\n'

@@ -9,6 +9,7 @@ from etils import epath
 
 from dermvq_jax import errors, files, inference
 from dermvq_jax.data import images
+from dermvq_jax.data.datasets import archives
 from dermvq_jax.generation import tables
 from dermvq_jax.runs import run as run_lib
 
@@ -23,7 +24,7 @@ class _Inputs:
     names: the name of each image.
     pixels: uint8 `[H, W, 3]` each.
     labels: int32 `[B]`; None if they are not known.
-    skipped: why each of the other files in the given folders is left out.
+    skipped: says which other files in the given folders are left out, and why.
   """
 
   names: list[str] = dataclasses.field(default_factory=list)
@@ -43,7 +44,8 @@ def _read_files(paths: Sequence[epath.PathLike], size: int) -> _Inputs:
     is_folder = path.is_dir()
     if not is_folder and not path.exists():
       raise errors.UserError(f'there is no file {path}')
-    for file in images.list_images(path) if is_folder else [path]:
+    found, unread = images.list_images(path) if is_folder else ([path], [])
+    for file in found:
       try:
         images.check_name(file)
         inputs.pixels.append(images.read_square(file, size))
@@ -51,7 +53,10 @@ def _read_files(paths: Sequence[epath.PathLike], size: int) -> _Inputs:
       except errors.UserError as e:
         if not is_folder:
           raise
-        inputs.skipped.append(str(e))
+        inputs.skipped.append(f'left out: {e}')
+    if unread:
+      names = [file.name for file in unread]
+      inputs.skipped.append(archives.left_out(path, names))
   if not inputs.names:
     raise errors.UserError(f'there is no readable image: {inputs.skipped[0]}')
   return inputs
@@ -97,8 +102,8 @@ def reconstruct(
   Args:
     run: a run with a trained VQ-VAE.
     out: the new folder.
-    paths: files or folders of images; cropped and resized as in training. An
-      unreadable file in a folder is left out, and is named at the end.
+    paths: files or folders of images; cropped and resized as in training. A
+      file in a folder that cannot be read is left out, and is named at the end.
     split: instead of paths, 'train', 'val' or 'test' of the run's dataset.
     num_images: number of images of the split.
     through_prior: whether to use the prior, too.
@@ -164,8 +169,8 @@ def reconstruct(
       images.sheet([row[:_SHEET_COLUMNS] for row in sheet]),
     )
   logging.info('Wrote %s', out)
-  for reason in inputs.skipped:
-    logging.warning('Left out: %s', errors.printable(reason))
+  for line in inputs.skipped:
+    logging.warning('%s', errors.printable(line))
 
 
 def _perplexity(codes: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from dermvq_jax.data import images
 from dermvq_jax.evaluation import evaluate, result_tables, results
-from dermvq_jax.reporting import figures, page
+from dermvq_jax.reporting import figures, page, pictures
 from dermvq_jax.runs import run as run_lib
 
 _NUM_CLOSEST = 12
@@ -33,7 +33,7 @@ def _closest_pairs(run: run_lib.Run, split: str) -> list[page.Figure]:
       f'closest_{space}_{split}',
       f'The samples that are closest to training images, by {space}, with '
       'their nearest training image and their nearest held-out image.',
-      png=figures.labelled_sheet(
+      png=pictures.labelled_sheet(
         images.sheet([row[:_NUM_CLOSEST] for row in rows]),
         ('sample', 'training', 'held-out'),
       ),

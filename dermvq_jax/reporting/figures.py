@@ -1,4 +1,4 @@
-"""Figures: charts as SVG text, pictures as PNG bytes.
+"""Charts as SVG text.
 
 A chart has no background and takes the colour of the text around it, so it can
 be read on a light and on a dark page.
@@ -15,7 +15,6 @@ import numpy as np
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402
 
-_DPI = 120
 _PLACEHOLDER = '#010203'  # becomes the colour of the text around the chart
 _COLOURS = ('#8a8f98', '#2f7fd1', '#dd7a2f')  # readable on light and dark
 _STYLE = {
@@ -73,14 +72,6 @@ def _svg(figure: plt.Figure, name: str) -> str:
   svg = svg[svg.index('<svg') :].replace(_PLACEHOLDER, 'currentColor')
   # Groups have the same ids in every chart; nothing refers to them.
   return re.sub(r'<g id="[^"]*"', '<g', svg)
-
-
-def _png(figure: plt.Figure) -> bytes:
-  """Turns a figure into PNG."""
-  out = io.BytesIO()
-  figure.savefig(out, format='png', dpi=_DPI, facecolor='white')
-  plt.close(figure)
-  return out.getvalue()
 
 
 def _panels(count: int, columns: int) -> tuple[plt.Figure, Sequence[plt.Axes]]:
@@ -305,96 +296,3 @@ def confusion(
   for axis in axes[len(counts) :]:
     axis.remove()
   return _svg(figure, name)
-
-
-def _enlarge(sheet: np.ndarray) -> np.ndarray:
-  """Doubles a picture's size, so a page shows it without blur."""
-  return sheet.repeat(2, 0).repeat(2, 1)
-
-
-def labelled_sheet(
-  sheet: np.ndarray, rows: Sequence[str], columns: Sequence[str] = ()
-) -> bytes:
-  """Draws a sheet of images with the names of its rows and columns.
-
-  Args:
-    sheet: uint8 `[H, W, 3]`, from `images.sheet`; shown at twice its size.
-    rows: the names of its rows.
-    columns: the names of its columns, if they have any.
-
-  Returns:
-    PNG.
-  """
-  sheet = _enlarge(sheet)
-  height, width = sheet.shape[:2]
-  longest = max(len(line) for name in rows for line in name.splitlines())
-  # In inches; letters of this size are at most 0.08 wide on average.
-  left, top = max(1.2, 0.08 * longest + 0.2), 0.25 if columns else 0
-  figure = plt.figure(figsize=(width / _DPI + left, height / _DPI + top))
-  left, top = left / figure.get_figwidth(), top / figure.get_figheight()
-  axis = figure.add_axes((left, 0, 1 - left, 1 - top))
-  axis.imshow(sheet, interpolation='nearest')
-  axis.axis('off')
-  style = {'va': 'center', 'fontsize': 9, 'parse_math': False}
-  for i, name in enumerate(rows):
-    y = (1 - top) * (1 - (i + 0.5) / len(rows))
-    figure.text(left * 0.9, y, name, ha='right', **style)
-  for j, name in enumerate(columns):
-    x = left + (1 - left) * (j + 0.5) / len(columns)
-    figure.text(x, 1 - top / 2, name, ha='center', **style)
-  return _png(figure)
-
-
-def principal_colours(vectors: np.ndarray) -> np.ndarray:
-  """Shows the three main directions of vectors as red, green and blue.
-
-  Args:
-    vectors: `[h, w, D]`.
-
-  Returns:
-    Colours in [0, 1], `[h, w, 3]`.
-  """
-  rows = vectors.reshape(-1, vectors.shape[-1]).astype(np.float64)
-  rows = rows - rows.mean(axis=0)
-  _, _, directions = np.linalg.svd(rows, full_matrices=False)
-  main = rows @ directions[:3].T
-  main = np.pad(main, ((0, 0), (0, 3 - main.shape[1])))
-  low, high = main.min(axis=0), main.max(axis=0)
-  span = np.where(high > low, high - low, 1)
-  return ((main - low) / span).reshape(*vectors.shape[:2], 3)
-
-
-def code_map(
-  original: np.ndarray,
-  codes: np.ndarray,
-  vectors: np.ndarray,
-  decoded: np.ndarray,
-  codebook_size: int,
-) -> bytes:
-  """Draws one image, its codes, their vectors and the decoded image.
-
-  Args:
-    original: uint8 `[H, W, 3]`.
-    codes: int `[h, w]`.
-    vectors: the quantized latents, `[h, w, D]`.
-    decoded: uint8 `[H, W, 3]`.
-    codebook_size: K.
-
-  Returns:
-    PNG.
-  """
-  figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout='constrained')
-  axes[0].imshow(original)
-  axes[0].set_title('original')
-  shown = axes[1].imshow(
-    codes, cmap='nipy_spectral', vmin=0, vmax=codebook_size - 1
-  )
-  figure.colorbar(shown, ax=axes[1])
-  axes[1].set_title('codes: the input of the prior')
-  axes[2].imshow(principal_colours(vectors))
-  axes[2].set_title('quantized latents, 3 main directions')
-  axes[3].imshow(decoded)
-  axes[3].set_title('decoded from the codes')
-  for axis in axes:
-    axis.axis('off')
-  return _png(figure)

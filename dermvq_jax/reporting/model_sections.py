@@ -9,7 +9,7 @@ from absl import logging
 from dermvq_jax import errors, inference
 from dermvq_jax.data import images
 from dermvq_jax.models import build
-from dermvq_jax.reporting import figures, page
+from dermvq_jax.reporting import figures, page, pictures
 from dermvq_jax.runs import run as run_lib
 
 _NUM_SAMPLES, _NUM_REAL = 6, 4  # of each class, side by side
@@ -89,8 +89,9 @@ def samples_figure(
   columns = ['new'] * new.shape[1] + [''] + ['validation'] * _NUM_REAL
   return page.Figure(
     name,
-    'New images of each class, beside images of the validation split.',
-    png=figures.labelled_sheet(images.sheet(rows), class_names, columns),
+    'New images of each class, beside images of the validation split. Rows: '
+    f'{", ".join(class_names)}.',
+    png=pictures.labelled_sheet(images.sheet(rows), class_names, columns),
   )
 
 
@@ -128,8 +129,8 @@ def controls(model: inference.Model, seed: int) -> page.Section:
     shown.append(
       page.Figure(
         control,
-        _CONTROL_TEXTS[control],
-        png=figures.labelled_sheet(
+        f'{_CONTROL_TEXTS[control]} Columns: {", ".join(names)}.',
+        png=pictures.labelled_sheet(
           images.sheet(rows), [f'{value:g}' for value in values], names
         ),
       )
@@ -192,7 +193,7 @@ def completions(
       page.Figure(
         'completions',
         'The image, its visible part, and completions.',
-        png=figures.labelled_sheet(
+        png=pictures.labelled_sheet(
           images.sheet(rows),
           row_names,
           ['original', 'given'] + ['completed'] * _NUM_COMPLETIONS,
@@ -248,7 +249,7 @@ def reconstructions_figure(
     name,
     'Originals, reconstructions with their PSNR, and the difference between '
     f'the two, multiplied by {_ERROR_GAIN}.',
-    png=figures.labelled_sheet(
+    png=pictures.labelled_sheet(
       images.sheet([originals, decoded, shown]),
       ('original', 'reconstruction', 'difference'),
       [f'{-10 * np.log10(max(e, 1e-10)):.1f} dB' for e in mse],
@@ -271,7 +272,7 @@ def code_map_figure(
     name,
     'One image, its codes, the vectors of these codes, and the image that is '
     'decoded from them.',
-    png=figures.code_map(
+    png=pictures.code_map(
       image,
       codes[0],
       model.embed(codes)[0],

@@ -62,7 +62,10 @@ _BELOW_1 = _number(
 )
 _SHARE = _number('a number from 0 to 1', lambda x: 0 <= x <= 1)
 
-_TEXT = _Range('text', lambda value: isinstance(value, str))
+_TEXT = _Range(
+  'a text in UTF-8',
+  lambda value: isinstance(value, str) and errors.is_utf8(value),
+)
 # So many layers are more than a model can use, and still compiled in seconds.
 _LAYERS = 256
 

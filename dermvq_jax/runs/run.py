@@ -145,7 +145,15 @@ class Run:
       UserError: no VQ-VAE was started, or its images are not prepared, or they
         were prepared again with another content.
     """
-    dataset = prepared.Dataset(self.vqvae.facts['dataset'], self.data_dir())
+    return self._images_in(self.data_dir())
+
+  def _images_in(self, data_dir: epath.Path) -> prepared.Dataset:
+    """The images that the VQ-VAE is trained on, in a folder of datasets.
+
+    Raises:
+      UserError: as `images`.
+    """
+    dataset = prepared.Dataset(self.vqvae.facts['dataset'], data_dir)
     before, now = (
       facts.get('fingerprint', {})
       for facts in (self.vqvae.facts, dataset.facts)
@@ -164,7 +172,8 @@ class Run:
     """The codes that the prior is trained on.
 
     Raises:
-      UserError: no prior was started.
+      UserError: no prior was started, or the images were prepared again with
+        another content.
     """
     name = self.prior.facts['dataset']
     return self._find_codes(name, self._codes_dirs(self.prior.config.data_dir))
@@ -172,7 +181,16 @@ class Run:
   def _find_codes(
     self, name: str, folders: list[epath.Path]
   ) -> prepared.Dataset:
-    """The codes in the first folder that has them, otherwise in the first."""
+    """The codes in the first folder that has them, otherwise in the first.
+
+    Raises:
+      UserError: their images are there, but were prepared again with another
+        content. Codes that were made before have the old labels.
+    """
+    images = self.vqvae.facts['dataset']
+    for folder in folders:
+      if images in prepared.names_in(folder, images):
+        self._images_in(folder)
     found = [d for d in folders if name in prepared.names_in(d, name)]
     return prepared.Dataset(name, (found or folders)[0])
 
@@ -189,15 +207,22 @@ class Run:
     """Checks that the prior was trained on the codes of this VQ-VAE.
 
     Raises:
-      UserError: it was trained on codes of another VQ-VAE, or never started.
+      UserError: it was trained on codes of another VQ-VAE, or never started, or
+        its classes are not those of the VQ-VAE.
     """
-    facts = self.prior.facts
+    facts, folder = self.prior.facts, self.prior.folder
     if facts.get('vqvae_digest') != self.vqvae_digest:
-      folder = self.prior.folder
       raise errors.UserError(
         f'the prior in {folder} was trained on the codes of another VQ-VAE; '
         f'move {folder} away, then run dermvq encode and train the prior again'
       )
+    labels = facts.get('conditions', {}).get('label')
+    for names in (facts.get('class_names'), labels):
+      if names != self.vqvae.facts['class_names']:
+        raise errors.UserError(
+          f'the classes of the prior in {folder} are not those of the VQ-VAE '
+          f'in {self.vqvae.folder}; restore config.json of both from a copy'
+        )
 
   def dataset(self, config: ml_collections.ConfigDict) -> prepared.Dataset:
     """The dataset that a config names.
@@ -207,7 +232,8 @@ class Run:
 
     Raises:
       UserError: the VQ-VAE that is needed was not trained, its codes are not
-        prepared, or there are several datasets of its codes.
+        prepared, there are several datasets of its codes, or its images were
+        prepared again with another content.
     """
     if config.task == 'prior':
       folders = self._codes_dirs(config.data_dir)
@@ -215,8 +241,7 @@ class Run:
     if config.task == 'vqvae' or config.dataset:
       chosen = self._data_dir or config.data_dir or self.workdir / 'data'
       return prepared.Dataset(config.dataset, local_data_dir(chosen))
-    name = self.vqvae.facts['dataset']
-    return prepared.Dataset(name, self.data_dir(config.data_dir))
+    return self._images_in(self.data_dir(config.data_dir))
 
   def _codes_name(
     self, config: ml_collections.ConfigDict, folders: list[epath.Path]

@@ -51,17 +51,19 @@ def absolute(folder: epath.PathLike) -> epath.Path:
   """An absolute path, as orbax needs; `resolve` would take gs:// as local.
 
   Raises:
-    UserError: tensorstore would take the path as another one.
+    UserError: orbax or tensorstore would take the path as another one.
   """
   folder = epath.Path(folder)
   if files.is_remote(folder):
     return folder
   folder = _LiteralPath(folder.resolve())
-  if '\\' in str(folder):
-    raise errors.UserError(
-      f'{folder} has a backslash in its name, where checkpoints cannot be '
-      'saved; give a --workdir without'
-    )
+  for name in folder.parts:
+    if '\\' in name or name.endswith(':') or not errors.is_utf8(name):
+      raise errors.UserError(
+        f'checkpoints cannot be kept in {errors.printable(str(folder))}, as '
+        'the name of a folder has a backslash, ends with a colon or is not '
+        'UTF-8; rename it, or give another --workdir'
+      )
   return folder
 
 

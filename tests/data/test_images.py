@@ -291,8 +291,9 @@ def test_images_of_a_folder(tmp_path):
   (tmp_path / 'folder.jpg').mkdir()
   for name in ('._a.png', '.DS_Store', 'Thumbs.db', 'x.gif', '__MACOSX.jpg'):
     (tmp_path / name).write_bytes(b'')
-  found = images.list_images(tmp_path)
+  found, others = images.list_images(tmp_path)
   assert [path.name for path in found] == ['a.png', 'b.JPG', 'c.jpeg']
+  assert [path.name for path in others] == ['x.gif']
 
 
 def test_a_folder_without_images(tmp_path):
@@ -311,5 +312,5 @@ def test_a_name_that_is_not_utf8(tmp_path):
     pytest.skip('this file system has no such names')
   match = re.escape(r'/L\xe4sion.jpg is not UTF-8; rename')
   with pytest.raises(errors.UserError, match=match) as e:
-    images.check_names(images.list_images(tmp_path))
+    images.check_names(images.list_images(tmp_path)[0])
   str(e.value).encode()  # It can be printed.

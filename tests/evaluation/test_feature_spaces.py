@@ -55,11 +55,20 @@ def test_classifier(smoke_run):
   np.testing.assert_allclose(classifier(x[2:3])[0], features[2], rtol=1e-4)
 
 
-def test_classifier_of_other_images(smoke_run, tmp_path):
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    ('"synthetic_dermoscopy/smoke"', '"x/64"'),
+    ('"fingerprint": {', '"fingerprint": {"x": "0",'),
+    ('"akiec"', '"other"'),
+  ],
+)
+def test_classifier_of_other_images(smoke_run, tmp_path, old, new):
   for phase in ('vqvae', 'classifier'):
     shutil.copytree(smoke_run / phase, tmp_path / phase)
   path = tmp_path / 'classifier' / 'config.json'
-  other = path.read_text().replace('"synthetic_dermoscopy/smoke"', '"x/64"')
-  path.write_text(other)
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new))
   with pytest.raises(errors.UserError, match='move .*classifier away'):
     feature_spaces.Classifier(run_lib.Run(tmp_path))

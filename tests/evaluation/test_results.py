@@ -14,13 +14,13 @@ from dermvq_jax.evaluation import results
 def test_what_is_written_is_read(tmp_path):
   path = tmp_path / 'evaluate_val.json'
   evaluation = an_evaluation()
-  results.write(path, evaluation)
+  path.write_text(results.as_json(evaluation))
   assert results.read(path) == evaluation
   assert json.loads(path.read_text()) == dataclasses.asdict(evaluation)
   less = dataclasses.replace(
     evaluation, space=None, generation=None, labels=None, memorisation=None
   )
-  results.write(path, less)
+  path.write_text(results.as_json(less))
   assert results.read(path) == less
 
 

@@ -229,13 +229,21 @@ def test_images_that_changed_under_a_run(run_copy):
   content = json.loads(metadata.read_text())
   content['fingerprint']['val'] = '0123456789abcdef'
   metadata.write_text(json.dumps(content))
-  config = config_files.load(
-    'vqvae:smoke', [f'--config.data_dir={run_copy}/data']
-  )
+  configs = {
+    name: config_files.load(
+      f'{name}:smoke', [f'--config.data_dir={run_copy}/data']
+    )
+    for name in ('vqvae', 'prior', 'classifier')
+  }
+  train = loop.train
+  changed = f'val of {IMAGES} in .* changed since .* was trained'
   for use, message in (
-    (lambda: run.images, f'val of {IMAGES} in .* changed since .* was trained'),
-    (lambda: encode.encode(run, copies=1), 'changed since'),
-    (lambda: loop.train(config, run), 'fingerprint.val of the data was'),
+    (lambda: run.images, changed),
+    (lambda: run.codes, changed),
+    (lambda: encode.encode(run, copies=1), changed),
+    (lambda: train(configs['vqvae'], run), 'fingerprint.val of the data was'),
+    (lambda: train(configs['prior'], run), changed),
+    (lambda: train(configs['classifier'], run), changed),
   ):
     with pytest.raises(errors.UserError, match=message) as e:
       use()

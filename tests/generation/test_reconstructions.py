@@ -163,12 +163,15 @@ def test_junk_and_bad_files_in_a_folder(smoke_run, tmp_path, out, caplog):
     (folder / name).write_bytes(b'x')
   cut = (folder / 'b.png').read_bytes()[:60]
   (folder / 'c\x1b[2J.png').write_bytes(cut)
+  for name in ('e.heic', 'f.TIF'):  # Other images, which are not read.
+    (folder / name).write_bytes(b'x')
   reconstructions.reconstruct(run_lib.Run(smoke_run), out, paths=[folder])
   rows = read_csv(out / 'errors.csv')
   assert [row['image'] for row in rows] == ['a.png', 'b.png', 'd.png']
-  [last] = [r for r in caplog.records if 'Left out' in r.getMessage()]
-  assert last is caplog.records[-1]
-  assert 'c\\x1b[2J.png is unreadable' in last.getMessage()
+  said = [record.getMessage() for record in caplog.records]
+  assert 'c\\x1b[2J.png is unreadable' in said[-2]
+  assert '2 images left out' in said[-1] and '(e.heic, f.TIF)' in said[-1]
+  assert ['left out' in line for line in said].count(True) == 2
   for name in ('a.png', 'b.png', 'd.png'):
     (folder / name).write_bytes(cut)
   with pytest.raises(errors.UserError, match='no readable image: .*a.png'):

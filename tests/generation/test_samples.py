@@ -359,11 +359,21 @@ def test_named_masks(size, mask):
   assert 31 < (~blocks.any((1, 3))).sum() < 64
 
 
+def rename_classes(workdir, names):
+  """Gives the first classes of a run other names."""
+  for phase in ('vqvae', 'prior'):
+    file = workdir / phase / 'config.json'
+    stored = json.loads(file.read_text())
+    for found in (
+      stored['facts']['class_names'],
+      stored['facts']['conditions']['label'],
+    ):
+      found[: len(names)] = names
+    file.write_text(json.dumps(stored))
+
+
 def test_classes_of_similar_names_have_their_own_files(run_copy, out):
-  file = run_copy / 'vqvae' / 'config.json'
-  stored = json.loads(file.read_text())
-  stored['facts']['class_names'][:3] = ['a/b', 'a_b', 'A?b']
-  file.write_text(json.dumps(stored))
+  rename_classes(run_copy, ['a/b', 'a_b', 'A?b'])
   counts = {'a/b': 1, 'a_b': 1, 'A?b': 1}
   samples.sample(run_lib.Run(run_copy), out, counts=counts)
   rows = read_csv(out / 'metadata.csv')
@@ -375,10 +385,7 @@ def test_classes_of_similar_names_have_their_own_files(run_copy, out):
 
 
 def test_class_names_stay_in_the_folder(run_copy, tmp_path, out):
-  file = run_copy / 'vqvae' / 'config.json'
-  stored = json.loads(file.read_text())
-  stored['facts']['class_names'][0] = '../../akiec'
-  file.write_text(json.dumps(stored))
+  rename_classes(run_copy, ['../../akiec'])
   before = set(tmp_path.rglob('*.png'))
   samples.sample(run_lib.Run(run_copy), out, counts={'../../akiec': 1})
   written = set(tmp_path.rglob('*.png')) - before

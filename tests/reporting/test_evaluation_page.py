@@ -24,7 +24,7 @@ def run(tmp_path):
   evaluation = dataclasses.replace(an_evaluation(), weights={})
   for split, space in (('val', 'classifier'), ('test', 'inception')):
     changed = dataclasses.replace(evaluation, split=split, space=space)
-    results.write(evaluate.result_path(run, split), changed)
+    evaluate.result_path(run, split).write_text(results.as_json(changed))
   rng = np.random.default_rng(0)
   pictures = rng.integers(0, 256, (3, 2, 16, 16, 3), np.uint8)
   np.savez(
@@ -60,12 +60,12 @@ def test_confusions_of_the_prior_and_the_classifier(run):
     evaluation.labels.samples, confusion=[[456, 0], [0, 0]]
   )
   labels = dataclasses.replace(evaluation.labels, samples=samples)
-  results.write(
-    path, dataclasses.replace(evaluation, prior=prior, labels=labels)
-  )
+  changed = dataclasses.replace(evaluation, prior=prior, labels=labels)
+  path.write_text(results.as_json(changed))
   svg = sections(run)[0].figures[0].svg
   assert '>123<' in svg and '>456<' in svg
-  results.write(path, dataclasses.replace(evaluation, prior=prior, labels=None))
+  changed = dataclasses.replace(evaluation, prior=prior, labels=None)
+  path.write_text(results.as_json(changed))
   svg = sections(run)[0].figures[0].svg
   assert '>123<' in svg and '>456<' not in svg
 
@@ -73,7 +73,7 @@ def test_confusions_of_the_prior_and_the_classifier(run):
 def test_an_evaluation_of_other_weights(run):
   path = evaluate.result_path(run, 'test')
   stale = dataclasses.replace(results.read(path), weights={'prior': '3-0'})
-  results.write(path, stale)
+  path.write_text(results.as_json(stale))
   section, _ = sections(run)
   assert not section.tables
   assert 'dermvq evaluate --split=test' in section.text[0]

@@ -1,14 +1,11 @@
-"""Tests of charts and pictures."""
+"""Tests of charts."""
 
-import io
 import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from dermvq_jax.data import images
 from dermvq_jax.reporting import figures
 
 _ROWS = [
@@ -92,42 +89,8 @@ def test_smooth():
   assert len(figures.smooth([])) == 0
 
 
-def test_labelled_sheet_holds_the_pictures():
-  rng = np.random.default_rng(0)
-  rows = rng.integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
-  sheet = images.sheet(list(rows))
-  png = figures.labelled_sheet(sheet, ['a', 'b'], ['x', 'y', 'z'])
-  with Image.open(io.BytesIO(png)) as image:
-    pixels = np.asarray(image.convert('RGB'))
-  height, width = 2 * sheet.shape[0], 2 * sheet.shape[1]
-  assert pixels.shape[0] > height and pixels.shape[1] > width
-  shown = pixels[-height:, -width:]
-  enlarged = sheet.repeat(2, 0).repeat(2, 1)
-  assert np.mean(np.abs(shown.astype(int) - enlarged) < 3) > 0.95
-  left = pixels[:, : pixels.shape[1] - width]
-  assert left.min() < 100  # the names
-
-
-def test_principal_colours():
-  rng = np.random.default_rng(0)
-  vectors = rng.normal(size=(4, 5, 7)) * np.array([9, 5, 3, 1e-3, 0, 0, 0])
-  colours = figures.principal_colours(vectors)
-  assert colours.shape == (4, 5, 3)
-  assert colours.min() == 0 and colours.max() == pytest.approx(1)
-  for axis in range(3):  # Each colour follows one of the wide directions.
-    r = np.corrcoef(colours[..., axis].ravel(), vectors[..., axis].ravel())
-    assert abs(r[0, 1]) > 0.8
-  # There may be fewer directions than colours, or none.
-  assert figures.principal_colours(vectors[..., :2]).shape == (4, 5, 3)
-  np.testing.assert_array_equal(
-    figures.principal_colours(np.ones((2, 2, 3))), np.zeros((2, 2, 3))
-  )
-
-
 def test_dollars_in_names_are_dollars():
   """Otherwise matplotlib would read formulas, and fail at wrong ones."""
   names = ['$a^', r'$\frac{1}{$']
   svg = figures.confusion({'Some': np.eye(2, dtype=int)}, names, 'name')
   assert set(names) <= _texts(svg)
-  sheet = np.zeros((34, 34, 3), np.uint8)
-  assert figures.labelled_sheet(sheet, names, names).startswith(b'\x89PNG')

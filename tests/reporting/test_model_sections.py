@@ -38,3 +38,10 @@ def test_nearest_distances(num_codes):
   np.testing.assert_allclose(
     model_sections.nearest_distances(vectors), distances.min(1), rtol=1e-6
   )
+
+
+def test_names_of_classes_are_in_the_caption():
+  """A browser has letters that no font of this machine may have."""
+  new = np.zeros((2, 1, 8, 8, 3), np.uint8)
+  figure = model_sections.samples_figure(new, list(new), ['黑色素瘤', 'nv'])
+  assert figure.caption.endswith('Rows: 黑色素瘤, nv.')

@@ -391,12 +391,14 @@ def test_names_that_look_like_patterns(tmp_path, name):
   checkpoints.load_best(tmp_path / 'plain' / 'vqvae')
 
 
-def test_a_backslash_is_refused(tmp_path):
-  """tensorstore takes it as a slash, so it would write somewhere else."""
-  folder = tmp_path / 'a\\b'
+@pytest.mark.parametrize('name', ['a\\b', 'gs:', 'a\udcff'])
+def test_names_that_are_refused(tmp_path, name):
+  """A backslash is a slash for tensorstore, 'gs:' is a bucket for orbax."""
+  folder = tmp_path / name / 'vqvae'
   for use in (checkpoints.Checkpoints, checkpoints.load_best):
-    with pytest.raises(errors.UserError, match='has a backslash'):
+    with pytest.raises(errors.UserError, match='cannot be kept') as e:
       use(folder)
+    str(e.value).encode()  # It can be printed.
   assert not os.listdir(tmp_path)
 
 

@@ -45,6 +45,7 @@ from dermvq_jax.training import trainer
     ('prior', 'label_smoothing=nan'),
     ('prior:transformer', 'prior.num_heads=0'),
     ('classifier', 'classifier.num_stages=2000000000'),
+    ('classifier', 'data_dir=a\udcff'),
   ],
 )
 def test_values_out_of_range(phase, override):

@@ -110,6 +110,21 @@ def test_a_prior_stays_with_the_codes_it_was_started_with(run_copy):
   assert Run(run_copy).dataset(config).name == f'{name}_x2'
 
 
+@pytest.mark.parametrize('place', ['class_names', 'conditions'])
+def test_a_prior_of_other_classes_is_refused(run_copy, place):
+  """Its samples would have wrong labels."""
+  Run(run_copy).check_codes()
+  file = run_copy / 'prior' / 'config.json'
+  stored = json.loads(file.read_text())
+  facts = stored['facts']
+  names = facts[place] if place == 'class_names' else facts[place]['label']
+  names[:2] = names[1::-1]
+  file.write_text(json.dumps(stored))
+  match = 'classes of the prior in .* are not those of the VQ-VAE'
+  with pytest.raises(errors.UserError, match=match):
+    Run(run_copy).check_codes()
+
+
 def test_phases_are_those_that_were_started(workdir):
   assert [phase.name for phase in Run(workdir).phases] == ['vqvae']
   assert Run(workdir).phase('prior') is not None

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from dermvq_jax import errors
 from dermvq_jax.runs import checkpoints, steps
@@ -72,3 +73,24 @@ def test_a_small_file_with_large_arrays_is_refused(
   monkeypatch.setattr(steps, '_SMALL', noise.nbytes)
   with pytest.raises(errors.UserError, match='the arrays are read'):
     checkpoints.load_best(tmp_path / 'zeros')
+
+
+def test_a_chunk_that_is_larger_than_its_description_is_refused(tmp_path):
+  """It describes 48 bytes, and unpacks to as many as it likes."""
+  folder = _saved(tmp_path, np.ones((4, 3), np.float32))
+  zeros = np.zeros(2**24, np.float32)
+  spec = {'driver': 'zarr', 'kvstore': 'memory://zeros/'}
+  spec['metadata'] = {'compressor': {'id': 'zstd'}, 'chunks': zeros.shape}
+  large = ts.open(
+    spec, create=True, dtype=zeros.dtype, shape=zeros.shape
+  ).result()
+  large.write(zeros).result()
+  chunk = large.kvstore.read('0').result().value
+  assert len(chunk) < 10_000
+  base = f'file://{folder}/best/1/{steps.ARRAYS}/'
+  store = ts.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
+  assert b'params.w/0.0' in store.list().result()
+  store.write('params.w/0.0', chunk).result()
+  for like in (None, _like(4, 3)):
+    with pytest.raises(errors.UserError, match='unreadable.*params.w'):
+      checkpoints.load_best(folder, like)

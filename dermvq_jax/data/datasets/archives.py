@@ -347,6 +347,15 @@ def count(items: Sequence[str], noun: str) -> str:
   return f'{len(items)} {noun}{"" if len(items) == 1 else "s"}'
 
 
+def left_out(folder: File, others: Sequence[str]) -> str:
+  """Says that some images in a folder are not read, by their names."""
+  named = errors.printable(name_some(others))
+  return (
+    f'{folder}: {count(others, "image")} left out, as only .jpg and .png are '
+    f'read ({named}); convert them to use them'
+  )
+
+
 def name_some(names: Sequence[str]) -> str:
   """Returns the first few names, and '...' if there are more."""
   more = ', ...' if len(names) > _NUM_NAMED else ''

@@ -87,16 +87,13 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
   records, others = [], []
   for path in classes:
     _check_class_name(str(path), path.name)
-    files = images.list_images(
+    files, unread = images.list_images(
       path,
       'put the images of a class directly into its folder (the splits train, '
       'val and test are made here), or remove that folder',
-      _SUFFIXES,
     )
+    others += [f'{path.name}/{file.name}' for file in unread]
     for file in files:
-      if _is_other(file):
-        others.append(f'{path.name}/{file.name}')
-        continue
       # Images of other classes may have the same name.
       name = f'{path.name}_{file.stem}'
       records.append(
@@ -112,19 +109,9 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
   )
 
 
-def _is_other(file: archives.File) -> bool:
-  """Whether it is an image that cannot be read."""
-  return pathlib.PurePath(file.name).suffix.lower() in images.OTHER_SUFFIXES
-
-
 def _say_left_out(folder: pathlib.Path, others: Sequence[str]) -> None:
   if others:
-    named = errors.printable(archives.name_some(others))
-    print(
-      f'{folder}: {archives.count(others, "image")} left out, as only .jpg and '
-      f'.png are read ({named}); convert them to use them',
-      file=sys.stderr,
-    )
+    print(archives.left_out(folder, others), file=sys.stderr)
 
 
 def _say_not_read(folder: pathlib.Path) -> None:
@@ -171,7 +158,7 @@ def _read_listed(
   files = collections.defaultdict(list)
   num_files, others = 0, []
   for file in archives.list_files(folder, _SUFFIXES):
-    if _is_other(file):
+    if images.is_other(file.name):
       others.append(file.name)
       continue
     num_files += 1
