@@ -21,7 +21,8 @@ def places(smoke_run, tmp_path):
   """Workdirs in several states, and files; all may be changed."""
   places = {
     name: tmp_path / name
-    for name in ('new', 'file', 'no_prior', 'damaged', 'empty', 'image', 'text')
+    for name in ('new', 'file', 'no_prior', 'damaged', 'empty')
+    + ('image', 'white', 'text')
   }
   places['run'] = smoke_run
   places['data'] = smoke_run / 'data'
@@ -31,6 +32,7 @@ def places(smoke_run, tmp_path):
   (places['damaged'] / 'vqvae').mkdir(parents=True)
   (places['damaged'] / 'vqvae' / 'config.json').write_text('{"config')
   Image.new('RGB', (30, 20)).save(places['image'], format='PNG')
+  Image.new('RGB', (30, 20), 'white').save(places['white'], format='PNG')
   places['text'].write_text('no image')
   return places
 
@@ -180,8 +182,7 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ([*COMPLETE, '--mask={empty}'], 'no mask'),
     ([*COMPLETE, '--mask={text}'], 'unreadable'),
     ([*COMPLETE, '--mask={image}'], 'hides nothing'),  # It is black.
-    # Each code of this small run sees the whole image.
-    ([*COMPLETE, '--mask=left'], 'leaves no code'),
+    ([*COMPLETE, '--mask={white}'], 'leaves no code'),
     ([*SAMPLE, '--complete={text}', '--mask=left'], 'unreadable'),
     ([*SAMPLE, '--complete={new}', '--mask=left'], 'there is no file'),
     ([*SAMPLE, '--complete={empty}', '--mask=left'], 'there is no file'),
