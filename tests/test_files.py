@@ -51,6 +51,26 @@ def test_files_are_replaced_together(tmp_path, monkeypatch, failing):
   assert [path.read_bytes() for path in paths] == [b'new', b'new']
 
 
+_IN_ASCII = r"""
+import locale, sys
+from etils import epath
+from dermvq_jax import files
+from dermvq_jax.generation import tables
+assert locale.getpreferredencoding() != 'UTF-8'
+folder = epath.Path(sys.argv[1])
+files.write_text(folder / 'text', 'n\xe4vus')
+tables.write_csv(folder / 'table', [{'label': 'n\xe4vus'}])
+"""
+
+
+def test_files_are_utf8_in_any_locale(tmp_path):
+  locale = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
+  command = [sys.executable, '-c', _IN_ASCII, tmp_path]
+  subprocess.run(command, check=True, env=os.environ | locale)
+  assert (tmp_path / 'text').read_bytes() == 'nävus'.encode()
+  assert (tmp_path / 'table').read_bytes() == 'label\nnävus\n'.encode()
+
+
 def test_a_file_in_a_bucket_is_written_at_the_end(tmp_path, monkeypatch):
   monkeypatch.setattr(files, 'is_remote', lambda path: True)
   path = tmp_path / 'a.txt'
