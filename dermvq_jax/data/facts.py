@@ -74,3 +74,8 @@ def check(facts: Mapping[str, Any]):
     if name in facts and not is_right(facts[name]):
       value = errors.one_line(repr(facts[name]))[:_MAX_SHOWN]
       raise errors.UserError(f'its {name} is {value}, which cannot be')
+
+
+def num_images(facts: Mapping[str, Any]) -> int:
+  """The number of training images; their copies of codes do not count."""
+  return facts['num_train'] // facts.get('copies', 1)

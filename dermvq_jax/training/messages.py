@@ -7,6 +7,7 @@ import jax
 import ml_collections
 from etils import epath
 
+from dermvq_jax.data import facts as facts_lib
 from dermvq_jax.training import tasks
 
 # A warm-up that takes a larger share of the steps leaves too few to learn in.
@@ -25,10 +26,11 @@ def plan(
   """
   size = sum(leaf.size for leaf in jax.tree.leaves(params))
   steps, batch = config.num_train_steps, config.batch_size
-  epochs = steps * batch / facts['num_train']
+  num_images = facts_lib.num_images(facts)
+  epochs = steps * batch / num_images
   return (
     f'{config.task}: {size:,} parameters, {steps:,} steps of {batch} images '
-    f'({epochs:.3g} times the {facts["num_train"]:,} training images)'
+    f'({epochs:.3g} times the {num_images:,} training images)'
   )
 
 

@@ -13,6 +13,7 @@ import ml_collections
 from absl import flags
 
 from dermvq_jax.data import augment, pipeline
+from dermvq_jax.data import facts as facts_lib
 from dermvq_jax.runs import ranges
 from dermvq_jax.training import (
   metrics,
@@ -46,8 +47,7 @@ def resolve(
   """
   ranges.check_ranges(config)
   config = ml_collections.ConfigDict(config.to_dict())
-  num_images = facts['num_train'] // facts.get('copies', 1)
-  epoch = max(1, num_images // config.batch_size)
+  epoch = max(1, facts_lib.num_images(facts) // config.batch_size)
   if config.data_dir:  # later commands may run in another folder
     config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
   config.num_train_steps = config.num_train_steps or math.ceil(

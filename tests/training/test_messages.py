@@ -24,11 +24,11 @@ def test_plan():
     {'task': 'vqvae', 'num_train_steps': 2500, 'batch_size': 16}
   )
   params = {'a': np.zeros((100, 20)), 'b': np.zeros(5)}
-  said = messages.plan(config, {'num_train': 4000}, params)
-  assert said == (
-    'vqvae: 2,005 parameters, 2,500 steps of 16 images (10 times the 4,000 '
-    'training images)'
-  )
+  for facts in ({'num_train': 4000}, {'num_train': 32000, 'copies': 8}):
+    assert messages.plan(config, facts, params) == (
+      'vqvae: 2,005 parameters, 2,500 steps of 16 images (10 times the 4,000 '
+      'training images)'
+    )
 
 
 def test_evaluation():
