@@ -36,6 +36,7 @@ setuptools.setup(
     'dermvq_jax.generation',
     'dermvq_jax.models',
     'dermvq_jax.models.priors',
+    'dermvq_jax.outliers',
     'dermvq_jax.reporting',
     'dermvq_jax.runs',
     'dermvq_jax.training',

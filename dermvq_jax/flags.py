@@ -1,7 +1,7 @@
 """The flags of all commands, and their help."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dermvq_jax import __version__, flag_types
 
@@ -158,30 +158,24 @@ def _add_sampling(sub: argparse.ArgumentParser):
   )
 
 
-def _add_reconstructing(sub: argparse.ArgumentParser):
-  """Adds the flags of `dermvq reconstruct` besides the image files."""
+def _add_images(sub: argparse.ArgumentParser, use_of_label: str):
+  """Adds the flags for which images a command reads."""
+  sub.add_argument(
+    'images',
+    nargs='*',
+    type=flag_types.path,
+    metavar='IMAGE',
+    help='files or folders of images',
+  )
   sub.add_argument(
     '--split',
     choices=('train', 'val', 'test'),
     help='images of the dataset that the VQ-VAE was trained on',
   )
   sub.add_argument(
-    '--num_images',
-    type=int,
-    default=16,
-    metavar='N',
-    help='number of images of --split (default: 16)',
-  )
-  sub.add_argument(
-    '--through_prior',
-    action='store_true',
-    help="also replace each code by the prior's most likely one, given the "
-    "image's true codes before it, and decode",
-  )
-  sub.add_argument(
     '--label',
     metavar='CLASS',
-    help='class of IMAGE for --through_prior (default: unknown)',
+    help=f'class of IMAGE, {use_of_label} (default: unknown)',
   )
 
 
@@ -222,6 +216,129 @@ def _add_preparing(sub: argparse.ArgumentParser):
     help='where you put the downloaded files',
   )
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
+
+
+def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
+  """Adds the commands that use a trained run."""
+  sub = command(
+    'sample',
+    'Makes new images: a folder of PNG files for each class, a sheet and '
+    'metadata.csv; all are marked as synthetic.',
+    '--workdir=RUN --out=SAMPLES',
+    '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
+    '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
+    '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
+    '--workdir=RUN --out=SAMPLES --balance',
+    '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
+    '--workdir=RUN --out=SAMPLES --reject_memorised=0.6',
+  )
+  _add_workdir(sub)
+  _add_out(sub)
+  _add_sampling(sub)
+  _add_data_dir(sub)
+
+  sub = command(
+    'reconstruct',
+    'Reconstructs images with the VQ-VAE and reports the error.',
+    '--workdir=RUN --out=OUT lesion.jpg folder_of_images/',
+    '--workdir=RUN --out=OUT --split=val --num_images=16 --through_prior',
+  )
+  _add_images(sub, 'for --through_prior')
+  _add_workdir(sub)
+  _add_out(sub)
+  sub.add_argument(
+    '--num_images',
+    type=int,
+    default=16,
+    metavar='N',
+    help='number of images of --split (default: 16)',
+  )
+  sub.add_argument(
+    '--through_prior',
+    action='store_true',
+    help="also replace each code by the prior's most likely one, given the "
+    "image's true codes before it, and decode",
+  )
+  _add_data_dir(sub)
+
+  sub = command(
+    'score',
+    'Finds images that are unlike the ones that a run was trained on, says why '
+    'and shows where: scores.csv, the strangest first, a page and maps. The '
+    'first call measures the images of the run, which takes minutes.',
+    '--workdir=RUN --out=OUT lesion.jpg folder_of_images/',
+    '--workdir=RUN --out=OUT --label=mel melanomas/',
+    '--workdir=RUN --out=OUT --split=test --alpha=0.01',
+  )
+  _add_images(sub, 'to test if it fits')
+  _add_workdir(sub)
+  _add_out(sub)
+  sub.add_argument(
+    '--alpha',
+    type=float,
+    default=0.05,
+    metavar='A',
+    help='flag images with a p-value of at most A; of images like the held-out '
+    'ones, at most a share A is flagged (default: 0.05)',
+  )
+  sub.add_argument(
+    '--num_maps',
+    type=int,
+    default=32,
+    metavar='N',
+    help='show the N strangest images on the page and as maps (default: 32)',
+  )
+  _add_data_dir(sub)
+
+  sub = command(
+    'evaluate',
+    'Measures the prior (bits per code), reconstructions, and samples: how '
+    'close they come to real images, and whether they are copies of them.',
+    '--workdir=RUN',
+    '--workdir=RUN --split=test --num_samples=200',
+    '--workdir=RUN --guidance_scale=2',
+    '--workdir=RUN --inception=inception.npz',
+    '--workdir=RUN --num_samples=0',
+  )
+  _add_workdir(sub)
+  _add_evaluation(sub)
+  _add_data_dir(sub)
+
+  sub = command(
+    'report',
+    'Writes a page with curves, reconstructions, codes and samples to '
+    'WORKDIR/report.',
+    '--workdir=RUN',
+  )
+  _add_workdir(sub)
+  _add_seed(sub)
+  _add_data_dir(sub)
+  sub = command(
+    'check',
+    "Verifies a run's files; exits with 1 if any is damaged.",
+    '--workdir=RUN',
+  )
+  _add_workdir(sub)
+  _add_data_dir(sub)
+
+  sub = command(
+    'demo',
+    'Runs everything on generated images, in minutes on a laptop.',
+    '--workdir=runs/demo',
+  )
+  sub.add_argument(
+    '--workdir',
+    type=flag_types.path,
+    default='runs/demo',
+    metavar='DIR',
+    help='local folder for everything (default: runs/demo)',
+  )
+  sub.add_argument(
+    '--size',
+    choices=('demo', 'smoke'),
+    default='demo',
+    help="'smoke' takes seconds and only shows that everything runs",
+  )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -300,90 +417,7 @@ def _parser() -> argparse.ArgumentParser:
     'flips and quarter turns (default: 1)',
   )
 
-  sub = command(
-    'sample',
-    'Makes new images: a folder of PNG files for each class, a sheet and '
-    'metadata.csv; all are marked as synthetic.',
-    '--workdir=RUN --out=SAMPLES',
-    '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
-    '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
-    '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
-    '--workdir=RUN --out=SAMPLES --balance',
-    '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
-    '--workdir=RUN --out=SAMPLES --reject_memorised=0.6',
-  )
-  _add_workdir(sub)
-  _add_out(sub)
-  _add_sampling(sub)
-  _add_data_dir(sub)
-
-  sub = command(
-    'reconstruct',
-    'Reconstructs images with the VQ-VAE and reports the error.',
-    '--workdir=RUN --out=OUT lesion.jpg folder_of_images/',
-    '--workdir=RUN --out=OUT --split=val --num_images=16 --through_prior',
-  )
-  sub.add_argument(
-    'images',
-    nargs='*',
-    type=flag_types.path,
-    metavar='IMAGE',
-    help='files or folders of images',
-  )
-  _add_workdir(sub)
-  _add_out(sub)
-  _add_reconstructing(sub)
-  _add_data_dir(sub)
-
-  sub = command(
-    'evaluate',
-    'Measures the prior (bits per code), reconstructions, and samples: how '
-    'close they come to real images, and whether they are copies of them.',
-    '--workdir=RUN',
-    '--workdir=RUN --split=test --num_samples=200',
-    '--workdir=RUN --guidance_scale=2',
-    '--workdir=RUN --inception=inception.npz',
-    '--workdir=RUN --num_samples=0',
-  )
-  _add_workdir(sub)
-  _add_evaluation(sub)
-  _add_data_dir(sub)
-
-  sub = command(
-    'report',
-    'Writes a page with curves, reconstructions, codes and samples to '
-    'WORKDIR/report.',
-    '--workdir=RUN',
-  )
-  _add_workdir(sub)
-  _add_seed(sub)
-  _add_data_dir(sub)
-  sub = command(
-    'check',
-    "Verifies a run's files; exits with 1 if any is damaged.",
-    '--workdir=RUN',
-  )
-  _add_workdir(sub)
-  _add_data_dir(sub)
-
-  sub = command(
-    'demo',
-    'Runs everything on generated images, in minutes on a laptop.',
-    '--workdir=runs/demo',
-  )
-  sub.add_argument(
-    '--workdir',
-    type=flag_types.path,
-    default='runs/demo',
-    metavar='DIR',
-    help='local folder for everything (default: runs/demo)',
-  )
-  sub.add_argument(
-    '--size',
-    choices=('demo', 'smoke'),
-    default='demo',
-    help="'smoke' takes seconds and only shows that everything runs",
-  )
+  _add_commands_of_use(command)
   return parser
 
 

@@ -104,6 +104,20 @@ def _reconstruct(args: argparse.Namespace):
   )
 
 
+def _score(args: argparse.Namespace):
+  from dermvq_jax.reporting import score_page
+
+  score_page.score(
+    _run_of(args),
+    args.out,
+    paths=args.images,
+    split=args.split,
+    label=args.label,
+    alpha=args.alpha,
+    num_maps=args.num_maps,
+  )
+
+
 def _evaluate(args: argparse.Namespace):
   from dermvq_jax.evaluation import evaluate, feature_spaces
 
@@ -147,6 +161,7 @@ _COMMANDS = {
   'encode': _encode,
   'sample': _sample,
   'reconstruct': _reconstruct,
+  'score': _score,
   'evaluate': _evaluate,
   'report': _report,
   'check': _check,

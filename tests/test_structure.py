@@ -22,6 +22,7 @@ _ORDER = [
   {'models', 'data'},
   {'runs'},
   {'training'},
+  {'outliers'},
   {'inference'},
   {'evaluation'},
   {'generation'},

@@ -9,7 +9,7 @@ from etils import epath
 
 from dermvq_jax import errors, files, inference
 from dermvq_jax.data import images
-from dermvq_jax.generation import tables
+from dermvq_jax.generation import inputs, tables
 from dermvq_jax.runs import run as run_lib
 
 _SHEET_COLUMNS = 16
@@ -38,23 +38,23 @@ def _read_files(paths: Sequence[epath.PathLike], size: int) -> _Inputs:
   Raises:
     UserError: a given file is missing or unreadable, or a folder has no image.
   """
-  inputs = _Inputs()
-  for path in map(epath.Path, paths):
-    is_folder = path.is_dir()
-    if not is_folder and not path.exists():
-      raise errors.UserError(f'there is no file {path}')
-    for file in images.list_images(path) if is_folder else [path]:
-      try:
-        images.check_name(file)
-        inputs.pixels.append(images.read_square(file, size))
-        inputs.names.append(file.name)
-      except errors.UserError as e:
-        if not is_folder:
-          raise
-        inputs.skipped.append(str(e))
-  if not inputs.names:
-    raise errors.UserError(f'there is no readable image: {inputs.skipped[0]}')
-  return inputs
+  found = _Inputs()
+  for file, is_given in inputs.find(paths, _refuse):
+    try:
+      images.check_name(file)
+      found.pixels.append(images.read_square(file, size))
+      found.names.append(file.name)
+    except errors.UserError as e:
+      if is_given:
+        raise
+      found.skipped.append(str(e))
+  if not found.names:
+    raise errors.UserError(f'there is no readable image: {found.skipped[0]}')
+  return found
+
+
+def _refuse(error: errors.UserError):
+  raise error
 
 
 def _read_inputs(
@@ -114,9 +114,9 @@ def reconstruct(
     )
   model = inference.Model(run)
   train_variance = run.vqvae.facts['train_variance']
-  inputs = _read_inputs(model, paths, split, num_images)
-  names, originals = inputs.names, np.stack(inputs.pixels)
-  labels = inputs.labels
+  found = _read_inputs(model, paths, split, num_images)
+  names, originals = found.names, np.stack(found.pixels)
+  labels = found.labels
   if labels is None:
     null_label = len(model.class_names)
     labels = np.repeat(
@@ -164,7 +164,7 @@ def reconstruct(
       images.sheet([row[:_SHEET_COLUMNS] for row in sheet]),
     )
   logging.info('Wrote %s', out)
-  for reason in inputs.skipped:
+  for reason in found.skipped:
     logging.warning('Left out: %s', errors.printable(reason))
 
 

@@ -312,12 +312,15 @@ class Codec:
   Attributes:
     model: the VQ-VAE.
     encode: uint8 images `[B, H, W, 3]` to codes int32 `[B, h, w*L]`.
+    distances: uint8 images to the mean squared difference between each latent
+      and its quantized latent, float32 `[B, h, w]`.
     embed: codes to the decoder's input, `[B, h, w, D]`.
     decode: codes to uint8 images.
   """
 
   model: vqvae_lib.VQVAE
   encode: Callable[[np.ndarray], jax.Array]
+  distances: Callable[[np.ndarray], jax.Array]
   embed: Callable[[np.ndarray], jax.Array]
   decode: Callable[[np.ndarray], jax.Array]
 
@@ -337,6 +340,13 @@ def codec(config: Config, weights: PyTree) -> Codec:
     return model.apply(variables, to_unit(images), method='encode')
 
   @jax.jit
+  def distances(variables, images):
+    latents = model.apply(variables, to_unit(images), method='latents')
+    codes = model.apply(variables, to_unit(images), method='encode')
+    quantized = model.apply(variables, codes, method='embed')
+    return jnp.square(latents - quantized).mean(-1)
+
+  @jax.jit
   def embed(variables, codes):
     return model.apply(variables, codes, method='embed')
 
@@ -344,8 +354,8 @@ def codec(config: Config, weights: PyTree) -> Codec:
   def decode(variables, codes):
     return to_uint8(model.apply(variables, codes, method='decode'))
 
-  functions = (functools.partial(f, on_device) for f in (encode, embed, decode))
-  return Codec(model, *functions)
+  functions = (encode, distances, embed, decode)
+  return Codec(model, *(functools.partial(f, on_device) for f in functions))
 
 
 def vqvae_part(
@@ -396,7 +406,7 @@ def likelihood(
   def apply(variables, codes, conditions):
     logits = model.apply(variables, codes, conditions, train=False)
     nll = losses.nll(logits, codes, loss)  # [B, h, w]
-    return nearest.argmax(logits), -nll.sum((1, 2))
+    return nearest.argmax(logits), -nll
 
   return apply
 

@@ -1,0 +1,127 @@
+"""`dermvq score`: a folder with a page about images unlike the others."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from dermvq_jax import files, inference
+from dermvq_jax.data import images
+from dermvq_jax.evaluation import result_tables
+from dermvq_jax.generation import scores
+from dermvq_jax.reporting import figures, page
+from dermvq_jax.runs import run as run_lib
+
+_ABOUT = (
+  'The p-value of an image says how often the validation images of the run are '
+  'at least as strange. Of images of new lesions that were taken in the same '
+  'way as the validation images, at most a share alpha is flagged at level '
+  'alpha. It does not hold for images of another source: there, many may be '
+  'flagged because the source differs.',
+  'A flag means that the image is unlike the images that the run was trained '
+  'on. It does not mean that the image is bad, or that the lesion is ill. An '
+  'image without a flag can still be wrong.',
+)
+_LABELS = (
+  'label p: the same for the label. Of held-out images of that class, the '
+  'share whose label fits their codes as badly. A small value is a reason to '
+  'look at the label, no proof that it is wrong.'
+)
+
+
+def score(
+  run: run_lib.Run, out: epath.PathLike, **kwargs: Any
+) -> scores.Scored:
+  """Scores images and writes `scores.csv`, `maps/` and `index.html`.
+
+  Args:
+    run: a run with trained VQ-VAE and prior.
+    out: the new folder.
+    **kwargs: what to score; see `scores.score`.
+
+  Raises:
+    UserError: the run is not trained, no image is readable, `out` exists, or
+      an argument is wrong.
+  """
+  model = inference.Model(run)
+  with files.new_folder(out) as folder:
+    scored = scores.score(model, **kwargs)
+    scores.write(folder, scored)
+    files.write_text(
+      folder / 'index.html',
+      page.render(
+        'Which images are unlike the others',
+        f'{len(scored.rows):,} images, {scored.num_flagged:,} flagged at '
+        f'alpha {scored.alpha:g}; run {run.workdir}',
+        _sections(scored),
+      ),
+    )
+  scores.log(scored)
+  logging.info('Wrote %s', out)
+  return scored
+
+
+def _sections(scored: scores.Scored) -> list[page.Section]:
+  sections = [
+    page.Section(
+      'list',
+      'The strangest images',
+      text=_ABOUT,
+      tables=[_table([strange.row for strange in scored.strangest])],
+    ),
+    page.Section(
+      'where',
+      'Where they are strange',
+      text=[
+        'Orange: pixels that are reconstructed badly, whose codes are '
+        'surprising or far from the codebook, or whose colour differs from the '
+        'rest; full from 3 standard deviations of held-out pixels on.'
+      ],
+      figures=[_figure(i, s) for i, s in enumerate(scored.strangest)],
+    ),
+  ]
+  if scored.problems:
+    sections.append(
+      page.Section(
+        'left_out',
+        'Left out',
+        listings=[
+          page.Listing(
+            f'{len(scored.problems):,} files or folders',
+            '\n'.join(scored.problems),
+            open=True,
+          )
+        ],
+      )
+    )
+  return sections
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> result_tables.Table:
+  columns = {'image': 'image', 'p_value': 'p', 'reasons': 'reasons'}
+  has_labels = bool(rows) and 'label' in rows[0]
+  if has_labels:
+    columns |= {'label': 'label', 'label_p_value': 'label p'}
+  return result_tables.Table(
+    tuple(columns.values()),
+    [[row[name] for name in columns] for row in rows],
+    f'The first {len(rows):,} of scores.csv',
+    _LABELS if has_labels else '',
+    words=True,
+  )
+
+
+def _figure(number: int, strange: scores.Strange) -> page.Figure:
+  row = strange.row
+  pictures = (strange.image, strange.reconstruction, strange.overlay)
+  return page.Figure(
+    f'strange_{number}',
+    f'{row["image"]}: {row["reasons"] or "nothing strange"}',
+    png=figures.labelled_sheet(
+      images.sheet([np.stack(pictures)]),
+      [f'p = {row["p_value"]}'],
+      ('image', 'reconstruction', 'where'),
+    ),
+  )
