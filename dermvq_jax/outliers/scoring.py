@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dermvq_jax import errors
 from dermvq_jax.outliers import conformal, measure, reference
 
-# What it means if a statistic is too low, and if it is too high.
-_REASONS = {
+# Name of a statistic -> what it means if it is too low, and too high.
+REASONS = {
   'brightness': ('too dark', 'too bright'),
   'brightest': ('no bright spot', 'a very bright spot'),
   'contrast': ('too little contrast', 'too much contrast'),
@@ -128,6 +129,11 @@ def _score_labels(
 ) -> dict[str, np.ndarray]:
   """The fields of `Scores` about labels."""
   labels = np.asarray(labels)
+  if (labels == len(model.class_names)).any():
+    raise errors.UserError(
+      f'the label {len(model.class_names)} stands for any class, which every '
+      'image fits; give a class, or no label'
+    )
   log_probs = measure.label_log_probs(
     model, codes, labels, calibration.class_prior
   )
@@ -161,7 +167,7 @@ def _reasons(
   for i, row in enumerate(strangeness):
     ordered = sorted(zip(calibration.names, row), key=lambda pair: -pair[1])
     rare = [name for name, _ in ordered if p_of[name][i] <= _RARE]
-    words = [_REASONS[n][int(high_of[n][i])] for n in rare[:_MAX_REASONS]]
+    words = [REASONS[n][int(high_of[n][i])] for n in rare[:_MAX_REASONS]]
     if not words and p_values[i] <= _RARE:
       words = [_UNUSUAL_TOGETHER]
     if of_labels and of_labels['label_p_values'][i] <= _RARE:

@@ -1,0 +1,204 @@
+r"""Measures how well `dermvq score` finds outliers.
+
+```
+pip install -c constraints.txt -e '.[outliers]'
+python -m experiments.outliers --run=RUN --data_dir=DATA --out=STUDY
+```
+
+RUN needs a VQ-VAE, a prior and a classifier. The inliers are the held-out
+lesions of test (or of val, with --split=val, to choose a combination). The
+outliers are made from them in graded strengths (`made.py`), or are photographs
+that come with scikit-image and scikit-learn. Printed are:
+
+- the false alarm rates of `dermvq score` on the inliers;
+- for each kind of outlier the AUROC and the detection rate at 5% false alarms,
+  of the combinations and of the baselines (`methods.py`);
+- how well the maps find what is wrong: the share of the worst tenth of the
+  pixels that is wrong (or of the wrong pixels that are in the worst tenth, if
+  these are fewer), and the share of the images where it is half or more.
+
+What was measured is kept in STUDY; the same command goes on from there.
+"""
+
+import argparse
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from dermvq_jax import files, inference
+from dermvq_jax.evaluation import feature_spaces
+from dermvq_jax.outliers import measure
+from dermvq_jax.runs import run as run_lib
+from experiments import common
+from experiments.outliers import made, methods
+
+_ALPHAS = (0.01, 0.05, 0.1)
+_WORST = 0.1  # share of the pixels that a map points to
+_NUM_TRAIN = 600  # training images that combinations are fitted on
+_FOUND = 0.5  # overlap from which on a place counts as found
+
+
+class _Study:
+  """The run that is studied, and the folder that keeps what was measured."""
+
+  def __init__(self, run: run_lib.Run, folder: epath.Path):
+    self._run, self._folder = run, folder
+    self.model = inference.Model(run)
+    self.calibration = self.model.calibration
+    self._classifier = feature_spaces.Classifier(run)
+    codes = run.codes.split('train')
+    counts = np.full(self.model.codebook_size, 0.5)
+    for i in range(len(codes)):
+      counts += np.bincount(codes[i]['codes'].ravel(), minlength=len(counts))
+    self._simple_bits = -np.log2(counts / counts.sum())
+
+  def split(self, name: str, number: int | None = None) -> np.ndarray:
+    """The images of a split, or `number` random ones, uint8 `[N, H, W, 3]`."""
+    source = self._run.images.split(name)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    order = rng.permutation(len(source))[:number]
+    return np.stack([source[int(i)]['image'] for i in order])
+
+  def arrays(
+    self, name: str, images: np.ndarray, wrong: np.ndarray | None = None
+  ) -> dict[str, np.ndarray]:
+    """Measures images, unless that was done before."""
+    path = self._folder / f'{name}.npz'
+    if not path.exists():
+      logging.info('%s: %d images', name, len(images))
+      self._folder.mkdir(parents=True, exist_ok=True)
+      with files.replacing(path) as file:
+        np.savez_compressed(file, **self._measure(images, wrong))
+    return files.read_arrays(path)
+
+  def _measure(
+    self, images: np.ndarray, wrong: np.ndarray | None
+  ) -> dict[str, np.ndarray]:
+    found = measure.measure(self.model, images, self.calibration.class_prior)
+    arrays = {
+      'values': self.calibration.table(found.values),
+      'simple_bits': self._simple_bits[found.codes].mean((1, 2)),
+      'features': self._classifier(images),
+    }
+    if wrong is not None:
+      arrays['overlap'] = overlap(self.calibration.map(found.parts), wrong)
+    return arrays
+
+
+def overlap(maps: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+  """How well the worst tenth of a map `[N, H, W]` fits what is wrong, `[N]`."""
+  flat, wrong = maps.reshape(len(maps), -1), wrong.reshape(len(maps), -1)
+  number = round(_WORST * flat.shape[1])
+  worst = np.zeros(flat.shape, bool)
+  order = np.argsort(-flat, axis=1)[:, :number]
+  np.put_along_axis(worst, order, True, axis=1)
+  possible = np.minimum(wrong.sum(1), number)
+  return (worst & wrong).sum(1) / np.maximum(possible, 1)
+
+
+def _table(arrays: Mapping[str, np.ndarray]) -> methods.Table:
+  names = ('values', 'simple_bits', 'features')
+  return methods.Table(*(arrays[name] for name in names))
+
+
+def _kinds() -> list[tuple[str, int | None]]:
+  """Kinds and strengths, those of one strength with None."""
+  graded = [(f.__name__, s) for f in made.GRADED for s in range(3)]
+  return graded + [(f.__name__, None) for f in made.SINGLE]
+
+
+def _title(kind: str, strength: int | None) -> str:
+  level = '' if strength is None else f', {made.STRENGTHS[strength]}'
+  return kind.replace('_', ' ') + level
+
+
+def _results(
+  found: Mapping[str, Mapping[str, tuple[float, float]]],
+  names: Sequence[str],
+  which: int,
+) -> str:
+  """A table of the AUROCs (0) or the detection rates (1), with the means."""
+  rows = [[k, *(f'{r[n][which]:.3f}' for n in names)] for k, r in found.items()]
+  means = [np.mean([r[n][which] for r in found.values()]) for n in names]
+  rows.append(['mean', *(f'{mean:.3f}' for mean in means)])
+  return common.table(['outliers', *names], rows)
+
+
+def study(
+  run: run_lib.Run, folder: epath.Path, split: str, number: int, seed: int
+) -> str:
+  """Measures everything and returns the tables.
+
+  Args:
+    run: a run with trained VQ-VAE, prior and classifier.
+    folder: keeps what was measured.
+    split: the split of the inliers, 'val' or 'test'.
+    number: images of each kind of outlier.
+    seed: the seed of the outliers.
+  """
+  s = _Study(run, folder)
+  train = _table(s.arrays('train', s.split('train', _NUM_TRAIN)))
+  val = _table(s.arrays('val', s.split('val')))
+  images = s.split(split)
+  inliers = _table(s.arrays(split, images))
+  outliers, overlaps = {}, {}
+  for kind, strength in _kinds():
+    new, wrong = made.make(kind, strength or 0, images[:number], seed)
+    name = f'{split}_{kind}_{strength or 0}'
+    arrays = s.arrays(name, new, wrong)
+    outliers[_title(kind, strength)] = _table(arrays)
+    if 'overlap' in arrays:
+      overlaps[_title(kind, strength)] = arrays['overlap']
+  p_values = s.calibration.p_values(inliers.values)
+  combinations, baselines = methods.make(s.calibration.names, train, val)
+  found = methods.judge(combinations | baselines, inliers, outliers)
+  parts = [
+    common.table(
+      ['alpha', f'flagged of {len(images)}', 'share'],
+      [
+        [f'{a:g}', int((p_values <= a).sum()), f'{(p_values <= a).mean():.3f}']
+        for a in _ALPHAS
+      ],
+    )
+  ]
+  for which, title in enumerate(('AUROC', 'Found at 5% false alarms')):
+    for names in (combinations, baselines):
+      parts += [f'{title}:', _results(found, list(names), which)]
+  rows = [
+    [title, f'{o.mean():.2f}', f'{(o >= _FOUND).mean():.2f}']
+    for title, o in overlaps.items()
+  ]
+  parts += ['Maps:', common.table(['outliers', 'overlap', 'found'], rows)]
+  return '\n\n'.join(parts)
+
+
+def main(argv: list[str] | None = None):
+  """Runs the study and prints the tables."""
+  parser = common.parser(__doc__, 'python -m experiments.outliers')
+  _add_flags(parser)
+  args = parser.parse_args(argv)
+  common.setup()
+  with common.usage_errors(parser):
+    run = run_lib.Run(args.run, args.data_dir)
+    print(study(run, args.out, args.split, args.num_images, args.seed))
+
+
+def _add_flags(parser: argparse.ArgumentParser):
+  parser.add_argument('--run', required=True, help='workdir of the run')
+  parser.add_argument('--data_dir', default='', help="the run's datasets")
+  parser.add_argument('--out', type=epath.Path, required=True)
+  parser.add_argument('--split', choices=('val', 'test'), default='test')
+  parser.add_argument(
+    '--num_images',
+    type=int,
+    default=100,
+    help='images of each kind of outlier (default: 100)',
+  )
+  parser.add_argument('--seed', type=int, default=0)
+
+
+if __name__ == '__main__':
+  main()
