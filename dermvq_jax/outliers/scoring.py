@@ -37,6 +37,8 @@ REASONS = {
     'a part is far from the codebook',
   ),
 }
+# The same for the distance of all statistics, of a set of images.
+DISTANCE_REASON = ('too ordinary', 'too unusual')
 _UNUSUAL_TOGETHER = 'an unusual combination of ordinary values'
 _UNLIKE_LABEL = 'unlike its label'
 _MAX_REASONS = 3

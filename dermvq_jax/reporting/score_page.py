@@ -68,7 +68,7 @@ def _sections(scored: scores.Scored) -> list[page.Section]:
     page.Section(
       'list',
       'The strangest images',
-      text=_ABOUT,
+      text=[*_ABOUT, scored.drift],
       tables=[_table([strange.row for strange in scored.strangest])],
     ),
     page.Section(

@@ -35,7 +35,7 @@ Method = Callable[[Table], np.ndarray]
 
 
 def _forest(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-  made = ensemble.IsolationForest(n_estimators=300, random_state=_SEED)
+  made = ensemble.IsolationForest(n_estimators=100, random_state=_SEED)
   fitted = made.fit(train)
   return lambda x: -fitted.score_samples(x)
 
