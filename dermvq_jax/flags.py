@@ -216,6 +216,12 @@ def _add_preparing(sub: argparse.ArgumentParser):
     help='where you put the downloaded files',
   )
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
+  sub.add_argument(
+    '--leave_out',
+    type=flag_types.path,
+    metavar='CSV',
+    help='leave out the images that this scores.csv of dermvq score flags',
+  )
 
 
 def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
@@ -280,13 +286,6 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
     metavar='A',
     help='flag images with a p-value of at most A; of images like the held-out '
     'ones, at most a share A is flagged (default: 0.05)',
-  )
-  sub.add_argument(
-    '--num_maps',
-    type=int,
-    default=32,
-    metavar='N',
-    help='show the N strangest images on the page and as maps (default: 32)',
   )
   _add_data_dir(sub)
 

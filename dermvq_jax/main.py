@@ -52,7 +52,11 @@ def _prepare(args: argparse.Namespace):
   from dermvq_jax.data import prepare
 
   prepared = prepare.run(
-    args.dataset, args.data_dir, args.manual_dir, overwrite=args.overwrite
+    args.dataset,
+    args.data_dir,
+    args.manual_dir,
+    overwrite=args.overwrite,
+    leave_out=args.leave_out,
   )
   for split, info in prepared.info.splits.items():
     print(f'{split}: {info.num_examples} images')
@@ -114,7 +118,6 @@ def _score(args: argparse.Namespace):
     split=args.split,
     label=args.label,
     alpha=args.alpha,
-    num_maps=args.num_maps,
   )
 
 

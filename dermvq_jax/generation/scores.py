@@ -188,13 +188,11 @@ def score(
     num_maps: number of images in `Scored.strangest`.
 
   Raises:
-    UserError: neither or both of paths and split, alpha or the number is out of
-      its range, an unknown class, or no image is readable.
+    UserError: neither or both of paths and split, alpha is out of its range, an
+      unknown class, or no image is readable.
   """
   if not 0 < alpha < 1:
     raise errors.UserError(f'--alpha is {alpha}; give a number between 0 and 1')
-  if num_maps < 0:
-    raise errors.UserError(f'--num_maps is {num_maps}; give 0 or more')
   problems = []
   items = _items(model, paths, split, label, problems)
   ranked, values, groups = [], [], []

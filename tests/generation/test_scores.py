@@ -123,7 +123,6 @@ def test_overlay(model, tmp_path):
     ({'split': 'val', 'paths': ['a']}, 'either image files or --split'),
     ({'split': 'val', 'label': 'mel'}, 'leave out --label'),
     ({'split': 'val', 'alpha': 1.5}, '--alpha is 1.5'),
-    ({'split': 'val', 'num_maps': -1}, '--num_maps is -1'),
     ({'paths': ['no_such_file.png']}, 'no readable image: there is no file'),
     ({'paths': ['a.png'], 'label': 'x'}, 'no class'),
   ],

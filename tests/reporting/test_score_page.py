@@ -12,15 +12,15 @@ def test_folder(calibrated_run, tmp_path, capsys):
   save_image(folder / 'c.png', 20, 16)
   (folder / 'damaged.png').write_bytes(b'')
   argv = ['score', f'--workdir={calibrated_run}', f'--out={out}', str(folder)]
-  assert main.main([*argv, '--label=nv', '--num_maps=1']) == 0
-  assert len(files_in(out / 'maps')) == 1
+  assert main.main([*argv, '--label=nv']) == 0
+  assert len(files_in(out / 'maps')) == 2
   assert {p.name for p in out.iterdir()} == {'scores.csv', 'maps', 'index.html'}
   rows = read_csv(out / 'scores.csv')
   page = (out / 'index.html').read_text()
   assert rows[0]['reasons'] in page and rows[0]['p_value'] in page
   assert 'a<b>' not in page  # It is escaped.
   assert 'damaged.png is unreadable' in page
-  assert page.count('<figure') == 1
+  assert page.count('<figure') == 2
   err = capsys.readouterr().err
   assert 'of 2 images are flagged' in err
   assert 'Left out: ' in err
