@@ -242,8 +242,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     if not self.left_out:
       raise errors.UserError(
         f'none of the {len(self.leave_out)} images to leave out is in '
-        f'{self.name}, for example {errors.printable(self.leave_out[0])}; give a table of its '
-        'own images'
+        f'{self.name}, for example {errors.printable(self.leave_out[0])}; give '
+        'a table of its own images'
       )
     self.info.metadata['num_left_out'] = len(self.left_out)
     kept = [i for i, drop in enumerate(dropped) if not drop]
