@@ -32,14 +32,21 @@ class Strange:
     row: its row of the table.
     image: uint8 `[H, W, 3]`.
     reconstruction: uint8 `[H, W, 3]`.
-    overlay: the image in grey, with what is strange in orange, uint8
-      `[H, W, 3]`.
+    strangeness: `Scores.maps` of it, float32 `[H, W]`.
   """
 
   row: dict[str, Any]
   image: np.ndarray
   reconstruction: np.ndarray
-  overlay: np.ndarray
+  strangeness: np.ndarray
+
+  @property
+  def overlay(self) -> np.ndarray:
+    """The image in grey, with what is strange in orange, uint8 `[H, W, 3]`."""
+    grey = 255 * statistics_lib.grey(self.image)[..., None]
+    opacity = np.clip((self.strangeness - _FAINT) / (_FULL - _FAINT), 0, 1)
+    opacity = _OPACITY * opacity[..., None]
+    return np.uint8(np.rint((1 - opacity) * grey + opacity * _COLOUR))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +134,6 @@ def _items(
 
     found.append(_Item(str(file), read, number, str(file)))
   return found
-
-
-def _overlay(image: np.ndarray, strangeness: np.ndarray) -> np.ndarray:
-  """Shows a map `[H, W]` over an image, uint8 `[H, W, 3]`."""
-  grey = 255 * statistics_lib.grey(image)[..., None]
-  opacity = np.clip((strangeness - _FAINT) / (_FULL - _FAINT), 0, 1)
-  opacity = _OPACITY * opacity[..., None]
-  return np.uint8(np.rint((1 - opacity) * grey + opacity * _COLOUR))
 
 
 def _row(
@@ -246,8 +245,7 @@ def _rank(
   results = []
   for i, (item, image) in enumerate(readable):
     row = _row(item, scores, i, alpha, class_names)
-    overlay = _overlay(image, scores.maps[i])
-    strange = Strange(row, image, scores.reconstructions[i], overlay)
+    strange = Strange(row, image, scores.reconstructions[i], scores.maps[i])
     rank = (scores.p_values[i], -scores.distances[i], item.name)
     results.append((rank, row, strange))
   return results

@@ -11,6 +11,7 @@ from dermvq_jax import files, inference
 from dermvq_jax.data import images
 from dermvq_jax.evaluation import result_tables
 from dermvq_jax.generation import scores
+from dermvq_jax.outliers import restoration
 from dermvq_jax.reporting import figures, page
 from dermvq_jax.runs import run as run_lib
 
@@ -55,7 +56,7 @@ def score(
         'Which images are unlike the others',
         f'{len(scored.rows):,} images, {scored.num_flagged:,} flagged at '
         f'alpha {scored.alpha:g}; run {run.workdir}',
-        _sections(scored),
+        _sections(scored, _restored(model, scored)),
       ),
     )
   scores.log(scored)
@@ -63,7 +64,21 @@ def score(
   return scored
 
 
-def _sections(scored: scores.Scored) -> list[page.Section]:
+def _restored(
+  model: inference.Model, scored: scores.Scored
+) -> np.ndarray | None:
+  """The strangest images without what is strange; None if none can be made."""
+  if not scored.strangest or not model.knows_null_label:
+    return None
+  pixels = np.stack([strange.image for strange in scored.strangest])
+  maps = np.stack([strange.strangeness for strange in scored.strangest])
+  return restoration.restore(model, pixels, maps).images
+
+
+def _sections(
+  scored: scores.Scored, restored: np.ndarray | None
+) -> list[page.Section]:
+  """The sections of the page; `restored` may be None."""
   sections = [
     page.Section(
       'list',
@@ -77,9 +92,14 @@ def _sections(scored: scores.Scored) -> list[page.Section]:
       text=[
         'Orange: pixels that are reconstructed badly, whose codes are '
         'surprising or far from the codebook, or whose colour differs from the '
-        'rest; full from 3 standard deviations of held-out pixels on.'
+        'rest; full from 3 standard deviations of held-out pixels on. Redrawn: '
+        'what is strange is drawn anew by the prior, given the codes before '
+        'it; it shows what the run would expect there.'
       ],
-      figures=[_figure(i, s) for i, s in enumerate(scored.strangest)],
+      figures=[
+        _figure(i, strange, None if restored is None else restored[i])
+        for i, strange in enumerate(scored.strangest)
+      ],
     ),
   ]
   if scored.problems:
@@ -113,15 +133,23 @@ def _table(rows: Sequence[dict[str, Any]]) -> result_tables.Table:
   )
 
 
-def _figure(number: int, strange: scores.Strange) -> page.Figure:
+def _figure(
+  number: int, strange: scores.Strange, redrawn: np.ndarray | None
+) -> page.Figure:
   row = strange.row
-  pictures = (strange.image, strange.reconstruction, strange.overlay)
+  pictures = {
+    'image': strange.image,
+    'reconstruction': strange.reconstruction,
+    'where': strange.overlay,
+  }
+  if redrawn is not None:
+    pictures['redrawn'] = redrawn
   return page.Figure(
     f'strange_{number}',
     f'{row["image"]}: {row["reasons"] or "nothing strange"}',
     png=figures.labelled_sheet(
-      images.sheet([np.stack(pictures)]),
+      images.sheet([np.stack(list(pictures.values()))]),
       [f'p = {row["p_value"]}'],
-      ('image', 'reconstruction', 'where'),
+      list(pictures),
     ),
   )

@@ -13,9 +13,11 @@ that come with scikit-image and scikit-learn. Printed are:
 - the false alarm rates of `dermvq score` on the inliers;
 - for each kind of outlier the AUROC and the detection rate at 5% false alarms,
   of the combinations and of the baselines (`methods.py`);
-- how well the maps find what is wrong: the share of the worst tenth of the
-  pixels that is wrong (or of the wrong pixels that are in the worst tenth, if
-  these are fewer), and the share of the images where it is half or more.
+- how well maps find what is wrong: that of `dermvq score`, the bits of the codes
+  alone, and the difference to an image whose strange codes are drawn anew. The
+  overlap is the share of the worst tenth of the pixels that is wrong, or, if
+  fewer pixels are wrong, the share of these that are in the worst tenth. A place
+  is found if it is half or more.
 
 What was measured is kept in STUDY; the same command goes on from there.
 """
@@ -30,7 +32,7 @@ from etils import epath
 
 from dermvq_jax import files, inference
 from dermvq_jax.evaluation import feature_spaces
-from dermvq_jax.outliers import measure
+from dermvq_jax.outliers import measure, restoration
 from dermvq_jax.runs import run as run_lib
 from experiments import common
 from experiments.outliers import made, methods
@@ -38,6 +40,11 @@ from experiments.outliers import made, methods
 _ALPHAS = (0.01, 0.05, 0.1)
 _WORST = 0.1  # share of the pixels that a map points to
 _NUM_TRAIN = 600  # training images that combinations are fitted on
+_OVERLAPS = {
+  'overlap': 'map',
+  'overlap_bits': 'bits alone',
+  'overlap_redrawn': 'redrawn',
+}
 _FOUND = 0.5  # overlap from which on a place counts as found
 
 
@@ -84,7 +91,11 @@ class _Study:
       'features': self._classifier(images),
     }
     if wrong is not None:
-      arrays['overlap'] = overlap(self.calibration.map(found.parts), wrong)
+      maps = self.calibration.map(found.parts)
+      restored = restoration.restore(self.model, images, maps)
+      arrays['overlap'] = overlap(maps, wrong)
+      arrays['overlap_redrawn'] = overlap(restored.differences, wrong)
+      arrays['overlap_bits'] = overlap(found.parts['bits'], wrong)
     return arrays
 
 
@@ -151,7 +162,7 @@ def study(
     arrays = s.arrays(name, new, wrong)
     outliers[_title(kind, strength)] = _table(arrays)
     if 'overlap' in arrays:
-      overlaps[_title(kind, strength)] = arrays['overlap']
+      overlaps[_title(kind, strength)] = [arrays[name] for name in _OVERLAPS]
   p_values = s.calibration.p_values(inliers.values)
   combinations, baselines = methods.make(s.calibration.names, train, val)
   found = methods.judge(combinations | baselines, inliers, outliers)
@@ -168,10 +179,13 @@ def study(
     for names in (combinations, baselines):
       parts += [f'{title}:', _results(found, list(names), which)]
   rows = [
-    [title, f'{o.mean():.2f}', f'{(o >= _FOUND).mean():.2f}']
-    for title, o in overlaps.items()
+    [title, *(f'{o.mean():.2f} / {(o >= _FOUND).mean():.2f}' for o in found)]
+    for title, found in overlaps.items()
   ]
-  parts += ['Maps:', common.table(['outliers', 'overlap', 'found'], rows)]
+  parts += [
+    'Maps, overlap / found:',
+    common.table(['outliers', *_OVERLAPS.values()], rows),
+  ]
   return '\n\n'.join(parts)
 
 
