@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from dermvq_jax import __version__, flag_types
+from dermvq_jax import __version__, flag_types, sampling_flags
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -52,10 +52,6 @@ def _add_data_dir(sub: argparse.ArgumentParser, required: bool = False):
   )
 
 
-def _add_seed(sub: argparse.ArgumentParser):
-  sub.add_argument('--seed', type=flag_types.seed, default=0, help='default: 0')
-
-
 def _add_evaluation(sub: argparse.ArgumentParser):
   """Adds the flags for what `dermvq evaluate` measures."""
   sub.add_argument(
@@ -79,83 +75,8 @@ def _add_evaluation(sub: argparse.ArgumentParser):
     'in this .npz file; the README says where to get them (default: in the '
     "features of the run's classifier)",
   )
-  _add_controls(sub)
-  _add_seed(sub)
-
-
-def _add_controls(sub: argparse.ArgumentParser):
-  """Adds the flags for how images are sampled."""
-  sub.add_argument(
-    '--temperature',
-    type=float,
-    default=1.0,
-    help='below 1: more typical, less varied (default: 1)',
-  )
-  sub.add_argument(
-    '--top_k',
-    type=int,
-    default=0,
-    metavar='K',
-    help='sample each code from the K most likely ones (default: 0, from all)',
-  )
-  sub.add_argument(
-    '--top_p',
-    type=float,
-    default=1.0,
-    metavar='P',
-    help='nucleus sampling: keep the smallest set of codes whose probabilities '
-    'sum to P (default: 1, off)',
-  )
-  sub.add_argument(
-    '--guidance_scale',
-    type=float,
-    default=1.0,
-    metavar='S',
-    help='classifier-free guidance; above 1 exaggerates what distinguishes the '
-    'class, 0 ignores the class (default: 1, off)',
-  )
-
-
-def _add_sampling(sub: argparse.ArgumentParser):
-  """Adds the flags for what `dermvq sample` makes, and how."""
-  _add_seed(sub)
-  number = sub.add_mutually_exclusive_group()
-  number.add_argument(
-    '--counts',
-    type=flag_types.counts,
-    default=flag_types.counts('8'),
-    metavar='N|CLASS=N,...',
-    help='number of images, of every class or of some (default: 8)',
-  )
-  number.add_argument(
-    '--balance',
-    action='store_true',
-    help='top up every class until it is as large as the largest class of the '
-    'training split',
-  )
-  _add_controls(sub)
-  sub.add_argument(
-    '--complete',
-    type=flag_types.path,
-    metavar='IMAGE',
-    help='complete this image instead; --mask hides a part of it',
-  )
-  sub.add_argument(
-    '--mask',
-    type=flag_types.path,
-    metavar='NAME|FILE',
-    help='left, right, top, bottom (halves), center, border, or an image file '
-    'that is white where it hides the image',
-  )
-  sub.add_argument(
-    '--reject_memorised',
-    type=float,
-    default=0.0,
-    metavar='T',
-    help='drop samples that look memorised: memorisation ratio, by pixels, '
-    'below T; try 0.6, or the threshold that dermvq evaluate reports (default: '
-    '0, off)',
-  )
+  sampling_flags.add_controls(sub)
+  sampling_flags.add_seed(sub)
 
 
 def _add_images(sub: argparse.ArgumentParser, use_of_label: str):
@@ -236,11 +157,11 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
     '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
     '--workdir=RUN --out=SAMPLES --balance',
     '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
-    '--workdir=RUN --out=SAMPLES --reject_memorised=0.6',
+    '--workdir=RUN --out=SAMPLES --reject_memorised=0.6 --reject_unlike=0.01',
   )
   _add_workdir(sub)
   _add_out(sub)
-  _add_sampling(sub)
+  sampling_flags.add_sampling(sub)
   _add_data_dir(sub)
 
   sub = command(
@@ -310,7 +231,7 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
     '--workdir=RUN',
   )
   _add_workdir(sub)
-  _add_seed(sub)
+  sampling_flags.add_seed(sub)
   _add_data_dir(sub)
   sub = command(
     'check',

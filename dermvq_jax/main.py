@@ -90,6 +90,7 @@ def _sample(args: argparse.Namespace):
     complete=args.complete,
     mask=args.mask,
     reject_memorised=args.reject_memorised,
+    reject_unlike=args.reject_unlike,
     **_controls_of(args),
   )
 

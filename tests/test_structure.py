@@ -28,6 +28,7 @@ _ORDER = [
   {'generation'},
   {'reporting'},
   {'config_files', 'flag_types'},
+  {'sampling_flags'},
   {'flags'},
   {'demo'},
   {'main'},

@@ -1,7 +1,8 @@
 """What a run's own images look like to it: what new images are ranked among.
 
 It is computed once from the training and validation images, and stored in the
-run, so that later calls need no data.
+run, so that later calls need no data. No weights learn from validation images;
+only the step whose weights are kept was chosen by their mean.
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ from dermvq_jax.runs import run as run_lib
 _VERSION = 1
 _NUM_FIT = 1000  # training images that say what is typical
 _SEED = 0
-_FILE = 'outliers.npz'
+# Whether the images are reconstructed first -> the name of the file.
+_FILES = {False: 'outliers.npz', True: 'outliers_reconstructed.npz'}
 _MIN_HELD_OUT = 10
 _AT_ONCE = 128
 _TINY = 1e-12
@@ -106,9 +108,9 @@ class Calibration:
     return np.mean(standard, axis=0, dtype=np.float32)
 
 
-def path(run: run_lib.Run) -> epath.Path:
-  """The file that holds a run's calibration."""
-  return run.report_dir / _FILE
+def path(run: run_lib.Run, reconstructed: bool = False) -> epath.Path:
+  """The file that holds a run's calibration; see `load`."""
+  return run.report_dir / _FILES[reconstructed]
 
 
 def _identity(run: run_lib.Run) -> str:
@@ -120,7 +122,9 @@ def _identity(run: run_lib.Run) -> str:
   )
 
 
-def load(run: run_lib.Run, model: measure.Model) -> Calibration:
+def load(
+  run: run_lib.Run, model: measure.Model, *, reconstructed: bool = False
+) -> Calibration:
   """Reads the calibration of a run; computes and stores it if there is none.
 
   It is computed again if the weights of the VQ-VAE or of the prior changed, or
@@ -129,23 +133,26 @@ def load(run: run_lib.Run, model: measure.Model) -> Calibration:
   Args:
     run: a run with trained VQ-VAE and prior.
     model: the run's model.
+    reconstructed: whether the images are encoded and decoded before they are
+      measured. Samples are like these at best: they lack the same detail.
 
   Raises:
     UserError: the run is not trained, its images are needed and not found, or
       there are too few of them.
   """
-  found = _read(path(run), _identity(run))
+  file = path(run, reconstructed)
+  found = _read(file, _identity(run))
   if found is None:
     logging.info(
       'Measuring up to %d training images and all validation images of the '
       'run, once.',
       _NUM_FIT,
     )
-    arrays = _compute(run, model)
+    arrays = _compute(run, model, reconstructed)
     run.report_dir.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path(run)) as file:
-      np.savez_compressed(file, identity=np.array(_identity(run)), **arrays)
-    logging.info('Wrote %s', path(run))
+    with files.replacing(file) as opened:
+      np.savez_compressed(opened, identity=np.array(_identity(run)), **arrays)
+    logging.info('Wrote %s', file)
     found = _from_arrays(arrays)
   return found
 
@@ -187,7 +194,9 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Calibration:
   )
 
 
-def _compute(run: run_lib.Run, model: measure.Model) -> dict[str, np.ndarray]:
+def _compute(
+  run: run_lib.Run, model: measure.Model, reconstructed: bool
+) -> dict[str, np.ndarray]:
   """The arrays of a calibration."""
   held_out, training = run.images.split('val'), run.images.split('train')
   if len(held_out) < _MIN_HELD_OUT:
@@ -201,9 +210,9 @@ def _compute(run: run_lib.Run, model: measure.Model) -> dict[str, np.ndarray]:
   class_prior = counts / counts.sum()
   rng = np.random.default_rng(_SEED)
   chosen = rng.permutation(len(training))[:_NUM_FIT]
-  fit = _Gathered(model, class_prior, with_labels=False)
+  fit = _Gathered(model, class_prior, reconstructed, with_labels=False)
   fit.add(training, chosen, 'training images')
-  found = _Gathered(model, class_prior, with_labels=True)
+  found = _Gathered(model, class_prior, reconstructed, with_labels=True)
   found.add(held_out, range(len(held_out)), 'validation images')
   names = sorted(found.values)
   return {
@@ -222,9 +231,15 @@ class _Gathered:
   """What is kept of many images: few of them are in memory at a time."""
 
   def __init__(
-    self, model: measure.Model, class_prior: np.ndarray, *, with_labels: bool
+    self,
+    model: measure.Model,
+    class_prior: np.ndarray,
+    reconstructed: bool,
+    *,
+    with_labels: bool,
   ):
     self._model, self._class_prior = model, class_prior
+    self._reconstructed = reconstructed
     self._with_labels = with_labels
     self.values: dict[str, list[np.ndarray]] = {}
     self.groups: list[str] = []
@@ -247,6 +262,8 @@ class _Gathered:
 
   def _add(self, records: Sequence[dict[str, Any]]):
     images = np.stack([record['image'] for record in records])
+    if self._reconstructed:
+      images = self._model.reconstruct(images)
     found = measure.measure(self._model, images, self._class_prior)
     for name, values in found.values.items():
       self.values.setdefault(name, []).append(values)

@@ -13,11 +13,11 @@ that come with scikit-image and scikit-learn. Printed are:
 - the false alarm rates of `dermvq score` on the inliers;
 - for each kind of outlier the AUROC and the detection rate at 5% false alarms,
   of the combinations and of the baselines (`methods.py`);
-- how well maps find what is wrong: that of `dermvq score`, the bits of the codes
-  alone, and the difference to an image whose strange codes are drawn anew. The
-  overlap is the share of the worst tenth of the pixels that is wrong, or, if
-  fewer pixels are wrong, the share of these that are in the worst tenth. A place
-  is found if it is half or more.
+- how well maps find what is wrong: that of `dermvq score`, the bits of the
+  codes alone, and the difference to an image whose strange codes are drawn
+  anew. The overlap is the share of the worst tenth of the pixels that is wrong,
+  or, if fewer pixels are wrong, the share of these that are in the worst tenth.
+  A place is found if it is half or more.
 
 What was measured is kept in STUDY; the same command goes on from there.
 """
