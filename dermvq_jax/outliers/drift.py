@@ -40,7 +40,9 @@ def test(
   held_out_groups: np.ndarray,
   new: np.ndarray,
   new_groups: np.ndarray,
+  *,
   seed: int = 0,
+  num_permutations: int = _NUM_PERMUTATIONS,
 ) -> Drift:
   """Compares the means of all statistics in one test.
 
@@ -55,6 +57,7 @@ def test(
     new: `[B, S]`.
     new_groups: the lesion of each new image, `[B]`.
     seed: the seed of the permutations.
+    num_permutations: their number; the least p-value is about its inverse.
 
   Returns:
     The result; the p-value is valid if held-out and new lesions are
@@ -70,9 +73,10 @@ def test(
   observed = np.abs(values[-number:].sum(0)).max()
   rng = np.random.default_rng(seed)
   as_large = 0
-  for _ in range(0, _NUM_PERMUTATIONS, _CHUNK):
-    order = rng.permuted(np.tile(np.arange(total), (_CHUNK, 1)), axis=1)
+  for start in range(0, num_permutations, _CHUNK):
+    rows = min(_CHUNK, num_permutations - start)
+    order = rng.permuted(np.tile(np.arange(total), (rows, 1)), axis=1)
     sums = values[order[:, :number]].sum(1)  # [chunk, S]
     as_large += int((np.abs(sums).max(1) >= observed - 1e-9).sum())
   means = [part.mean(0) for part in (values[:-number], values[-number:])]
-  return Drift((1 + as_large) / (1 + _NUM_PERMUTATIONS), means[1] - means[0])
+  return Drift((1 + as_large) / (1 + num_permutations), means[1] - means[0])

@@ -72,12 +72,15 @@ class Calibration:
       distances(self.values), self.weights, distances(values)
     )
 
-  def drift(self, values: np.ndarray, groups: np.ndarray) -> drift.Drift:
+  def drift(
+    self, values: np.ndarray, groups: np.ndarray, **kwargs: int
+  ) -> drift.Drift:
     """Tests whether images come from where the held-out ones come from.
 
     Args:
       values: their statistics, `[B, S]`.
       groups: their lesions, `[B]`.
+      **kwargs: seed and number of permutations, see `drift.test`.
 
     Returns:
       The test of the statistics, and of the logarithm of their distance, which
@@ -89,7 +92,7 @@ class Calibration:
       return np.column_stack([part, np.log(distances + _TINY)])
 
     return drift.test(
-      extended(self.values), self.groups, extended(values), groups
+      extended(self.values), self.groups, extended(values), groups, **kwargs
     )
 
   def map(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:

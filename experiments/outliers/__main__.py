@@ -17,7 +17,8 @@ that come with scikit-image and scikit-learn. Printed are:
   codes alone, and the difference to an image whose strange codes are drawn
   anew. The overlap is the share of the worst tenth of the pixels that is wrong,
   or, if fewer pixels are wrong, the share of these that are in the worst tenth.
-  A place is found if it is half or more.
+  A place is found if it is half or more;
+- how often the test of a set finds that some images are changed a little.
 
 What was measured is kept in STUDY; the same command goes on from there.
 """
@@ -32,7 +33,7 @@ from etils import epath
 
 from dermvq_jax import files, inference
 from dermvq_jax.evaluation import feature_spaces
-from dermvq_jax.outliers import measure, restoration
+from dermvq_jax.outliers import measure, reference, restoration
 from dermvq_jax.runs import run as run_lib
 from experiments import common
 from experiments.outliers import made, methods
@@ -40,6 +41,10 @@ from experiments.outliers import made, methods
 _ALPHAS = (0.01, 0.05, 0.1)
 _WORST = 0.1  # share of the pixels that a map points to
 _NUM_TRAIN = 600  # training images that combinations are fitted on
+# Kinds whose weak form is mixed into sets, the sets, and how often.
+_WEAK = ('blur', 'noise', 'colour_cast', 'exposure')
+_SETS = ((50, 0.2), (50, 1.0), (200, 0.2), (400, 0.1), (400, 0.2))
+_NUM_SETS = 40
 _OVERLAPS = {
   'overlap': 'map',
   'overlap_bits': 'bits alone',
@@ -186,7 +191,48 @@ def study(
     'Maps, overlap / found:',
     common.table(['outliers', *_OVERLAPS.values()], rows),
   ]
+  weak = {_title(kind, 0): outliers[_title(kind, 0)].values for kind in _WEAK}
+  parts += [
+    'Sets that the test of drift finds at 0.05:',
+    power(s.calibration, inliers.values, weak),
+  ]
   return '\n\n'.join(parts)
+
+
+def power(
+  calibration: reference.Calibration,
+  inliers: np.ndarray,
+  outliers: Mapping[str, np.ndarray],
+) -> str:
+  """How often the test of a set finds that a part of it is changed.
+
+  Args:
+    calibration: of the run.
+    inliers: statistics of new lesions, `[N, S]`.
+    outliers: statistics of changed images, `[M, S]`, by their title.
+  """
+  rng = np.random.default_rng(0)
+  rows = []
+  for title, changed in {'none': inliers, **outliers}.items():
+    cells = [title]
+    for number, share in _SETS:
+      part = round(share * number)
+      p_values = []
+      for _ in range(_NUM_SETS):
+        chosen = np.concatenate(
+          [
+            rng.permutation(changed)[:part],
+            rng.permutation(inliers)[: number - part],
+          ]
+        )
+        found = calibration.drift(
+          chosen, np.arange(len(chosen)), num_permutations=199
+        )
+        p_values.append(found.p_value)
+      cells.append(f'{np.mean(np.array(p_values) <= 0.05):.2f}')
+    rows.append(cells)
+  sets = [f'{number} images, {share:.0%} changed' for number, share in _SETS]
+  return common.table(['changed', *sets], rows)
 
 
 def main(argv: list[str] | None = None):
