@@ -245,7 +245,9 @@ def _rank(
   results = []
   for i, (item, image) in enumerate(readable):
     row = _row(item, scores, i, alpha, class_names)
-    strange = Strange(row, image, scores.reconstructions[i], scores.maps[i])
+    # Copies: a part of an array would keep all of it in memory.
+    made, where = scores.reconstructions[i].copy(), scores.maps[i].copy()
+    strange = Strange(row, image, made, where)
     rank = (scores.p_values[i], -scores.distances[i], item.name)
     results.append((rank, row, strange))
   return results

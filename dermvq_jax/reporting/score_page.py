@@ -26,10 +26,12 @@ _ABOUT = (
   'image without a flag can still be wrong.',
 )
 _LABELS = (
-  'label p: the same for the label. Of held-out images of that class, the '
-  'share whose label fits their codes as badly. A small value is a reason to '
-  'look at the label, no proof that it is wrong.'
+  'p: of held-out images of that class, the share whose label fits their codes '
+  'as badly; at least 1 / (1 + their lesions). Probability of the label: by the '
+  "prior and Bayes' rule. A small value is a reason to look at the label, no "
+  'proof that it is wrong.'
 )
+_NUM_LABELS = 32
 
 
 def score(
@@ -102,6 +104,15 @@ def _sections(
       ],
     ),
   ]
+  if 'label' in scored.rows[0]:
+    sections.append(
+      page.Section(
+        'labels',
+        'Labels that fit worst',
+        text=[_LABELS],
+        tables=[_label_table(scored.rows)],
+      )
+    )
   if scored.problems:
     sections.append(
       page.Section(
@@ -120,15 +131,20 @@ def _sections(
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> result_tables.Table:
-  columns = {'image': 'image', 'p_value': 'p', 'reasons': 'reasons'}
-  has_labels = bool(rows) and 'label' in rows[0]
-  if has_labels:
-    columns |= {'label': 'label', 'label_p_value': 'label p'}
   return result_tables.Table(
-    tuple(columns.values()),
-    [[row[name] for name in columns] for row in rows],
+    ('image', 'p', 'reasons'),
+    [[row['image'], row['p_value'], row['reasons']] for row in rows],
     f'The first {len(rows):,} of scores.csv',
-    _LABELS if has_labels else '',
+    words=True,
+  )
+
+
+def _label_table(rows: Sequence[dict[str, Any]]) -> result_tables.Table:
+  columns = ('image', 'label', 'label_p_value', 'label_probability')
+  worst = sorted(rows, key=lambda r: [float(r[c]) for c in columns[2:]])
+  return result_tables.Table(
+    ('image', 'label', 'p', 'probability of the label'),
+    [[row[name] for name in columns] for row in worst[:_NUM_LABELS]],
     words=True,
   )
 

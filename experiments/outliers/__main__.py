@@ -18,6 +18,7 @@ that come with scikit-image and scikit-learn. Printed are:
   anew. The overlap is the share of the worst tenth of the pixels that is wrong,
   or, if fewer pixels are wrong, the share of these that are in the worst tenth.
   A place is found if it is half or more;
+- for each label whether images of other classes stand out under it;
 - how often the test of a set finds that some images are changed a little.
 
 What was measured is kept in STUDY; the same command goes on from there.
@@ -33,7 +34,7 @@ from etils import epath
 
 from dermvq_jax import files, inference
 from dermvq_jax.evaluation import feature_spaces
-from dermvq_jax.outliers import measure, reference, restoration
+from dermvq_jax.outliers import conformal, measure, reference, restoration
 from dermvq_jax.runs import run as run_lib
 from experiments import common
 from experiments.outliers import made, methods
@@ -102,6 +103,55 @@ class _Study:
       arrays['overlap_redrawn'] = overlap(restored.differences, wrong)
       arrays['overlap_bits'] = overlap(found.parts['bits'], wrong)
     return arrays
+
+  def posterior(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a split `[N]`, log p(class | codes) of all classes `[N, C]`."""
+    path = self._folder / f'{name}_posterior.npz'
+    if not path.exists():
+      records = list(self._run.images.split(name))
+      images = np.stack([record['image'] for record in records])
+      log_p = self.model.classify(
+        images, class_prior=self.calibration.class_prior
+      )
+      with files.replacing(path) as file:
+        labels = np.array([record['label'] for record in records])
+        np.savez(file, labels=labels, log_p=log_p)
+    arrays = files.read_arrays(path)
+    return arrays['labels'], arrays['log_p']
+
+
+def wrong_labels(
+  calibration: reference.Calibration,
+  labels: np.ndarray,
+  log_p: np.ndarray,
+  class_names: Sequence[str],
+) -> str:
+  """How well labels that were changed at random are found, for each class.
+
+  Args:
+    calibration: of the run.
+    labels: the true labels, int `[N]`.
+    log_p: log p(class | codes), `[N, C]`.
+    class_names: the names of the C classes.
+  """
+  rows = []
+  for given, name in enumerate(class_names):
+    same = calibration.labels == given
+    held_out = -calibration.label_log_probs[same]
+    weights = calibration.weights[same]
+    is_right = labels == given
+    right, wrong = -log_p[is_right, given], -log_p[~is_right, given]
+    if not len(right) or not len(held_out):
+      continue
+    shares = [
+      (conformal.upper_p_values(held_out, weights, x) <= 0.05).mean()
+      for x in (right, wrong)
+    ]
+    auroc = methods.auroc(right, wrong)
+    counts = [name, len(held_out), len(right)]
+    rows.append([*counts, *(f'{x:.3f}' for x in (auroc, *shares))])
+  header = ['label', 'held-out', 'images', 'AUROC', 'right, p <= 0.05']
+  return common.table([*header, 'wrong, p <= 0.05'], rows)
 
 
 def overlap(maps: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -190,6 +240,10 @@ def study(
   parts += [
     'Maps, overlap / found:',
     common.table(['outliers', *_OVERLAPS.values()], rows),
+  ]
+  parts += [
+    'Images of other classes under a label, against those of its own class:',
+    wrong_labels(s.calibration, *s.posterior(split), s.model.class_names),
   ]
   weak = {_title(kind, 0): outliers[_title(kind, 0)].values for kind in _WEAK}
   parts += [
