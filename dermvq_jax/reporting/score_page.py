@@ -27,9 +27,9 @@ _ABOUT = (
 )
 _LABELS = (
   'p: of held-out images of that class, the share whose label fits their codes '
-  'as badly; at least 1 / (1 + their lesions). Probability of the label: by the '
-  "prior and Bayes' rule. A small value is a reason to look at the label, no "
-  'proof that it is wrong.'
+  'as badly; at least 1 / (1 + their lesions). Probability of the label: by '
+  "Bayes' rule with the prior. A small value is a reason to look at the label, "
+  'no proof that it is wrong.'
 )
 _NUM_LABELS = 32
 
