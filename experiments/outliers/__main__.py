@@ -13,9 +13,9 @@ that come with scikit-image and scikit-learn. Printed are:
 - the false alarm rates of `dermvq score` on the inliers;
 - for each kind of outlier the AUROC and the detection rate at 5% false alarms,
   of the combinations and of the baselines (`methods.py`);
-- how well maps find what is wrong: that of `dermvq score`, the bits of the
-  codes alone, and the difference to an image whose strange codes are drawn
-  anew. The overlap is the share of the worst tenth of the pixels that is wrong,
+- how well maps find what is wrong: that of `dermvq score`, its parts alone, and,
+  with --redraw, the difference to an image whose strange codes are drawn anew
+  (which takes most of the time). The overlap is the share of the worst tenth of the pixels that is wrong,
   or, if fewer pixels are wrong, the share of these that are in the worst tenth.
   A place is found if it is half or more;
 - for each label whether images of other classes stand out under it;
@@ -48,7 +48,9 @@ _SETS = ((50, 0.2), (50, 1.0), (200, 0.2), (400, 0.1), (400, 0.2))
 _NUM_SETS = 40
 _OVERLAPS = {
   'overlap': 'map',
+  'overlap_error': 'error alone',
   'overlap_bits': 'bits alone',
+  'overlap_distance': 'distance alone',
   'overlap_redrawn': 'redrawn',
 }
 _FOUND = 0.5  # overlap from which on a place counts as found
@@ -57,8 +59,8 @@ _FOUND = 0.5  # overlap from which on a place counts as found
 class _Study:
   """The run that is studied, and the folder that keeps what was measured."""
 
-  def __init__(self, run: run_lib.Run, folder: epath.Path):
-    self._run, self._folder = run, folder
+  def __init__(self, run: run_lib.Run, folder: epath.Path, redraw: bool):
+    self._run, self._folder, self._redraw = run, folder, redraw
     self.model = inference.Model(run)
     self.calibration = self.model.calibration
     self._classifier = feature_spaces.Classifier(run)
@@ -98,10 +100,12 @@ class _Study:
     }
     if wrong is not None:
       maps = self.calibration.map(found.parts)
-      restored = restoration.restore(self.model, images, maps)
       arrays['overlap'] = overlap(maps, wrong)
-      arrays['overlap_redrawn'] = overlap(restored.differences, wrong)
-      arrays['overlap_bits'] = overlap(found.parts['bits'], wrong)
+      for name in ('error', 'bits', 'distance'):
+        arrays[f'overlap_{name}'] = overlap(found.parts[name], wrong)
+      if self._redraw:
+        restored = restoration.restore(self.model, images, maps)
+        arrays['overlap_redrawn'] = overlap(restored.differences, wrong)
     return arrays
 
   def posterior(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +198,12 @@ def _results(
 
 
 def study(
-  run: run_lib.Run, folder: epath.Path, split: str, number: int, seed: int
+  run: run_lib.Run,
+  folder: epath.Path,
+  split: str,
+  number: int,
+  seed: int,
+  redraw: bool = False,
 ) -> str:
   """Measures everything and returns the tables.
 
@@ -204,8 +213,9 @@ def study(
     split: the split of the inliers, 'val' or 'test'.
     number: images of each kind of outlier.
     seed: the seed of the outliers.
+    redraw: whether strange codes are drawn anew, too.
   """
-  s = _Study(run, folder)
+  s = _Study(run, folder, redraw)
   train = _table(s.arrays('train', s.split('train', _NUM_TRAIN)))
   val = _table(s.arrays('val', s.split('val')))
   images = s.split(split)
@@ -217,7 +227,9 @@ def study(
     arrays = s.arrays(name, new, wrong)
     outliers[_title(kind, strength)] = _table(arrays)
     if 'overlap' in arrays:
-      overlaps[_title(kind, strength)] = [arrays[name] for name in _OVERLAPS]
+      overlaps[_title(kind, strength)] = {
+        title: arrays[key] for key, title in _OVERLAPS.items() if key in arrays
+      }
   p_values = s.calibration.p_values(inliers.values)
   combinations, baselines = methods.make(s.calibration.names, train, val)
   found = methods.judge(combinations | baselines, inliers, outliers)
@@ -234,12 +246,17 @@ def study(
     for names in (combinations, baselines):
       parts += [f'{title}:', _results(found, list(names), which)]
   rows = [
-    [title, *(f'{o.mean():.2f} / {(o >= _FOUND).mean():.2f}' for o in found)]
-    for title, found in overlaps.items()
+    [
+      title,
+      *(
+        f'{o.mean():.2f} / {(o >= _FOUND).mean():.2f}' for o in parts_.values()
+      ),
+    ]
+    for title, parts_ in overlaps.items()
   ]
   parts += [
     'Maps, overlap / found:',
-    common.table(['outliers', *_OVERLAPS.values()], rows),
+    common.table(['outliers', *next(iter(overlaps.values()))], rows),
   ]
   parts += [
     'Images of other classes under a label, against those of its own class:',
@@ -297,7 +314,10 @@ def main(argv: list[str] | None = None):
   common.setup()
   with common.usage_errors(parser):
     run = run_lib.Run(args.run, args.data_dir)
-    print(study(run, args.out, args.split, args.num_images, args.seed))
+    tables = study(
+      run, args.out, args.split, args.num_images, args.seed, args.redraw
+    )
+  print(tables)
 
 
 def _add_flags(parser: argparse.ArgumentParser):
@@ -312,6 +332,7 @@ def _add_flags(parser: argparse.ArgumentParser):
     help='images of each kind of outlier (default: 100)',
   )
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--redraw', action='store_true')
 
 
 if __name__ == '__main__':
