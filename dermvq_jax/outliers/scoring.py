@@ -42,7 +42,8 @@ DISTANCE_REASON = ('too ordinary', 'too unusual')
 _UNUSUAL_TOGETHER = 'an unusual combination of ordinary values'
 _UNLIKE_LABEL = 'unlike its label'
 _MAX_REASONS = 3
-_RARE = 0.05  # A statistic is a reason if its p-value is at most this.
+# A statistic is a reason if its p-value is at most this, or the least possible.
+_RARE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,13 +165,16 @@ def _reasons(
   of_labels: dict[str, np.ndarray],
 ) -> list[str]:
   """Says what is strange about each image, the strangest first."""
+  # With few held-out images even the least possible p-value is not small.
+  least = 1 / (1 + calibration.weights.sum())
+  limit, limit_together = max(_RARE, 2 * least), max(_RARE, least)
   strangeness = np.abs(calibration.typical.standardised(values))
   reasons = []
   for i, row in enumerate(strangeness):
     ordered = sorted(zip(calibration.names, row), key=lambda pair: -pair[1])
-    rare = [name for name, _ in ordered if p_of[name][i] <= _RARE]
+    rare = [name for name, _ in ordered if p_of[name][i] <= limit]
     words = [REASONS[n][int(high_of[n][i])] for n in rare[:_MAX_REASONS]]
-    if not words and p_values[i] <= _RARE:
+    if not words and p_values[i] <= limit_together:
       words = [_UNUSUAL_TOGETHER]
     if of_labels and of_labels['label_p_values'][i] <= _RARE:
       words.append(_UNLIKE_LABEL)
