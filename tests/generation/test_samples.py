@@ -386,6 +386,7 @@ def test_class_names_stay_in_the_folder(run_copy, tmp_path, out):
   assert len(written) == 2 and all(p.is_relative_to(out) for p in written)
 
 
+@pytest.mark.slow  # It measures all images of the run.
 def test_sample_drops_what_is_unlike(run_copy, out, caplog, monkeypatch):
   """Plain images are dropped; reconstructions of real images mostly are not."""
   run = run_lib.Run(run_copy)

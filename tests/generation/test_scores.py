@@ -92,7 +92,7 @@ def test_one_image(model, tmp_path):
 def test_chunks(model, tmp_path, monkeypatch):
   """The order does not depend on how many images are in memory."""
   for i in range(5):
-    save_image(tmp_path / f'{"x" * i}.png', 16, 16 + i)
+    save_image(tmp_path / f'{"x" * (i + 1)}.png', 16, 16 + i)
   whole = scores.score(model, paths=[tmp_path], num_maps=2)
   monkeypatch.setattr(scores, '_AT_ONCE', 2)
   parts = scores.score(model, paths=[tmp_path], num_maps=2)

@@ -21,9 +21,9 @@ def test_folder(calibrated_run, tmp_path, capsys):
   assert 'a<b>' not in page  # It is escaped.
   assert 'damaged.png is unreadable' in page
   assert page.count('<figure') == 2
-  err = capsys.readouterr().err
-  assert 'of 2 images are flagged' in err
-  assert 'Left out: ' in err
+  said = capsys.readouterr().out
+  assert 'of 2 images are flagged' in said
+  assert 'Left out: ' in said
 
 
 @pytest.mark.parametrize('images', [[], ['missing.png']])
