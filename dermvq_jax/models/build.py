@@ -312,8 +312,7 @@ class Codec:
   Attributes:
     model: the VQ-VAE.
     encode: uint8 images `[B, H, W, 3]` to codes int32 `[B, h, w*L]`.
-    distances: uint8 images to the mean squared difference between each latent
-      and its quantized latent, float32 `[B, h, w]`.
+    distances: images to mean squared distances to the codes, `[B, h, w]`.
     embed: codes to the decoder's input, `[B, h, w, D]`.
     decode: codes to uint8 images.
   """
@@ -340,15 +339,12 @@ def codec(config: Config, weights: PyTree) -> Codec:
     return model.apply(variables, to_unit(images), method='encode')
 
   @jax.jit
-  def distances(variables, images):
-    latents = model.apply(variables, to_unit(images), method='latents')
-    codes = model.apply(variables, to_unit(images), method='encode')
-    quantized = model.apply(variables, codes, method='embed')
-    return jnp.square(latents - quantized).mean(-1)
-
-  @jax.jit
   def embed(variables, codes):
     return model.apply(variables, codes, method='embed')
+
+  @jax.jit
+  def distances(variables, images):
+    return model.apply(variables, to_unit(images), method='distances')
 
   @jax.jit
   def decode(variables, codes):
@@ -405,8 +401,7 @@ def likelihood(
   @jax.jit
   def apply(variables, codes, conditions):
     logits = model.apply(variables, codes, conditions, train=False)
-    nll = losses.nll(logits, codes, loss)  # [B, h, w]
-    return nearest.argmax(logits), -nll
+    return nearest.argmax(logits), -losses.nll(logits, codes, loss)
 
   return apply
 
