@@ -32,6 +32,8 @@ _LABELS = (
   'no proof that it is wrong.'
 )
 _NUM_LABELS = 32
+# Pictures are enlarged to this side or more, so that their titles fit.
+_SHOWN_SIZE = 96
 
 
 def score(
@@ -160,11 +162,13 @@ def _figure(
   }
   if redrawn is not None:
     pictures['redrawn'] = redrawn
+  times = -(-_SHOWN_SIZE // strange.image.shape[0])
+  shown = [p.repeat(times, 0).repeat(times, 1) for p in pictures.values()]
   return page.Figure(
     f'strange_{number}',
     f'{row["image"]}: {row["reasons"] or "nothing strange"}',
     png=figures.labelled_sheet(
-      images.sheet([np.stack(list(pictures.values()))]),
+      images.sheet([np.stack(shown)]),
       [f'p = {row["p_value"]}'],
       list(pictures),
     ),
