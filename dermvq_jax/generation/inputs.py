@@ -37,7 +37,7 @@ def find(
     except errors.UserError as e:
       if not keep_going:
         raise
-      skipped.append(f'left out: {e}')
+      skipped.append(f'{e}; it is left out')
       continue
     for file in found:
       yield file, not is_folder

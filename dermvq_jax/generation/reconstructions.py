@@ -47,7 +47,7 @@ def _read_files(paths: Sequence[epath.PathLike], size: int) -> _Inputs:
     except errors.UserError as e:
       if is_given:
         raise
-      found.skipped.append(f'left out: {e}')
+      found.skipped.append(f'{e}; it is left out')
   if not found.names:
     raise errors.UserError(f'there is no readable image: {found.skipped[0]}')
   return found

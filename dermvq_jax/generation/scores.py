@@ -225,7 +225,7 @@ def _read(items: Sequence[_Item], problems: list[str]) -> _Readable:
     try:
       readable.append((item, item.read()))
     except errors.UserError as e:
-      problems.append(f'left out: {e}')
+      problems.append(f'{e}; it is left out')
   return readable
 
 

@@ -12,7 +12,7 @@ from dermvq_jax.data import images
 from dermvq_jax.evaluation import result_tables
 from dermvq_jax.generation import scores
 from dermvq_jax.outliers import restoration
-from dermvq_jax.reporting import figures, page
+from dermvq_jax.reporting import page, pictures
 from dermvq_jax.runs import run as run_lib
 
 _ABOUT = (
@@ -155,21 +155,21 @@ def _figure(
   number: int, strange: scores.Strange, redrawn: np.ndarray | None
 ) -> page.Figure:
   row = strange.row
-  pictures = {
+  panels = {
     'image': strange.image,
     'reconstruction': strange.reconstruction,
     'where': strange.overlay,
   }
   if redrawn is not None:
-    pictures['redrawn'] = redrawn
+    panels['redrawn'] = redrawn
   times = -(-_SHOWN_SIZE // strange.image.shape[0])
-  shown = [p.repeat(times, 0).repeat(times, 1) for p in pictures.values()]
+  shown = [p.repeat(times, 0).repeat(times, 1) for p in panels.values()]
   return page.Figure(
     f'strange_{number}',
     f'{row["image"]}: {row["reasons"] or "nothing strange"}',
-    png=figures.labelled_sheet(
+    png=pictures.labelled_sheet(
       images.sheet([np.stack(shown)]),
       [f'p = {row["p_value"]}'],
-      list(pictures),
+      list(panels),
     ),
   )

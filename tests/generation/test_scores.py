@@ -73,7 +73,7 @@ def test_bad_files_do_not_stop_the_rest(model, tmp_path, out, caplog):
   for reason in ('missing.png', 'file in', 'damaged.jpg'):
     [line] = [p for p in scored.problems if reason in p]
     assert '\n' not in line
-    assert line.startswith('left out: ') and line in caplog.text
+    assert line.endswith('; it is left out') and line in caplog.text
   assert len(scored.problems) == 3
   rows = _write(out, scored)
   assert 'label' not in rows[0]

@@ -23,7 +23,7 @@ def test_folder(calibrated_run, tmp_path, capsys):
   assert page.count('<figure') == 2
   said = capsys.readouterr().out
   assert 'of 2 images are flagged' in said
-  assert 'left out: ' in said
+  assert '; it is left out' in said
 
 
 @pytest.mark.parametrize('images', [[], ['missing.png']])
