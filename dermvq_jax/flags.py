@@ -1,9 +1,9 @@
 """The flags of all commands, and their help."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from dermvq_jax import __version__, flag_types, spelling
+from dermvq_jax import __version__, flag_types, sampling_flags, spelling
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -52,10 +52,6 @@ def _add_data_dir(sub: argparse.ArgumentParser, required: bool = False):
   )
 
 
-def _add_seed(sub: argparse.ArgumentParser):
-  sub.add_argument('--seed', type=flag_types.seed, default=0, help='default: 0')
-
-
 def _add_evaluation(sub: argparse.ArgumentParser):
   """Adds the flags for what `dermvq evaluate` measures."""
   sub.add_argument(
@@ -79,109 +75,28 @@ def _add_evaluation(sub: argparse.ArgumentParser):
     'in this .npz file; docs/how_to/evaluate.md says where to get them '
     "(default: in the features of the run's classifier)",
   )
-  _add_controls(sub)
-  _add_seed(sub)
+  sampling_flags.add_controls(sub)
+  sampling_flags.add_seed(sub)
 
 
-def _add_controls(sub: argparse.ArgumentParser):
-  """Adds the flags for how images are sampled."""
+def _add_images(sub: argparse.ArgumentParser, use_of_label: str):
+  """Adds the flags for which images a command reads."""
   sub.add_argument(
-    '--temperature',
-    type=float,
-    default=1.0,
-    help='below 1: more typical, less varied (default: 1)',
-  )
-  sub.add_argument(
-    '--top_k',
-    type=int,
-    default=0,
-    metavar='K',
-    help='sample each code from the K most likely ones (default: 0, from all)',
-  )
-  sub.add_argument(
-    '--top_p',
-    type=float,
-    default=1.0,
-    metavar='P',
-    help='nucleus sampling: keep the smallest set of codes whose probabilities '
-    'sum to P (default: 1, off)',
-  )
-  sub.add_argument(
-    '--guidance_scale',
-    type=float,
-    default=1.0,
-    metavar='S',
-    help='classifier-free guidance; above 1 exaggerates what distinguishes the '
-    'class, 0 ignores the class (default: 1, off)',
-  )
-
-
-def _add_sampling(sub: argparse.ArgumentParser):
-  """Adds the flags for what `dermvq sample` makes, and how."""
-  _add_seed(sub)
-  number = sub.add_mutually_exclusive_group()
-  number.add_argument(
-    '--counts',
-    type=flag_types.counts,
-    default=flag_types.counts('8'),
-    metavar='N|CLASS=N,...',
-    help='number of images, of every class or of some (default: 8)',
-  )
-  number.add_argument(
-    '--balance',
-    action='store_true',
-    help='top up every class until it is as large as the largest class of the '
-    'training split',
-  )
-  _add_controls(sub)
-  sub.add_argument(
-    '--complete',
+    'images',
+    nargs='*',
     type=flag_types.path,
     metavar='IMAGE',
-    help='complete this image instead; --mask hides a part of it',
+    help='files or folders of images',
   )
-  sub.add_argument(
-    '--mask',
-    type=flag_types.path,
-    metavar='NAME|FILE',
-    help='left, right, top, bottom (halves), center, border, or an image file '
-    'that is white where it hides the image',
-  )
-  sub.add_argument(
-    '--reject_memorised',
-    type=float,
-    default=0.0,
-    metavar='T',
-    help='drop samples that look memorised: memorisation ratio, by pixels, '
-    'below T; try 0.6, or the threshold that dermvq evaluate reports (default: '
-    '0, off)',
-  )
-
-
-def _add_reconstructing(sub: argparse.ArgumentParser):
-  """Adds the flags of `dermvq reconstruct` besides the image files."""
   sub.add_argument(
     '--split',
     choices=('train', 'val', 'test'),
     help='images of the dataset that the VQ-VAE was trained on',
   )
   sub.add_argument(
-    '--num_images',
-    type=int,
-    default=16,
-    metavar='N',
-    help='number of images of --split (default: 16)',
-  )
-  sub.add_argument(
-    '--through_prior',
-    action='store_true',
-    help="also replace each code by the prior's most likely one, given the "
-    "image's true codes before it, and decode",
-  )
-  sub.add_argument(
     '--label',
     metavar='CLASS',
-    help='class of IMAGE for --through_prior (default: unknown)',
+    help=f'class of IMAGE, {use_of_label} (default: unknown)',
   )
 
 
@@ -233,6 +148,128 @@ def _add_preparing(sub: argparse.ArgumentParser):
       help=f'image_folder: column of metadata.csv with the {said} (default: '
       f'{name})',
     )
+  sub.add_argument(
+    '--leave_out',
+    type=flag_types.path,
+    metavar='CSV',
+    help='leave out the images that this scores.csv of dermvq score flags',
+  )
+
+
+def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
+  """Adds the commands that use a trained run."""
+  sub = command(
+    'sample',
+    'Makes new images: a folder of PNG files for each class, a sheet and '
+    'metadata.csv; all are marked as synthetic.',
+    '--workdir=RUN --out=SAMPLES',
+    '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
+    '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
+    '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
+    '--workdir=RUN --out=SAMPLES --balance',
+    '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
+    '--workdir=RUN --out=SAMPLES --reject_memorised=0.6 --reject_unlike=0.01',
+  )
+  _add_workdir(sub)
+  _add_out(sub)
+  sampling_flags.add_sampling(sub)
+  _add_data_dir(sub)
+
+  sub = command(
+    'reconstruct',
+    'Reconstructs images with the VQ-VAE and reports the error.',
+    '--workdir=RUN --out=OUT lesion.jpg folder_of_images/',
+    '--workdir=RUN --out=OUT --split=val --num_images=16 --through_prior',
+  )
+  _add_images(sub, 'for --through_prior')
+  _add_workdir(sub)
+  _add_out(sub)
+  sub.add_argument(
+    '--num_images',
+    type=int,
+    default=16,
+    metavar='N',
+    help='number of images of --split (default: 16)',
+  )
+  sub.add_argument(
+    '--through_prior',
+    action='store_true',
+    help="also replace each code by the prior's most likely one, given the "
+    "image's true codes before it, and decode",
+  )
+  _add_data_dir(sub)
+
+  sub = command(
+    'score',
+    'Finds images that are unlike the ones that a run was trained on, says why '
+    'and shows where: scores.csv, the strangest first, a page and maps. The '
+    'first call measures the images of the run, which takes minutes.',
+    '--workdir=RUN --out=OUT lesion.jpg folder_of_images/',
+    '--workdir=RUN --out=OUT --label=mel melanomas/',
+    '--workdir=RUN --out=OUT --split=test --alpha=0.01',
+  )
+  _add_images(sub, 'to test if it fits')
+  _add_workdir(sub)
+  _add_out(sub)
+  sub.add_argument(
+    '--alpha',
+    type=float,
+    default=0.05,
+    metavar='A',
+    help='flag images with a p-value of at most A; of images like the held-out '
+    'ones, at most a share A is flagged (default: 0.05)',
+  )
+  _add_data_dir(sub)
+
+  sub = command(
+    'evaluate',
+    'Measures the prior (bits per code), reconstructions, and samples: how '
+    'close they come to real images, and whether they are copies of them.',
+    '--workdir=RUN',
+    '--workdir=RUN --split=test --num_samples=200',
+    '--workdir=RUN --guidance_scale=2',
+    '--workdir=RUN --inception=inception.npz',
+    '--workdir=RUN --num_samples=0',
+  )
+  _add_workdir(sub)
+  _add_evaluation(sub)
+  _add_data_dir(sub)
+
+  sub = command(
+    'report',
+    'Writes a page with curves, reconstructions, codes and samples to '
+    'WORKDIR/report.',
+    '--workdir=RUN',
+  )
+  _add_workdir(sub)
+  sampling_flags.add_seed(sub)
+  _add_data_dir(sub)
+  sub = command(
+    'check',
+    "Verifies a run's files; exits with 1 if any is damaged.",
+    '--workdir=RUN',
+  )
+  _add_workdir(sub)
+  _add_data_dir(sub)
+
+  sub = command(
+    'demo',
+    'Runs everything on generated images, in minutes on a laptop.',
+    '--workdir=runs/demo',
+  )
+  sub.add_argument(
+    '--workdir',
+    type=flag_types.path,
+    default='runs/demo',
+    metavar='DIR',
+    help='local folder for everything (default: runs/demo)',
+  )
+  sub.add_argument(
+    '--size',
+    choices=('demo', 'smoke'),
+    default='demo',
+    help="'smoke' takes seconds and only shows that everything runs",
+  )
 
 
 def parsers() -> tuple[
@@ -316,90 +353,7 @@ def parsers() -> tuple[
     'mirrored, each time in another way (default: 8, all symmetries)',
   )
 
-  sub = command(
-    'sample',
-    'Makes new images: a folder of PNG files for each class, a sheet and '
-    'metadata.csv; all are marked as synthetic.',
-    '--workdir=RUN --out=SAMPLES',
-    '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
-    '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
-    '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
-    '--workdir=RUN --out=SAMPLES --balance',
-    '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
-    '--workdir=RUN --out=SAMPLES --reject_memorised=0.6',
-  )
-  _add_workdir(sub)
-  _add_out(sub)
-  _add_sampling(sub)
-  _add_data_dir(sub)
-
-  sub = command(
-    'reconstruct',
-    'Reconstructs images with the VQ-VAE and reports the error.',
-    '--workdir=RUN --out=OUT lesion.jpg folder_of_images/',
-    '--workdir=RUN --out=OUT --split=val --num_images=16 --through_prior',
-  )
-  sub.add_argument(
-    'images',
-    nargs='*',
-    type=flag_types.path,
-    metavar='IMAGE',
-    help='files or folders of images',
-  )
-  _add_workdir(sub)
-  _add_out(sub)
-  _add_reconstructing(sub)
-  _add_data_dir(sub)
-
-  sub = command(
-    'evaluate',
-    'Measures the prior (bits per code), reconstructions, and samples: how '
-    'close they come to real images, and whether they are copies of them.',
-    '--workdir=RUN',
-    '--workdir=RUN --split=test --num_samples=200',
-    '--workdir=RUN --guidance_scale=2',
-    '--workdir=RUN --inception=inception.npz',
-    '--workdir=RUN --num_samples=0',
-  )
-  _add_workdir(sub)
-  _add_evaluation(sub)
-  _add_data_dir(sub)
-
-  sub = command(
-    'report',
-    'Writes a page with curves, reconstructions, codes and samples to '
-    'WORKDIR/report.',
-    '--workdir=RUN',
-  )
-  _add_workdir(sub)
-  _add_seed(sub)
-  _add_data_dir(sub)
-  sub = command(
-    'check',
-    "Verifies a run's files; exits with 1 if any is damaged.",
-    '--workdir=RUN',
-  )
-  _add_workdir(sub)
-  _add_data_dir(sub)
-
-  sub = command(
-    'demo',
-    'Runs everything on generated images, in minutes on a laptop.',
-    '--workdir=runs/demo',
-  )
-  sub.add_argument(
-    '--workdir',
-    type=flag_types.path,
-    default='runs/demo',
-    metavar='DIR',
-    help='local folder for everything (default: runs/demo)',
-  )
-  sub.add_argument(
-    '--size',
-    choices=('demo', 'smoke'),
-    default='demo',
-    help="'smoke' takes seconds and only shows that everything runs",
-  )
+  _add_commands_of_use(command)
   return parser, by_name
 
 

@@ -14,8 +14,9 @@ from etils import epath
 from scipy import ndimage
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models import arguments, build, chunks
+from dermvq_jax.models import arguments, bayes, build, chunks
 from dermvq_jax.models.priors import base, randomness, sampler
+from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
@@ -62,24 +63,6 @@ def load_part(
     return np.asarray(apply(variables))
   apply, variables = jax.jit(apply), jax.device_put(variables)
   return lambda x: np.asarray(apply(variables, jnp.asarray(x)))
-
-
-def posterior(
-  log_likelihoods: np.ndarray, class_prior: np.ndarray
-) -> np.ndarray:
-  """Applies Bayes' rule.
-
-  Args:
-    log_likelihoods: log p(x | class) `[B, C]`.
-    class_prior: p(class) `[C]`; the sum is 1.
-
-  Returns:
-    log p(class | x), float32 `[B, C]`.
-  """
-  with np.errstate(divide='ignore'):  # A class may have probability 0.
-    joint = np.float64(log_likelihoods) + np.log(class_prior)
-  total = np.logaddexp.reduce(joint, axis=1, keepdims=True)
-  return (joint - total).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +168,13 @@ class Model:
     """
     return arguments.check_labels(labels, self.class_names)
 
+  def _labels_of(self, items: np.ndarray, labels: Labels) -> np.ndarray:
+    """Returns a label for each item, int32 `[B]`; one label is that of all."""
+    labels = self.labels(labels)
+    if len(labels) not in (1, len(items)):
+      raise errors.UserError(f'{len(items)} images but {len(labels)} labels')
+    return np.broadcast_to(labels, (len(items),))
+
   def encode(self, images: np.ndarray) -> np.ndarray:
     """Encodes uint8 images `[B, H, W, 3]` as codes int32 `[B, h, w]`.
 
@@ -282,10 +272,25 @@ class Model:
       UserError: no trained prior, an unknown class, codes outside [0, K), or
         not as many labels as grids.
     """
-    codes, labels = self._check_codes(codes), self.labels(labels)
-    if len(labels) not in (1, len(codes)):
-      raise errors.UserError(f'{len(codes)} grids but {len(labels)} labels')
-    labels = np.broadcast_to(labels, (len(codes),))
+    predicted, log_probs = self._predict(codes, labels)
+    return predicted, log_probs.sum((1, 2))
+
+  def code_log_probs(self, codes: np.ndarray, labels: Labels) -> np.ndarray:
+    """Returns log p(code | codes before it, label), nats `[B, h, w]`."""
+    return self._predict(codes, labels)[1]
+
+  def latent_distances(self, images: np.ndarray) -> np.ndarray:
+    """Returns mean squared distances to the codebook, float32 `[B, h, w]`."""
+    images = arguments.check_images(
+      images, self.config.vqvae.model.downsampling
+    )
+    return chunks.apply(self._codec.distances, images)
+
+  def _predict(
+    self, codes: np.ndarray, labels: Labels
+  ) -> tuple[np.ndarray, np.ndarray]:
+    codes = self._check_codes(codes)
+    labels = self._labels_of(codes, labels)
     return chunks.apply(self._prior.score, codes, self._conditions(labels))
 
   def class_log_likelihoods(
@@ -330,7 +335,7 @@ class Model:
     """
     class_prior = self.check_class_prior(class_prior)
     codes = self.encode(images)
-    return posterior(self.class_log_likelihoods(codes), class_prior)
+    return bayes.posterior(self.class_log_likelihoods(codes), class_prior)
 
   def check_class_prior(
     self, class_prior: Sequence[float] | None
@@ -341,6 +346,35 @@ class Model:
       UserError: not one finite number of at least 0 per class, or all are 0.
     """
     return arguments.check_class_prior(class_prior, len(self.class_names))
+
+  @property
+  def knows_null_label(self) -> bool:
+    """Whether the prior was trained without its label now and then."""
+    return bool(self.config.prior.conditions['label'])
+
+  @functools.cached_property
+  def calibration(self) -> reference.Calibration:
+    """What the run's own images look like; see `outliers.reference`."""
+    self.check_prior()
+    return reference.load(self.run, self)
+
+  def score(
+    self, images: np.ndarray, label: str | int | Labels | None = None
+  ) -> scoring.Scores:
+    """Says how unlike the run's held-out images other images are, and where.
+
+    The first call measures the run's own images, which takes a minute, and
+    stores the result in the workdir; later ones need no data.
+
+    Args:
+      images: uint8 `[B, H, W, 3]`.
+      label: the class of all images, or of each of them; None: not known.
+
+    Raises:
+      UserError: wrong images or labels, no prior, or no data for a first call.
+    """
+    labels = None if label is None else self._labels_of(images, label)
+    return scoring.score(self, self.calibration, images, labels)
 
   def sample_codes(
     self,

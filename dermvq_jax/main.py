@@ -68,6 +68,7 @@ def _prepare(args: argparse.Namespace):
     args.manual_dir,
     overwrite=args.overwrite,
     columns=columns,
+    leave_out=args.leave_out,
   )
   print(prepare.summary(prepared))
   _say_next(
@@ -117,6 +118,7 @@ def _sample(args: argparse.Namespace):
     complete=args.complete,
     mask=args.mask,
     reject_memorised=args.reject_memorised,
+    reject_unlike=args.reject_unlike,
     **_controls_of(args),
   )
 
@@ -132,6 +134,19 @@ def _reconstruct(args: argparse.Namespace):
     num_images=args.num_images,
     through_prior=args.through_prior,
     label=args.label,
+  )
+
+
+def _score(args: argparse.Namespace):
+  from dermvq_jax.reporting import score_page
+
+  score_page.score(
+    _run_of(args),
+    args.out,
+    paths=args.images,
+    split=args.split,
+    label=args.label,
+    alpha=args.alpha,
   )
 
 
@@ -178,6 +193,7 @@ _COMMANDS = {
   'encode': _encode,
   'sample': _sample,
   'reconstruct': _reconstruct,
+  'score': _score,
   'evaluate': _evaluate,
   'report': _report,
   'check': _check,

@@ -94,6 +94,24 @@ def run_copy(smoke_run, tmp_path) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
+def calibrated_run(smoke_run, tmp_path_factory) -> pathlib.Path:
+  """A copy of `smoke_run` without its images, to be read only.
+
+  It knows what its images looked like.
+  """
+  import dermvq_jax
+
+  workdir = tmp_path_factory.mktemp('calibrated') / 'run'
+  parts = ('data', 'report', 'checkpoints')
+  ignore = shutil.ignore_patterns(*parts)
+  shutil.copytree(smoke_run, workdir, ignore=ignore)
+  (workdir / 'data').symlink_to(smoke_run / 'data')
+  assert dermvq_jax.load(workdir).calibration
+  (workdir / 'data').unlink()
+  return workdir
+
+
+@pytest.fixture(scope='session')
 def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
   """A run, to be read only, in which each code sees little of the image.
 

@@ -54,6 +54,7 @@ PRIOR = ['train', '--config=prior:smoke']
 SAMPLE = ['sample', '--workdir={run}', '--out={new}']
 COMPLETE = [*SAMPLE, '--complete={image}']
 RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
+SCORE = ['score', '--workdir={run}', '--out={new}']
 
 
 @pytest.mark.parametrize(
@@ -242,6 +243,9 @@ RECONSTRUCT = ['reconstruct', '--workdir={run}', '--out={new}']
     ),
     ([*SAMPLE, '--reject_memorised=2'], '--reject_memorised is 2.0'),
     ([*SAMPLE, '--reject_memorised=nan'], '--reject_memorised is nan'),
+    ([*SAMPLE, '--reject_unlike=1'], '--reject_unlike is 1.0'),
+    ([*SCORE, '--alpha=0'], '--alpha is 0.0'),
+    (SCORE, 'either image files or --split'),
     (
       [*SAMPLE, '--reject_memorised=0.6', '--data_dir={empty}'],
       'dermvq prepare',

@@ -57,6 +57,7 @@ _IS_RIGHT = {
   'num_train': _whole(0),
   'num_val': _whole(0),
   'num_test': _whole(0),
+  'num_left_out': _whole(1),
   'image_size': _whole(1, _MAX_SIDE),
   'codebook_size': _whole(1),
   'num_levels': _whole(1, _MAX_SIDE),

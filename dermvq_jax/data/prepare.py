@@ -1,8 +1,10 @@
 """Prepares datasets: either all files of a dataset appear, or none."""
 
 import contextlib
+import csv
 import hashlib
 import inspect
+import io
 import json
 import os
 import pathlib
@@ -25,6 +27,9 @@ from dermvq_jax.data.datasets import builder as builder_lib
 _INCOMPLETE = 'incomplete.'
 _CONFIG_NOTE = '.config'
 _TABLE_SUFFIXES = ('.csv', '.tab', '.tsv', '.txt')
+# A file beside the records: the ids of images that were left out.
+_LEFT_OUT = 'left_out.txt'
+_MAX_NAMED = 20
 
 
 def run(
@@ -33,6 +38,7 @@ def run(
   manual_dir: epath.PathLike | None = None,
   overwrite: bool = False,
   columns: Mapping[str, str] | None = None,
+  leave_out: epath.PathLike | None = None,
 ) -> tfds.core.DatasetBuilder:
   """Writes `dataset` as ArrayRecord files, unless that was done before.
 
@@ -47,22 +53,58 @@ def run(
     overwrite: whether to prepare a prepared dataset again; if that fails, the
       old files are restored.
     columns: see `builder.make`.
+    leave_out: a table of `dermvq score`; images with 'yes' in its column
+      `flagged` are left out, counted, and listed in `left_out.txt` beside the
+      records. The others stay in the splits that they would be in anyway.
 
   Returns:
     The prepared builder.
 
   Raises:
     UserError: the user's files are missing or malformed, or not those that the
-      dataset was prepared from; or `data_dir` is not local or can't be written.
+      dataset was prepared from; `data_dir` is not local or can't be written; or
+      images are to be left out of a dataset that is already prepared.
   """
   if '://' in str(data_dir):
     raise errors.UserError(
       f'datasets cannot be stored in {data_dir}; give a local folder as '
       '--data_dir'
     )
-  return write(
-    lambda: builder_lib.make(dataset, data_dir, columns), manual_dir, overwrite
-  )
+  names = () if leave_out is None else _flagged(epath.Path(leave_out))
+
+  def make_builder() -> tfds.core.DatasetBuilder:
+    builder = builder_lib.make(dataset, data_dir, columns)
+    builder.leave_out = names
+    return builder
+
+  if names and not overwrite and _is_prepared(make_builder()):
+    raise errors.UserError(
+      f'{dataset} is already prepared in {data_dir}; to leave images out of '
+      'it, prepare it again with --overwrite, or into another --data_dir'
+    )
+  return write(make_builder, manual_dir, overwrite)
+
+
+def _flagged(table: epath.Path) -> list[str]:
+  """The images that a table of `dermvq score` flags.
+
+  Raises:
+    UserError: there is no such table, or it flags no image.
+  """
+  try:
+    rows = list(csv.DictReader(io.StringIO(table.read_text(), newline='')))
+    names = [row['image'] for row in rows if row['flagged'] == 'yes']
+  except (OSError, ValueError, KeyError, csv.Error) as e:
+    raise errors.UserError(
+      f'{table} is no table with the columns image and flagged '
+      f'({errors.one_line(repr(e))}); give a scores.csv of dermvq score'
+    ) from e
+  if not names:
+    raise errors.UserError(
+      f'{table} flags no image; leave out --leave_out, or write yes in its '
+      'column flagged'
+    )
+  return names
 
 
 def write(
@@ -104,6 +146,7 @@ def write(
         (path / prepared.MADE_BY).write_text(
           json.dumps(made_by, indent=2) + '\n'
         )
+        _list_left_out(builder, path)
         files.sync_tree(path)
         files.sync(path.parent)
   except (OSError, RuntimeError) as e:
@@ -117,6 +160,18 @@ def write(
       f'permissions there, or {first} another --data_dir'
     ) from e
   return builder
+
+
+def _list_left_out(builder: tfds.core.DatasetBuilder, path: pathlib.Path):
+  """Writes and says which images were left out, if any were."""
+  names = getattr(builder, 'left_out', ())
+  if not names:
+    return
+  file = path / _LEFT_OUT
+  file.write_text('\n'.join(map(errors.printable, names)) + '\n')
+  shown = ', '.join(map(errors.printable, names[:_MAX_NAMED]))
+  more = ', ...' if len(names) > _MAX_NAMED else ''
+  _say(f'Left out {len(names)} images: {shown}{more}; all are in {file}')
 
 
 def _write(

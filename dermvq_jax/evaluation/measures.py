@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from dermvq_jax import inference
 from dermvq_jax.evaluation import feature_spaces, generation_metrics, results
 from dermvq_jax.models import (
+  bayes,
   build,
   chunks,
   image_losses,
@@ -59,7 +59,7 @@ def measure_prior(
   number = len(class_names)
   nll = -likelihoods[np.arange(len(labels)), labels]
   uniform = np.full(number, 1 / number)
-  predicted = inference.posterior(likelihoods, uniform).argmax(axis=1)
+  predicted = bayes.posterior(likelihoods, uniform).argmax(axis=1)
 
   def lengths(chosen: np.ndarray) -> dict[str, float | None]:
     nats = _mean(nll[chosen])

@@ -9,8 +9,7 @@ from etils import epath
 
 from dermvq_jax import errors, files, inference
 from dermvq_jax.data import images
-from dermvq_jax.data.datasets import archives
-from dermvq_jax.generation import tables
+from dermvq_jax.generation import inputs, tables
 from dermvq_jax.runs import run as run_lib
 
 _SHEET_COLUMNS = 16
@@ -39,27 +38,19 @@ def _read_files(paths: Sequence[epath.PathLike], size: int) -> _Inputs:
   Raises:
     UserError: a given file is missing or unreadable, or a folder has no image.
   """
-  inputs = _Inputs()
-  for path in map(epath.Path, paths):
-    is_folder = path.is_dir()
-    if not is_folder and not path.exists():
-      raise errors.UserError(f'there is no file {path}')
-    found, unread = images.list_images(path) if is_folder else ([path], [])
-    for file in found:
-      try:
-        images.check_name(file)
-        inputs.pixels.append(images.read_square(file, size))
-        inputs.names.append(file.name)
-      except errors.UserError as e:
-        if not is_folder:
-          raise
-        inputs.skipped.append(f'left out: {e}')
-    if unread:
-      names = [file.name for file in unread]
-      inputs.skipped.append(archives.left_out(path, names))
-  if not inputs.names:
-    raise errors.UserError(f'there is no readable image: {inputs.skipped[0]}')
-  return inputs
+  found = _Inputs()
+  for file, is_given in inputs.find(paths, found.skipped):
+    try:
+      images.check_name(file)
+      found.pixels.append(images.read_square(file, size))
+      found.names.append(file.name)
+    except errors.UserError as e:
+      if is_given:
+        raise
+      found.skipped.append(f'{e}; it is left out')
+  if not found.names:
+    raise errors.UserError(f'there is no readable image: {found.skipped[0]}')
+  return found
 
 
 def _read_inputs(
@@ -119,9 +110,9 @@ def reconstruct(
     )
   model = inference.Model(run)
   train_variance = run.vqvae.facts['train_variance']
-  inputs = _read_inputs(model, paths, split, num_images)
-  names, originals = inputs.names, np.stack(inputs.pixels)
-  labels = inputs.labels
+  found = _read_inputs(model, paths, split, num_images)
+  names, originals = found.names, np.stack(found.pixels)
+  labels = found.labels
   if labels is None:
     null_label = len(model.class_names)
     labels = np.repeat(
@@ -169,7 +160,7 @@ def reconstruct(
       images.sheet([row[:_SHEET_COLUMNS] for row in sheet]),
     )
   logging.info('Wrote %s', out)
-  for line in inputs.skipped:
+  for line in found.skipped:
     logging.warning('%s', errors.printable(line))
 
 

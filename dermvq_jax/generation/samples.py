@@ -13,6 +13,7 @@ from dermvq_jax.data import images
 from dermvq_jax.evaluation import nearest_images
 from dermvq_jax.generation import tables
 from dermvq_jax.models.priors import randomness, sampler
+from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
 
 _Counts = dict[str, int]  # number of images of each class
@@ -153,6 +154,7 @@ def sample(
   complete: epath.PathLike | None = None,
   mask: str | None = None,
   reject_memorised: float = 0.0,
+  reject_unlike: float = 0.0,
   **controls,
 ):
   """Writes new images: a folder of PNG files for each class, `metadata.csv`.
@@ -178,6 +180,9 @@ def sample(
     reject_memorised: drops images that look copied from a training image:
       their memorisation ratio (see `memorisation`) is below this; 0: drops no
       image.
+    reject_unlike: drops images that are unlike reconstructions of held-out
+      images: their p-value is at most this (see `outliers.scoring`); 0: drops
+      no image.
     **controls: how to sample; see `sampler.Controls`.
 
   Raises:
@@ -201,7 +206,10 @@ def sample(
     original, masked = _hide(model, complete, mask)
     known = masked.repeat(len(labels))
     sheet = [np.stack([original, masked.image])]
-  reject = _rejection(run, reject_memorised)
+  rejections = [
+    _rejection(run, reject_memorised),
+    _rejection_of_unlike(model, reject_unlike),
+  ]
   with files.new_folder(out) as folder:
     new = model.sample(
       labels, seed=seed, show_progress=True, **settings, **known
@@ -212,7 +220,9 @@ def sample(
       settings |= {'complete': str(complete), 'mask': mask}
     if reject_memorised:
       settings['reject_memorised'] = reject_memorised
-    kept = np.flatnonzero(~reject(new))
+    if reject_unlike:
+      settings['reject_unlike'] = reject_unlike
+    kept = np.flatnonzero(~_rejected(rejections, new))
     names = [model.class_names[labels[i]] for i in kept]
     ids = randomness.count_within_labels(labels)[kept]
     settings = {'seed': seed} | settings
@@ -256,9 +266,57 @@ def _write_samples(
   return [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
 
 
-def _rejection(
-  run: run_lib.Run, limit: float
-) -> Callable[[np.ndarray], np.ndarray]:
+_Rejection = Callable[[np.ndarray], np.ndarray]  # [B, H, W, 3] to bool [B]
+
+
+def _rejected(rejections: Sequence[_Rejection], new: np.ndarray) -> np.ndarray:
+  """Which images are dropped, bool `[B]`.
+
+  Raises:
+    UserError: all of them.
+  """
+  rejected = np.any([reject(new) for reject in rejections], axis=0)
+  if rejected.all():
+    raise errors.UserError(
+      'every image is dropped; lower --reject_memorised or --reject_unlike'
+    )
+  return rejected
+
+
+def _rejection_of_unlike(model: inference.Model, limit: float) -> _Rejection:
+  """Makes the function that finds images unlike the run's own.
+
+  Args:
+    model: the model that made them.
+    limit: the p-value up to which an image is unlike; 0: none is.
+
+  Raises:
+    UserError: the limit is out of its range, or the run's images are needed and
+      not found.
+  """
+  if not 0 <= limit < 1:
+    raise errors.UserError(
+      f'--reject_unlike is {limit}; give a number from 0 to 1, such as 0.05'
+    )
+  if not limit:
+    return lambda new: np.zeros(len(new), bool)
+  calibration = reference.load(model.run, model, reconstructed=True)
+
+  def reject(new: np.ndarray) -> np.ndarray:
+    unlike = scoring.score(model, calibration, new).p_values <= limit
+    logging.info(
+      'Dropped %d of %d images that are unlike reconstructions of held-out '
+      'images; of these reconstructions, %.1f would be dropped.',
+      unlike.sum(),
+      len(new),
+      limit * len(new),
+    )
+    return unlike
+
+  return reject
+
+
+def _rejection(run: run_lib.Run, limit: float) -> _Rejection:
   """Makes the function that finds images that look copied.
 
   Args:
@@ -289,11 +347,6 @@ def _rejection(
       copied.sum(),
       len(new),
     )
-    if copied.all():
-      raise errors.UserError(
-        'every image looks copied from a training image; lower '
-        f'--reject_memorised={limit}'
-      )
     return copied
 
   return reject

@@ -149,21 +149,18 @@ def check_discriminator(config: Config, image_size: int):
   Raises:
     UserError: a value is out of its range, or does not suit the images.
   """
-  features, stages = (
-    config.discriminator.features,
-    config.discriminator.num_stages,
-  )
-  if features % discriminator_lib.GROUPS:
+  own = config.discriminator
+  if own.features % discriminator_lib.GROUPS:
     raise errors.UserError(
-      f'config.discriminator.features is {features}; give a multiple of '
+      f'config.discriminator.features is {own.features}; give a multiple of '
       f'{discriminator_lib.GROUPS}'
     )
-  if image_size % (1 << stages):
+  if image_size % (1 << own.num_stages):
     raise errors.UserError(
-      f'images of {image_size} px cannot be halved {stages} times; lower '
-      'config.discriminator.num_stages'
+      f'images of {image_size} px cannot be halved {own.num_stages} times; '
+      'lower config.discriminator.num_stages'
     )
-  if config.discriminator.is_projected and image_size < perceptual.MIN_SIZE:
+  if own.is_projected and image_size < perceptual.MIN_SIZE:
     raise errors.UserError(
       f'images of {image_size} px are smaller than the {perceptual.MIN_SIZE} '
       'px that AlexNet needs; set config.discriminator.is_projected=False'
@@ -314,12 +311,14 @@ class Codec:
   Attributes:
     model: the VQ-VAE.
     encode: uint8 images `[B, H, W, 3]` to codes int32 `[B, h, w*L]`.
+    distances: images to mean squared distances to the codes, `[B, h, w]`.
     embed: codes to the decoder's input, `[B, h, w, D]`.
     decode: codes to uint8 images.
   """
 
   model: vqvae_lib.VQVAE
   encode: Callable[[np.ndarray], jax.Array]
+  distances: Callable[[np.ndarray], jax.Array]
   embed: Callable[[np.ndarray], jax.Array]
   decode: Callable[[np.ndarray], jax.Array]
 
@@ -343,11 +342,15 @@ def codec(config: Config, weights: PyTree) -> Codec:
     return model.apply(variables, codes, method='embed')
 
   @jax.jit
+  def distances(variables, images):
+    return model.apply(variables, to_unit(images), method='distances')
+
+  @jax.jit
   def decode(variables, codes):
     return to_uint8(model.apply(variables, codes, method='decode'))
 
-  functions = (functools.partial(f, on_device) for f in (encode, embed, decode))
-  return Codec(model, *functions)
+  functions = (encode, distances, embed, decode)
+  return Codec(model, *(functools.partial(f, on_device) for f in functions))
 
 
 def vqvae_part(
@@ -390,15 +393,14 @@ def likelihood(
   Returns:
     A compiled function of the prior's variables, codes int32 `[B, h, w]` and
     conditions. It returns the most likely code at each place given the true
-    codes before it, int32 `[B, h, w]`, and the log-likelihood of the codes,
-    nats `[B]`.
+    codes before it, int32 `[B, h, w]`, and the log-likelihood of each code,
+    nats `[B, h, w]`.
   """
 
   @jax.jit
   def apply(variables, codes, conditions):
     logits = model.apply(variables, codes, conditions, train=False)
-    nll = losses.nll(logits, codes, loss)  # [B, h, w]
-    return nearest.argmax(logits), -nll.sum((1, 2))
+    return nearest.argmax(logits), -losses.nll(logits, codes, loss)
 
   return apply
 

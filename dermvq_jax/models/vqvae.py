@@ -201,6 +201,12 @@ class VQVAE(nn.Module):
     """Codes int32 `[B, h, w*L]` of images `[B, H, W, 3]` in [0, 1]."""
     return self.quantizer.encode(self.encoder(images))
 
+  def distances(self, images: jax.Array) -> jax.Array:
+    """Mean squared distances of latents to their codes, `[B, h, w]`."""
+    latents = self.encoder(images)
+    quantized = self.quantizer.lookup(self.quantizer.encode(latents))
+    return jnp.square(latents - quantized).mean(-1)
+
   def embed(self, codes: jax.Array) -> jax.Array:
     """Quantized latents `[B, h, w, D]` of codes int32 `[B, h, w*L]`."""
     return self.quantizer.lookup(codes)

@@ -185,15 +185,19 @@ def _check_data_of(
 
 
 def _check_report(folder: epath.Path) -> Iterator[_Finding]:
-  """Checks evaluations; the other files of a report are made from these."""
+  """Checks what the other files of a report are made from."""
   names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
   for name in sorted(names):
     is_result = re.fullmatch(r'evaluate_(\w+)\.json', name)
-    is_arrays = re.fullmatch(r'nearest_(\w+)\.npz', name)
-    if not is_result and not is_arrays:
+    is_nearest = re.fullmatch(r'nearest_(\w+)\.npz', name)
+    is_arrays = is_nearest or re.fullmatch(r'outliers(_\w+)?\.npz', name)
+    if is_result or is_nearest:
+      split = (is_result or is_nearest)[1]
+      again = f'remove it, or run dermvq evaluate --split={split} again'
+    elif is_arrays:
+      again = 'remove it; dermvq score makes it again'
+    else:
       continue
-    split = (is_result or is_arrays)[1]
-    again = f'remove it, or run dermvq evaluate --split={split} again'
     try:
       problem = ''
       if is_arrays:

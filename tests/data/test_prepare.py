@@ -323,3 +323,52 @@ def test_no_such_split(toy):
   match = "has no split 'all'; choose one of: "
   with pytest.raises(errors.UserError, match=match):
     prepared.Dataset('toy/smoke', toy).split('all')
+
+
+def _table(path, flagged):
+  rows = [f'{name},yes' for name in flagged] + ['001,no']
+  path.write_text('\n'.join(['image,flagged', *rows]) + '\n')
+  return path
+
+
+def _splits(data_dir):
+  dataset = prepared.Dataset('toy/smoke', data_dir)
+  return {
+    split: {record['id'].decode() for record in dataset.split(split)}
+    for split in ('train', 'val', 'test')
+  }
+
+
+def test_images_are_left_out(toy, tmp_path, capsys):
+  """They are counted and listed; the others stay in their splits."""
+  prepare.run('toy/smoke', toy)
+  before = _splits(toy)
+  table = _table(tmp_path / 'scores.csv', ['000', '017', 'elsewhere.jpg'])
+  with pytest.raises(errors.UserError, match='already prepared'):
+    prepare.run('toy/smoke', toy, leave_out=table)
+  made = prepare.run('toy/smoke', toy, overwrite=True, leave_out=table)
+  out = {'000', '017'}
+  assert _splits(toy) == {k: ids - out for k, ids in before.items()}
+  assert 'Left out 2 images: 000, 017; all are in' in capsys.readouterr().err
+  assert (made.data_path / 'left_out.txt').read_text() == '000\n017\n'
+  facts = prepared.Dataset('toy/smoke', toy).facts
+  assert facts['num_left_out'] == 2
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ('image,flagged\n000,no\n', 'flags no image'),
+    ('image,p\n000,0.1\n', 'no table with the columns image and flagged'),
+    ('image,flagged\nother,yes\n', 'none of the 1 images to leave out'),
+    (None, 'no table with the columns'),
+  ],
+)
+def test_tables_that_leave_nothing_out(toy, tmp_path, content, message):
+  table = tmp_path / 'scores.csv'
+  if content is not None:
+    table.write_text(content)
+  with pytest.raises(errors.UserError, match=message) as e:
+    prepare.run('toy/smoke', toy, leave_out=table)
+  assert '\n' not in str(e.value)
+  assert not (toy / 'toy').exists()

@@ -9,7 +9,7 @@ from pictures import files_in, names_in, read_csv, read_png, sample_file
 from PIL import Image
 
 import dermvq_jax
-from dermvq_jax import errors
+from dermvq_jax import errors, inference
 from dermvq_jax.data import images, prepared
 from dermvq_jax.data.datasets import builder
 from dermvq_jax.generation import reconstructions, samples, tables
@@ -390,3 +390,23 @@ def test_class_names_stay_in_the_folder(run_copy, tmp_path, out):
   samples.sample(run_lib.Run(run_copy), out, counts={'../../akiec': 1})
   written = set(tmp_path.rglob('*.png')) - before
   assert len(written) == 2 and all(p.is_relative_to(out) for p in written)
+
+
+@pytest.mark.slow  # It measures all images of the run.
+def test_sample_drops_what_is_unlike(run_copy, out, caplog, monkeypatch):
+  """Plain images are dropped; reconstructions of real images mostly are not."""
+  run = run_lib.Run(run_copy)
+  model = inference.Model(run)
+  records = run.images.split('val')
+  real = np.stack([records[i]['image'] for i in range(3)])
+  made = model.reconstruct(real)
+  made = np.concatenate([made, np.full_like(made[:1], 255)])
+  monkeypatch.setattr(inference.Model, 'sample', lambda *_, **__: made)
+  caplog.set_level('INFO')
+  limit = 0.1  # There are 13 held-out images, so this is 1 / 14 or less.
+  samples.sample(run, out, counts={'mel': 4}, reject_unlike=limit)
+  rows = read_csv(out / 'metadata.csv')
+  ids = [row['id'] for row in rows]
+  assert '3' not in ids and ids
+  assert all(row['reject_unlike'] == '0.1' for row in rows)
+  assert f'Dropped {4 - len(ids)} of 4' in caplog.text

@@ -99,6 +99,12 @@ def test_codec(trained):
   distances = np.square(latents[..., None, :] - codebook(own)).sum(-1)
   np.testing.assert_array_equal(distances.argmin(-1), codes)
   vectors = codec.embed(codes)
+  np.testing.assert_allclose(
+    codec.distances(images),
+    np.square(latents - vectors).mean(-1),
+    rtol=1e-4,
+    atol=1e-7,
+  )
   np.testing.assert_array_equal(vectors, codebook(own)[codes])
   decode, own = build.vqvae_part(config, weights, 'decoder')
   np.testing.assert_array_equal(decode(own, vectors), decoded)
@@ -120,10 +126,10 @@ def test_likelihood():
     model, jax.random.key(0), codes, conditions, train=False
   )
   score = build.likelihood(model, 'cross_entropy')
-  predicted, likelihood = score({'params': params}, codes, conditions)
+  predicted, log_probs = score({'params': params}, codes, conditions)
   logits = jax.jit(
     lambda: model.apply({'params': params}, codes, conditions, train=False)
   )()
   np.testing.assert_array_equal(predicted, logits.argmax(-1))
-  expected = -losses.nll(logits, codes).sum((1, 2))
-  np.testing.assert_allclose(likelihood, expected, rtol=1e-5)
+  expected = -losses.nll(logits, codes)
+  np.testing.assert_allclose(log_probs, expected, rtol=1e-5)

@@ -220,6 +220,10 @@ def test_damage_is_named(run_copy, capsys, damage, said):
       'report/nearest_val.npz: DAMAGED: unreadable',
     ),
     (
+      lambda run: (run / 'report/outliers.npz').write_bytes(b'PK'),
+      'report/outliers.npz: DAMAGED: unreadable',
+    ),
+    (
       lambda run: (run / 'report/nearest_val.npz').unlink(),
       'report/evaluate_val.json: DAMAGED: nearest_val.npz, which belongs',
     ),

@@ -138,6 +138,9 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       dataset gives them; empty if it takes none.
     contents: `images`, numbers by class and split, and `num_groups`; set when
       the dataset is written.
+    leave_out: ids or files of images that are left out; set it after the
+      builder is made.
+    left_out: the ids of the images that were left out, after preparation.
   """
 
   class_names: Sequence[str] | None = CLASS_NAMES
@@ -145,6 +148,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   extra_fields: Mapping[str, Any] = {}
   columns: Mapping[str, str] = {}
   contents: Mapping[str, Any] = {}
+  leave_out: Sequence[str] = ()
+  left_out: Sequence[str] = ()
   _progress: tqdm.tqdm | None = None
   _unread: collections.deque[Record]
 
@@ -205,6 +210,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       splits.assign([r.group for r in free], [r.label for r in free])
     )
     assigned = [record.split or next(chosen) for record in records]
+    # Afterwards: the other images stay in their splits.
+    records, assigned = self._without_left_out(records, assigned)
     empty = set(splits.SPLITS) - set(assigned)
     if empty:
       raise errors.UserError(
@@ -233,6 +240,29 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
     self._unread = collections.deque(r for part in parts.values() for r in part)
     return {s: self._generate_examples(part, s) for s, part in parts.items()}
+
+  def _without_left_out(
+    self, records: list[Record], assigned: list[str]
+  ) -> tuple[list[Record], list[str]]:
+    """Drops the records to be left out; counts and stores them.
+
+    Raises:
+      UserError: none of the names to leave out is an image of the dataset.
+    """
+    if not self.leave_out:
+      return records, assigned
+    names = {*self.leave_out, *map(_absolute, self.leave_out)}
+    dropped = [not names.isdisjoint(_names(record)) for record in records]
+    self.left_out = [r.id for r, drop in zip(records, dropped) if drop]
+    if not self.left_out:
+      raise errors.UserError(
+        f'none of the {len(self.leave_out)} images to leave out is in '
+        f'{self.name}, for example {errors.printable(self.leave_out[0])}; give '
+        'a table of its own images'
+      )
+    self.info.metadata['num_left_out'] = len(self.left_out)
+    kept = [i for i, drop in enumerate(dropped) if not drop]
+    return [records[i] for i in kept], [assigned[i] for i in kept]
 
   def _note_untrained(self, trained: set[str]) -> None:
     """Stores, and says, which classes have no training images."""
@@ -340,6 +370,17 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
       values[condition] = list(names).index(name) if name else len(names)
     return values
+
+
+def _names(record: Record) -> set[str]:
+  """By which names an image may be left out: its id, its file."""
+  if not _is_file(record):
+    return {record.id}
+  return {record.id, str(record.source), _absolute(record.source)}
+
+
+def _absolute(path: str | pathlib.Path | zipfile.Path) -> str:
+  return str(pathlib.Path(str(path)).resolve())
 
 
 def _is_file(record: Record) -> bool:

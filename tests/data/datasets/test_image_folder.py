@@ -343,3 +343,21 @@ def test_what_was_prepared_is_counted(folder, tmp_path):
   (made.data_path / 'made_by.json').unlink()
   lines = prepare.summary(made).splitlines()
   assert [line.split() for line in lines] == [head.split(), total.split()]
+
+
+def test_files_are_left_out_by_their_path(folder, tmp_path, monkeypatch):
+  """As `dermvq score` names them, also relative to the current folder."""
+  monkeypatch.chdir(folder.parent)
+  first, second, *_ = sorted((folder / 'mel').iterdir())
+  table = tmp_path / 'scores.csv'
+  relative = second.relative_to(folder.parent)
+  table.write_text(f'image,flagged\n{first},yes\n{relative},yes\n')
+  made = prepare.run(DATASET, tmp_path / 'data', folder, leave_out=table)
+  assert len(made.left_out) == 2
+  dataset = prepared.Dataset(DATASET, tmp_path / 'data')
+  ids = {
+    record['id']
+    for split in dataset.facts['fingerprint']
+    for record in dataset.split(split)
+  }
+  assert not ids & {name.encode() for name in made.left_out}

@@ -1,0 +1,1 @@
+"""Which images are unlike those that a run was trained on, and where."""

@@ -1,0 +1,1 @@
+"""How well `dermvq score` finds outliers, and which combination does best."""
