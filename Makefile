@@ -2,15 +2,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install
 WORKDIR ?= runs/demo
 
-.PHONY: install demo test test-all soak bench docs lint format clean
+.PHONY: install demo test test-all fuzz soak bench docs lint format \
+  constraints licences clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.py constraints.txt
+# What is downloaded must have the digests in requirements/. One dependency is
+# built here, with the tools of the first line.
+$(VENV)/.installed: setup.py pyproject.toml requirements/build.txt \
+  requirements/test.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
+	$(PIP) --require-hashes -r requirements/build.txt
+	$(PIP) --require-hashes --no-build-isolation -r requirements/test.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: install
@@ -22,13 +29,19 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist=worksteal -m ''
 
+# Tries thousands of fuzzed inputs, other ones each time: make fuzz INPUTS=100000
+INPUTS ?= 10000
+fuzz: install
+	DERMVQ_FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/fuzz -n 2 \
+	  --dist=worksteal -m '' --durations=0
+
 # Kills runs at random moments and flips bits; takes 15 minutes or more.
 soak: install
 	JAX_PLATFORMS=cpu $(BIN)/python tests/runs/soak.py
 
 # Takes hours; run it on an idle machine: make bench BENCH='--rounds=1'
 bench: install
-	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]'
+	$(PIP) -c constraints.txt -e '.[bench]'
 	mkdir -p runs
 	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.benchmarks \
 	  --out=runs/bench.md --plot=runs/bench.png $(BENCH)
@@ -37,7 +50,7 @@ bench: install
 
 # Warnings are errors, broken links included.
 docs: install
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(PIP) -q -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build
 	$(BIN)/python docs/check_links.py docs/_build
 
@@ -49,6 +62,22 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Versions stay as they are unless: make constraints UPGRADE=--upgrade
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version=3.11 \
+  --no-header --no-annotate
+HASHED = $(LOCK) --generate-hashes --constraint=constraints.txt
+constraints: install
+	$(PIP) --require-hashes -r requirements/uv.txt
+	$(LOCK) $(UPGRADE) --all-extras -o constraints.txt setup.py requirements/build.in requirements/uv.in
+	$(HASHED) -o requirements/build.txt requirements/build.in
+	$(HASHED) -o requirements/uv.txt requirements/uv.in
+	$(HASHED) --extra=test -o requirements/test.txt setup.py
+	$(HASHED) --extra=tpu -o requirements/tpu.txt setup.py
+
+# The licence of every package that is installed here.
+licences: install
+	$(BIN)/pip-licenses --order=license
 
 clean:
 	rm -rf $(VENV) build *.egg-info

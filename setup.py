@@ -80,9 +80,12 @@ setuptools.setup(
       # A bucket's client, and a stand-in of the service.
       'gcp-storage-emulator',
       'gcsfs',
+      'hypothesis',
       # They run the notebook.
       'ipykernel',
       'nbclient',
+      'packaging',
+      'pip-licenses',
       'pytest',
       'pytest-xdist',
       'ruff',

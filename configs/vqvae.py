@@ -11,7 +11,8 @@ is one of these words, or some, joined by '+':
 
 - 'mse': squared error alone, with four times as many codes, but half of the
   codebook: faster, and blurred;
-- 'sharp': the default for all sizes but 'smoke', which has 'mse';
+- 'sharp': the default for all sizes but 'demo' and 'smoke', whose trainings are
+  too short for it;
 - 'sharpen': trains the decoder of a trained run on, so that its images become
   sharp while its codes, and its prior, stay: give `--config.start_from=RUN`;
 - '128', '256': larger images, for TPU and GPU;
@@ -115,7 +116,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
   size = common.one_of(words, _SIZES, '64')
   _set_size(config, size)
-  loss = common.one_of(words, _LOSSES, 'mse' if size == 'smoke' else 'sharp')
+  default = 'mse' if size in ('demo', 'smoke') else 'sharp'
+  loss = common.one_of(words, _LOSSES, default)
   if loss == 'sharp':
     _take_fewer_codes(config)
   if loss != 'mse':

@@ -56,8 +56,8 @@ END
 Usage: experiments/tpu_vm.sh setup [FLAGS]
 
 Installs Python, this clone with its uncommitted changes, and its dependencies
-(constraints.txt, extra 'tpu') into ~/dermvq on all workers. Run it again after
-you change the clone.
+(requirements/tpu.txt, whose digests are checked) into ~/dermvq on all workers.
+Run it again after you change the clone.
 
   --wheel=FILE    install this wheel instead of the clone
 
@@ -282,18 +282,19 @@ setup() {
     [[ -f $wheel ]] || fail "there is no wheel $wheel"
     package=./src/$(basename "$wheel")
     do_or_print tar -czf "$archive" \
-      -C "$root" constraints.txt experiments/keep_running.sh \
+      -C "$root" requirements experiments/keep_running.sh \
       -C "$(cd "$(dirname "$wheel")" && pwd)" "$(basename "$wheel")"
   else
     do_or_print tar -czf "$archive" -C "$root" --exclude=__pycache__ \
-      setup.py pyproject.toml README.md constraints.txt \
+      setup.py pyproject.toml README.md requirements \
       dermvq_jax configs experiments/keep_running.sh
   fi
   tpus tpu-vm scp "$archive" "$name:dermvq.tar.gz" --worker=all
   do_or_print rm "$archive"
-  # The Python of the machine's image may be too old, so uv brings one. Without
-  # --reinstall-package uv would keep an installed package of the same version.
-  # cron restarts a run after the machine's maintenance.
+  # The Python of the machine's image may be too old, so uv brings one. The
+  # image's pip installs uv; an image that forbids this needs the variable.
+  # Without --reinstall-package uv would keep an installed package of the same
+  # version. cron restarts a run after the machine's maintenance.
   on_workers all "set -eu
 if tmux has-session -t =dermvq 2>/dev/null; then
   echo \"\$(hostname): a run is on; stop it first\" >&2
@@ -309,11 +310,15 @@ if ! command -v tmux >/dev/null; then
   sudo apt-get -qq install -y tmux
 fi
 export PATH=\"\$HOME/.local/bin:\$PATH\"
-command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 cd dermvq
+command -v uv >/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install\
+ --quiet --user --require-hashes --requirement=src/requirements/uv.txt
 uv venv --quiet --allow-existing --python=3.11 venv
-uv pip install --quiet --python=venv/bin/python --constraint=src/constraints.txt\
- --reinstall-package=dermvq_jax $(quote "${package}[tpu]")
+build=--build-constraint=src/requirements/build.txt
+uv pip install --quiet --python=venv/bin/python \"\$build\"\
+ --require-hashes --requirement=src/requirements/tpu.txt
+uv pip install --quiet --python=venv/bin/python \"\$build\"\
+ --no-deps --reinstall-package=dermvq_jax $(quote "$package")
 if command -v crontab >/dev/null; then
   {
     crontab -l 2>/dev/null | grep -v dermvq/run.sh || true

@@ -1,8 +1,10 @@
 """Reads image files into arrays; writes arrays as PNG files and sheets."""
 
 import io
+import lzma
 import os
 import pathlib
+import struct
 import warnings
 import zipfile
 import zlib
@@ -18,6 +20,21 @@ from dermvq_jax import errors
 # mistake or an attack, and decoding it would fill the memory.
 MAX_PIXELS = 50_000_000
 _IMAGE_FORMATS = ('JPEG', 'PNG')
+# What Pillow, zipfile and NumPy raise for files that are damaged or of another
+# kind.
+DAMAGES = (
+  EOFError,
+  KeyError,
+  OSError,
+  OverflowError,
+  RuntimeError,
+  SyntaxError,
+  ValueError,
+  lzma.LZMAError,
+  struct.error,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 # A JPEG can be decoded quickly at 1/2, 1/4 or 1/8 of its size. This is done if
 # the sides are then still this many times as long as needed, so that the filter
 # that resizes the image has enough pixels.
@@ -254,6 +271,9 @@ def _read(
   try:
     with warnings.catch_warnings(), source.open('rb') as file:
       warnings.simplefilter('error', Image.DecompressionBombWarning)
+      if isinstance(source, zipfile.Path):
+        # The checksum is compared when all is read; a decoder may stop before.
+        file = io.BytesIO(file.read())
       with Image.open(file, formats=_IMAGE_FORMATS) as image:
         # Only the header has been read so far.
         if image.width * image.height > MAX_PIXELS:
@@ -264,18 +284,10 @@ def _read(
       f'the image {source} has more than {MAX_PIXELS:,} pixels '
       f'({e}); replace it with the published one or scale it down'
     ) from None
-  # Pillow and zipfile raise any of these for damaged files.
-  except (
-    OSError,
-    EOFError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as e:
+  except DAMAGES as e:
     raise errors.UserError(
-      f'the image {source} is unreadable ({e}); copy or download it again'
+      f'the image {source} is unreadable ({errors.one_line(e)}); copy or '
+      'download it again'
     ) from e
 
 

@@ -1,7 +1,9 @@
 """Tests of image files: PNG, sheets, as viewers show them, masks, folders."""
 
+import io
 import os
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -314,3 +316,20 @@ def test_a_name_that_is_not_utf8(tmp_path):
   with pytest.raises(errors.UserError, match=match) as e:
     images.check_names(images.list_images(tmp_path)[0])
   str(e.value).encode()  # It can be printed.
+
+
+def test_an_image_in_a_zip_whose_data_end_early(tmp_path):
+  """A decoder stops at such a mark; the checksum tells the damage."""
+  file = io.BytesIO()
+  Image.fromarray(_images(1, 300, 300)[0]).save(file, 'JPEG', quality=95)
+  data, path = file.getvalue(), tmp_path / 'a.zip'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('a.jpg', data)
+  source = zipfile.Path(path, 'a.jpg')
+  assert images.read_square(source, 16).std() > 1
+  damaged = bytearray(path.read_bytes())
+  middle = damaged.index(data[:100]) + len(data) // 4
+  damaged[middle : middle + 2] = b'\xff\xd9'
+  path.write_bytes(damaged)
+  with pytest.raises(errors.UserError, match='a.jpg is unreadable .*CRC'):
+    images.read_square(zipfile.Path(path, 'a.jpg'), 16)

@@ -114,9 +114,7 @@ class Cloud:
     for path in (*self.workers, folder / 'bin'):
       path.mkdir()
     for name, text in STAND_INS.items():
-      path = folder / 'bin' / name
-      path.write_text(HEAD + text)
-      path.chmod(0o755)
+      self.add(name, text)
     self.states = 'ACTIVE'
     self.env = {
       'PATH': f'{folder}/bin:{os.environ["PATH"]}',
@@ -125,6 +123,12 @@ class Cloud:
       'TPU_NAME': 'mole',
       'ZONE': 'us-east5-b',
     }
+
+  def add(self, name, text):
+    """Puts a program in place of a real one."""
+    path = self.folder / 'bin' / name
+    path.write_text(HEAD + text)
+    path.chmod(0o755)
 
   def do(self, *args, **kwargs):
     """Runs a program to its end; `self.calls` are the calls that it made."""

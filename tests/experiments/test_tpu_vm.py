@@ -139,18 +139,25 @@ def test_setup_installs_the_clone_on_all_workers(cloud):
     'mole:dermvq.tar.gz',
   ]
   installs = [call for call in cloud.calls if call[:2] == ['uv', 'pip']]
-  assert len(installs) == 2
-  assert installs[0][-3:] == [
-    '--constraint=src/constraints.txt',
+  assert len(installs) == 4
+  requirements, package = installs[:2]
+  build = '--build-constraint=src/requirements/build.txt'
+  assert build in requirements and build in package
+  assert requirements[-2:] == [
+    '--require-hashes',
+    '--requirement=src/requirements/tpu.txt',
+  ]
+  assert package[-3:] == [
+    '--no-deps',
     '--reinstall-package=dermvq_jax',
-    './src[tpu]',
+    './src',
   ]
   for worker in cloud.workers:
     source = worker / 'dermvq' / 'src'
     for name in (
       'setup.py',
       'README.md',
-      'constraints.txt',
+      'requirements/tpu.txt',
       'configs/vqvae.py',
       'dermvq_jax/data/pipeline.py',
       'experiments/keep_running.sh',
@@ -162,20 +169,32 @@ def test_setup_installs_the_clone_on_all_workers(cloud):
   assert line.startswith('@reboot test -f dermvq/run.sh && tmux new-session')
 
 
+def test_setup_brings_uv_with_its_digest(cloud):
+  """A machine's image need not have it; nothing is piped into a shell."""
+  (cloud.folder / 'bin' / 'uv').rename(cloud.folder / 'uv')
+  cloud.add('python3', 'record python3 "$@"\ncp "$FAKE/uv" "$FAKE/bin"')
+  # Without a uv of this machine.
+  cloud.env['PATH'] = f'{cloud.folder}/bin:/usr/bin:/bin'
+  cloud.ok('setup')
+  [call] = [call for call in cloud.calls if call[0] == 'python3']
+  assert call[1:4] == ['-m', 'pip', 'install']
+  assert call[-2:] == [
+    '--require-hashes',
+    '--requirement=src/requirements/uv.txt',
+  ]
+
+
 def test_setup_installs_a_wheel(cloud):
   wheel = cloud.folder / 'dist here' / 'dermvq_jax-1-py3-none-any.whl'
   wheel.parent.mkdir()
   wheel.write_text('wheel')
   cloud.ok('setup', f'--wheel=dist here/{wheel.name}')
-  (install, _) = [call for call in cloud.calls if call[:2] == ['uv', 'pip']]
-  assert install[-1] == f'./src/{wheel.name}[tpu]'
+  calls = [call for call in cloud.calls if call[:2] == ['uv', 'pip']]
+  assert calls[1][-1] == f'./src/{wheel.name}'
   source = cloud.workers[1] / 'dermvq/src'
   files = {str(p.relative_to(source)) for p in source.rglob('*.*')}
-  assert files == {
-    wheel.name,
-    'constraints.txt',
-    'experiments/keep_running.sh',
-  }
+  locks = {f'requirements/{p.name}' for p in (ROOT / 'requirements').iterdir()}
+  assert files == {wheel.name, 'experiments/keep_running.sh', *locks}
 
 
 def test_setup_ships_all_files_that_setup_py_reads(ready):

@@ -21,9 +21,10 @@ import numpy as np
 PHASES = ('vqvae', 'prior')
 IMAGES = 'synthetic_dermoscopy/smoke'
 # Many saves: each phase takes seconds and saves often.
-_OFTEN = (
+SAVE_EVERY = 4
+OFTEN = (
   '--config.num_train_steps=60',
-  '--config.checkpoint_every_steps=4',
+  f'--config.checkpoint_every_steps={SAVE_EVERY}',
   '--config.eval_every_steps=10',
 )
 _POLL_SECONDS = 0.001
@@ -48,13 +49,13 @@ def commands(workdir, overrides=()):
   ]
 
 
-def _work(workdir, overrides):
+def _work(workdir, argvs):
   with open(f'{workdir}.log', 'a') as log:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
   from dermvq_jax import main
 
-  for argv in commands(workdir, overrides):
+  for argv in argvs:
     code = main.main(argv)
     if code:
       os._exit(code)
@@ -66,11 +67,16 @@ def _context():
   return context
 
 
-def start(workdir, overrides=()):
-  """Starts a run, or resumes it, in a separate process."""
-  process = _context().Process(target=_work, args=(str(workdir), overrides))
+def start_commands(workdir, argvs):
+  """Starts a process that runs commands; its output goes to WORKDIR.log."""
+  process = _context().Process(target=_work, args=(str(workdir), argvs))
   process.start()
   return process
+
+
+def start(workdir, overrides=()):
+  """Starts a run, or resumes it, in a separate process."""
+  return start_commands(workdir, commands(workdir, overrides))
 
 
 def finish(workdir, overrides=()):
@@ -145,7 +151,7 @@ def kill(workdir, overrides, delay, save=0):
   )
 
 
-def _arrays(folder):
+def arrays_of(folder):
   import jax
 
   from dermvq_jax.runs import steps
@@ -154,11 +160,11 @@ def _arrays(folder):
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _steps(folder):
+def steps_of(folder):
   return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
 
-def _rows(folder):
+def rows_of(folder):
   from dermvq_jax.runs import logs
 
   times = {'step/steps_per_second'}
@@ -168,7 +174,7 @@ def _rows(folder):
   ]
 
 
-def _records(workdir, dataset):
+def records_of(workdir, dataset):
   from dermvq_jax.data import prepared
 
   return [
@@ -187,19 +193,19 @@ def assert_same(workdir, expected):
   for phase in PHASES:
     folder, other = workdir / phase, expected / phase
     for kind in ('checkpoints', 'best'):
-      steps = _steps(other / kind)
-      assert _steps(folder / kind) == steps, f'{phase}/{kind}'
+      steps = steps_of(other / kind)
+      assert steps_of(folder / kind) == steps, f'{phase}/{kind}'
       for step in steps:
-        a = _arrays(folder / kind / str(step))
-        b = _arrays(other / kind / str(step))
+        a = arrays_of(folder / kind / str(step))
+        b = arrays_of(other / kind / str(step))
         assert a.keys() == b.keys() and len(a) > 10
         for name in a:
           assert a[name].dtype == b[name].dtype, name
           assert a[name].tobytes() == b[name].tobytes(), f'{phase} {name}'
-    assert _rows(folder) == _rows(other), f'{phase}/metrics.jsonl'
+    assert rows_of(folder) == rows_of(other), f'{phase}/metrics.jsonl'
   dataset = run_lib.Run(workdir).prior.facts['dataset']
   assert dataset == run_lib.Run(expected).prior.facts['dataset']
-  assert _records(workdir, dataset) == _records(expected, dataset)
+  assert records_of(workdir, dataset) == records_of(expected, dataset)
   for path in workdir.rglob('*'):
     assert not path.match(_TMP) and 'incomplete' not in path.name, path
 
@@ -221,8 +227,8 @@ def flip_bits(folder, scratch, rng, at_least):
   """
   from dermvq_jax.runs import checkpoints
 
-  step = _steps(folder / 'checkpoints')[-1]
-  expected = _arrays(folder / 'checkpoints' / str(step))
+  step = steps_of(folder / 'checkpoints')[-1]
+  expected = arrays_of(folder / 'checkpoints' / str(step))
   files = sorted(
     p for p in (folder / 'checkpoints' / str(step)).rglob('*') if p.is_file()
   )
@@ -241,7 +247,7 @@ def flip_bits(folder, scratch, rng, at_least):
     if found:
       noticed += 1
       continue
-    arrays = _arrays(copy / 'checkpoints' / str(step))
+    arrays = arrays_of(copy / 'checkpoints' / str(step))
     assert arrays.keys() == expected.keys()
     for name in arrays:
       assert arrays[name].tobytes() == expected[name].tobytes(), name
@@ -260,10 +266,10 @@ def soak(kills, in_save, flips, seed):
     prepare.run(IMAGES, folder / 'images')
     reference = folder / 'reference'
     shutil.copytree(folder / 'images', reference / 'data')
-    finish(reference, _OFTEN)
+    finish(reference, OFTEN)
     again = folder / 'again'
     shutil.copytree(folder / 'images', again / 'data')
-    seconds = finish(again, _OFTEN)
+    seconds = finish(again, OFTEN)
     assert_same(again, reference)
     print(f'A run takes {seconds:.1f} s; two are identical.', flush=True)
     done, chains, resumed = [], 0, 0
@@ -275,16 +281,16 @@ def soak(kills, in_save, flips, seed):
       for _ in range(rng.randint(3, 6)):
         if rng.random() < 0.5:
           found = kill(
-            workdir, _OFTEN, rng.uniform(0, 0.1), save=rng.randint(1, 12)
+            workdir, OFTEN, rng.uniform(0, 0.1), save=rng.randint(1, 12)
           )
         else:
-          found = kill(workdir, _OFTEN, rng.uniform(0, seconds))
+          found = kill(workdir, OFTEN, rng.uniform(0, seconds))
         if found.finished:
           break
         done.append(found)
         killed = True
         print(f'{len(done):3d} chain {chains}: {found}', flush=True)
-      finish(workdir, _OFTEN)
+      finish(workdir, OFTEN)
       assert_same(workdir, reference)
       resumed += killed
       print(f'    chain {chains}: identical', flush=True)

@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dermvq_jax import errors
@@ -142,9 +141,10 @@ def _zip_members(
 ) -> Iterator[zipfile.Path]:
   try:
     archive = zipfile.ZipFile(path)
-  except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as e:
+  except images.DAMAGES as e:
     raise errors.UserError(
-      f'{path} is not an intact zip file ({e}); download it again'
+      f'{path} is not an intact zip file ({errors.one_line(e)}); download it '
+      'again'
     ) from None
   for info in archive.infolist():
     name = info.filename
@@ -274,9 +274,9 @@ def _read_text(file: File) -> str:
   try:
     with file.open('rb') as f:
       data = f.read(MAX_TABLE_BYTES + 1)
-  except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+  except images.DAMAGES as e:
     raise errors.UserError(
-      f'{file} is unreadable ({e}); download it again'
+      f'{file} is unreadable ({errors.one_line(e)}); download it again'
     ) from None
   if len(data) > MAX_TABLE_BYTES:
     raise errors.UserError(

@@ -5,29 +5,17 @@ Yang et al.: MedMNIST v2, Sci Data 10:41, 2023.
 
 import pathlib
 import zipfile
-import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from dermvq_jax import errors
-from dermvq_jax.data import splits
+from dermvq_jax.data import images, splits
 from dermvq_jax.data.datasets import builder
 
 _SOURCE = 'https://doi.org/10.5281/zenodo.10519652'
 # Twice the size of the largest published array: 7,007 images of 224 px.
 MAX_ARRAY_BYTES = 2 * 1024**3
-# NumPy and zipfile raise these for files that are damaged or of another kind.
-_DAMAGES = (
-  EOFError,
-  KeyError,
-  NotImplementedError,
-  OSError,
-  RuntimeError,
-  ValueError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
 _HEADER_READERS = {
   (1, 0): np.lib.format.read_array_header_1_0,
   (2, 0): np.lib.format.read_array_header_2_0,
@@ -141,7 +129,7 @@ def _read_header(
     with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as file:
       version = np.lib.format.read_magic(file)
       shape, _, dtype = _HEADER_READERS[version](file)
-  except _DAMAGES as e:
+  except images.DAMAGES as e:
     raise _unreadable(path, name, e) from None
   # Only the header has been read so far.
   if np.prod([dtype.itemsize, *shape], dtype=object) > MAX_ARRAY_BYTES:
@@ -156,7 +144,7 @@ def _read_array(path: pathlib.Path, name: str) -> np.ndarray:
   try:
     with np.load(path, allow_pickle=False) as arrays:
       return arrays[name]
-  except _DAMAGES as e:
+  except images.DAMAGES as e:
     raise _unreadable(path, name, e) from None
 
 

@@ -106,6 +106,16 @@ def test_a_damaged_table_in_a_zip(tmp_path):
     read(file)
 
 
+def test_a_zip_whose_members_lie_outside(tmp_path):
+  zipped(tmp_path / 'a.zip', 'image\nname\n')
+  data = bytearray((tmp_path / 'a.zip').read_bytes())
+  place = data.rindex(b'PK\5\6') + 16  # of the list of members
+  data[place : place + 4] = (100_000).to_bytes(4, 'little')
+  (tmp_path / 'a.zip').write_bytes(data)
+  with pytest.raises(errors.UserError, match=r'a\.zip.* (unreadable|intact)'):
+    read(next(archives.list_files(tmp_path, ['.csv'])))
+
+
 def test_a_part_is_a_folder_or_otherwise_a_zip(tmp_path):
   fabricate.write_zip(tmp_path / 'part.zip', ['a', 'b'], 'part/')
   find = (tmp_path, 'part', archives.JPEG_SUFFIXES, 'the place')
