@@ -88,6 +88,17 @@ def sync_tree(folder: epath.PathLike):
     sync(parent)
 
 
+def make_folder(folder: epath.PathLike):
+  """Makes a folder and those above it, whose names are then on the disk."""
+  folder = epath.Path(folder)
+  missing = []
+  if not is_remote(folder):
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+  folder.mkdir(parents=True, exist_ok=True)
+  for path in missing:
+    sync(path.parent)
+
+
 def _open_new(path: epath.Path, folder: bool) -> tuple[epath.Path, int]:
   """Makes an empty file or folder that will be renamed to `path`.
 
@@ -216,7 +227,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
   _check_is_free(path)
   if path.parent.is_file():
     raise errors.UserError(f'{path.parent} is a file; give another --out')
-  path.parent.mkdir(parents=True, exist_ok=True)
+  make_folder(path.parent)
   _remove_leftovers(path)
   partial, descriptor = _open_new(path, folder=True)
   try:

@@ -152,6 +152,14 @@ def test_a_folder_is_on_the_disk_before_its_name(tmp_path, calls):
   assert after == [inode(tmp_path)]
 
 
+def test_new_folders_above_are_on_the_disk(tmp_path, calls):
+  files.make_folder(tmp_path / 'a' / 'b')
+  assert calls == [inode(tmp_path / 'a'), inode(tmp_path)]
+  with files.new_folder(tmp_path / 'c' / 'out'):
+    pass
+  assert inode(tmp_path) in calls[2:]
+
+
 def test_file_systems_that_cannot_sync_folders(tmp_path, monkeypatch):
   fsync = os.fsync
 

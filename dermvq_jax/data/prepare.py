@@ -129,7 +129,7 @@ def write(
     manual_dir = _check_manual_dir(builder, manual_dir)
   data_dir = pathlib.Path(builder.data_path.parents[2])
   try:
-    data_dir.mkdir(parents=True, exist_ok=True)
+    files.make_folder(data_dir)
     with _locked(data_dir):
       _bring_back(path)
       builder = make_builder()
@@ -147,8 +147,10 @@ def write(
           json.dumps(made_by, indent=2) + '\n'
         )
         _list_left_out(builder, path)
-        files.sync_tree(path)
-        files.sync(path.parent)
+        for folder in (path, path.parents[1] / _CONFIG_NOTE):
+          files.sync_tree(folder)
+        for folder in path.parents[:3]:  # up to data_dir
+          files.sync(folder)
   except (OSError, RuntimeError) as e:
     failure = _system_failure(e)
     if failure is None:

@@ -189,7 +189,7 @@ def evaluate(
       subject.real.images, {'reconstructions': subject.real.reconstructions}
     ),
   )
-  run.report_dir.mkdir(parents=True, exist_ok=True)
+  files.make_folder(run.report_dir)
   paths, arrays = [result_path(run, split)], {}
   if num_samples:
     found, arrays = sample_measures.measure_samples(

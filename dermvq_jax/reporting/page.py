@@ -112,7 +112,7 @@ def write(
     The files written, the page first.
   """
   folder = epath.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
+  files.make_folder(folder)
   written = [f.write(folder) for section in sections for f in section.figures]
   page = folder / 'index.html'
   files.write_text(page, render(title, subtitle, sections))

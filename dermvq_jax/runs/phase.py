@@ -157,7 +157,7 @@ class Phase:
     files.refuse_links(self.folder)
     self.check(config, facts)
     first = self.made_by if self.started else made_by()
-    self.folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(self.folder)
     stored = {
       'format': _FORMAT,
       'config': config.to_dict(),

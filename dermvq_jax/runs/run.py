@@ -293,6 +293,6 @@ class Run:
         'ends, or use another --workdir'
       )
 
-    self.workdir.mkdir(parents=True, exist_ok=True)
+    files.make_folder(self.workdir)
     with files.locked(self.workdir, busy):
       yield

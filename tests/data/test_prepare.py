@@ -95,8 +95,17 @@ def test_grain_reads_a_split(toy):
   assert batch['image'].dtype == np.uint8
 
 
-def test_nothing_but_the_dataset_is_left(toy):
+def test_nothing_but_the_dataset_is_left(toy, monkeypatch):
+  synced, fsync = set(), os.fsync
+
+  def record(descriptor):
+    synced.add(os.fstat(descriptor).st_ino)
+    fsync(descriptor)
+
+  monkeypatch.setattr(os, 'fsync', record)
   prepare_toy(toy)
+  on_disk = (toy.parent, toy, *toy.rglob('*'))
+  assert {path.stat().st_ino for path in on_disk} <= synced
   assert [p.name for p in toy.iterdir()] == ['toy']
   names = [p.name for p in files_in(toy / 'toy' / 'smoke' / '1.0.0')]
   assert sum('array_record' in name for name in names) == 3
