@@ -13,6 +13,8 @@ def path(text: str) -> str:
     raise argparse.ArgumentTypeError(
       'the path is empty; is a variable of the shell not set?'
     )
+  if '\0' in text:
+    raise argparse.ArgumentTypeError('a path cannot hold the character \\x00')
   expanded = os.path.expanduser(text)
   if expanded.startswith('~'):
     raise argparse.ArgumentTypeError(

@@ -2,8 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import NoReturn
 
-from dermvq_jax import __version__, flag_types
+from dermvq_jax import __version__, errors, flag_types
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -224,9 +225,17 @@ def _add_preparing(sub: argparse.ArgumentParser):
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
 
 
+class _Parser(argparse.ArgumentParser):
+  """A parser whose messages are one line, whatever was given."""
+
+  def error(self, message: str) -> NoReturn:
+    """Ends with the usage and the message."""
+    super().error(errors.printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
   formatter = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     'dermvq', description=_DESCRIPTION, formatter_class=formatter
   )
   parser.add_argument('--version', action='version', version=__version__)

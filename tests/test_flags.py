@@ -47,6 +47,8 @@ COMMANDS = (
     (['check', '--workdir='], 'is a variable of the shell not set?'),
     (['encode', '--workdir=x', '--data_dir='], 'path is empty'),
     (['check', '--workdir=~nobody-here/x'], 'give ./~nobody-here/x'),
+    (['check', '--workdir=a\0b'], 'cannot hold the character \\x00'),
+    (['check', '--workdir=x', 'a\nb'], 'error: unrecognized arguments: a\\nb'),
   ],
 )
 def test_mistakes_in_flags(argv, message, capsys):

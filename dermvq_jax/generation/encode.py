@@ -16,6 +16,8 @@ from dermvq_jax.models import build
 from dermvq_jax.runs import run as run_lib
 
 _BATCH_SIZE = 64
+# Far more than there are flips and turns.
+_MAX_COPIES = 100
 # How copies of an image differ. Colour changes would alter what is modelled.
 _COPIES_AUGMENT = augment.Augment(flips=True)
 
@@ -68,8 +70,10 @@ def encode(run: run_lib.Run, copies: int = 1) -> str:
     UserError: there is no trained VQ-VAE, its images are not prepared, or the
       codes cannot be written.
   """
-  if copies < 1:
-    raise errors.UserError(f'--copies is {copies}; it must be 1 or more')
+  if not 1 <= copies <= _MAX_COPIES:
+    raise errors.UserError(
+      f'--copies is {copies}; give a number from 1 to {_MAX_COPIES}'
+    )
   config, facts = run.vqvae.config, run.vqvae.facts
   codec = build.codec(config, run.vqvae.weights)
   images, folder = run.images, run.codes_dir()
