@@ -17,6 +17,8 @@ def path(text: str) -> str:
     raise argparse.ArgumentTypeError(
       f'{text!r} is not UTF-8; rename it (the program convmv can do this)'
     )
+  if '\0' in text:
+    raise argparse.ArgumentTypeError('a path cannot hold the character \\x00')
   expanded = os.path.expanduser(text)
   if expanded.startswith('~'):
     raise argparse.ArgumentTypeError(

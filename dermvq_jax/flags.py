@@ -2,8 +2,15 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from dermvq_jax import __version__, flag_types, sampling_flags, spelling
+from dermvq_jax import (
+  __version__,
+  errors,
+  flag_types,
+  sampling_flags,
+  spelling,
+)
 
 _DESCRIPTION = """\
 Trains a VQ-VAE on dermoscopic images and an autoregressive prior on its codes,
@@ -272,12 +279,20 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
   )
 
 
+class _Parser(argparse.ArgumentParser):
+  """A parser whose messages are one line, whatever was given."""
+
+  def error(self, message: str) -> NoReturn:
+    """Ends with the usage and the message."""
+    super().error(errors.printable(message))
+
+
 def parsers() -> tuple[
   argparse.ArgumentParser, dict[str, argparse.ArgumentParser]
 ]:
   """Returns the parser of all commands, and that of each one by its name."""
   formatter = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     'dermvq', description=_DESCRIPTION, formatter_class=formatter
   )
   parser.add_argument('--version', action='version', version=__version__)
@@ -324,7 +339,7 @@ def parsers() -> tuple[
     required=True,
     metavar='NAME[:WORDS]',
     help='vqvae, prior or classifier, with :demo or :smoke for small ones and '
-    'words such as :sharp or :128+sharp; or a .py file. '
+    'words such as :mse or :128+mse; or a .py file. '
     '--config.FIELD=VALUE changes a field; configs/*.py lists them',
   )
   _add_workdir(sub)

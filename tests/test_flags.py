@@ -54,6 +54,8 @@ COMMANDS = (
     (['encode', '--workdir=x', '--data_dir='], 'path is empty'),
     (['check', '--workdir=~nobody-here/x'], 'give ./~nobody-here/x'),
     (['check', '--workdir=a\udcff'], "'a\\udcff' is not UTF-8"),
+    (['check', '--workdir=a\0b'], 'cannot hold the character \\x00'),
+    (['check', '--workdir=x', 'a\nb'], 'error: unrecognized arguments: a\\nb'),
   ],
 )
 def test_mistakes_in_flags(argv, message, capsys):

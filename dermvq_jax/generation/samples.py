@@ -18,6 +18,7 @@ from dermvq_jax.runs import run as run_lib
 
 _Counts = dict[str, int]  # number of images of each class
 _SHEET_COLUMNS = 16
+_MAX_IMAGES = 100_000  # They are in memory together.
 # In the text chunks of every image that `sample` writes.
 _MARKS = {
   'Synthetic': 'true',
@@ -129,6 +130,13 @@ def _choose_labels(
   elif counts and '' in counts:
     counts = dict.fromkeys(model.class_names, counts['']) | counts
     del counts['']
+  total = sum((counts or {}).values())
+  if total > _MAX_IMAGES:
+    raise errors.UserError(
+      f'{"--balance" if balance else "--counts"} asks for {total:,} images; '
+      f'give --counts for {_MAX_IMAGES:,} at most, and another --seed and '
+      '--out for the next'
+    )
   labels = model.labels(
     [name for name, n in (counts or {}).items() for _ in range(n)]
   )

@@ -78,7 +78,7 @@ _RANGES = {
   'seed': _whole(0, arguments.NUM_SEEDS - 1),
   'batch_size': _whole(1),
   'num_microbatches': _whole(1),
-  'num_workers': _whole(0),
+  'num_workers': _whole(0, 256),  # Each is a process.
   'num_epochs': _POSITIVE,
   'num_train_steps': _whole(0),
   'log_every_steps': _whole(1),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 from absl import flags
 
+from dermvq_jax import errors
 from dermvq_jax.data import augment, pipeline
 from dermvq_jax.data import facts as facts_lib
 from dermvq_jax.runs import ranges
@@ -25,6 +26,8 @@ from dermvq_jax.training import (
 from dermvq_jax.training import step as step_lib
 
 PyTree = Any
+# Batches up to this size are made for any number of images, which repeat.
+_ANY_BATCH = 2**12
 
 
 def resolve(
@@ -46,6 +49,12 @@ def resolve(
     UserError: a number is out of its range.
   """
   ranges.check_ranges(config)
+  most = max(facts['num_train'], _ANY_BATCH)
+  if config.batch_size > most:
+    raise errors.UserError(
+      f'config.batch_size is {config.batch_size}, but there are '
+      f'{facts["num_train"]} training images; give at most {most}'
+    )
   config = ml_collections.ConfigDict(config.to_dict())
   epoch = max(1, facts_lib.num_images(facts) // config.batch_size)
   if config.data_dir:  # later commands may run in another folder

@@ -111,7 +111,7 @@ def _tables(draw, text):
   return file.getvalue().encode('utf-8', 'surrogatepass')
 
 
-@fuzzing.inputs(few=60, share=0.2)
+@fuzzing.inputs(few=40, share=0.25)
 @hypothesis.given(data=st.data(), dataset=st.sampled_from(sorted(_TABLES)))
 def test_tables(tally, archives, data, dataset):
   """What is read has the images of the folder, each once."""
@@ -190,7 +190,7 @@ def test_any_form_of_a_table(tally, archives, case):
   }
 
 
-@fuzzing.inputs(few=25, share=0.1)
+@fuzzing.inputs(few=25, share=0.2)
 @hypothesis.given(rng=fuzzing.dice())
 def test_zips(tally, archives, rng):
   """A damaged zip gives the same images and labels, or none."""

@@ -132,7 +132,7 @@ def sandbox(smoke_run, tmp_path, monkeypatch):
   return folder, fill
 
 
-@fuzzing.inputs(few=30, share=0.15)
+@fuzzing.inputs(few=20, share=0.15)
 @hypothesis.given(argv=_command_lines())
 def test_command_lines(tally, sandbox, argv):
   folder, fill = sandbox

@@ -87,7 +87,7 @@ def places(smoke_run, tmp_path, monkeypatch):
   return places
 
 
-@fuzzing.inputs(few=20, share=0.15)
+@fuzzing.inputs(few=8, share=0.1)
 @hypothesis.given(overrides=_overrides())
 def test_overrides(tally, places, overrides):
   config, words = overrides

@@ -45,7 +45,7 @@ _FILES = _files()
 
 
 @pytest.mark.parametrize('read', [images.read_square, images.read_mask])
-@fuzzing.inputs(few=60, share=0.1)
+@fuzzing.inputs(few=40, share=0.1)
 @hypothesis.given(rng=fuzzing.dice())
 def test_image_files(tally, tmp_path, read, rng):
   path = tmp_path / 'image'

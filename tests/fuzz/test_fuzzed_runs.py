@@ -114,7 +114,7 @@ def _link(source, target):
   pathlib.Path(target).hardlink_to(source)
 
 
-@fuzzing.inputs(few=10, share=0.15)
+@fuzzing.inputs(few=5, share=0.05)
 @hypothesis.given(data=st.data())
 def test_check(tally, run, intact, tmp_path, data):
   """Damage is named; what is not damaged has its values."""
@@ -125,7 +125,7 @@ def test_check(tally, run, intact, tmp_path, data):
     assert found.keys() == intact.keys() and _same(found, intact)
 
 
-@fuzzing.inputs(few=3, share=0.1)
+@fuzzing.inputs(few=2, share=0.02)
 @hypothesis.given(data=st.data(), command=st.sampled_from(_COMMANDS))
 def test_commands(tally, run, tmp_path, data, command):
   copy, out = _damage(run, data, tmp_path), tmp_path / 'out'

@@ -29,6 +29,7 @@ from dermvq_jax.training import trainer
     ('vqvae', 'seed=4294967296'),
     ('vqvae', 'seed=99999999999999999999'),
     ('vqvae', 'num_workers=-1'),
+    ('vqvae', 'num_workers=257'),
     ('vqvae', 'num_microbatches=0'),
     ('vqvae', 'num_epochs=0.0'),
     ('vqvae', 'num_epochs=inf'),

@@ -373,6 +373,7 @@ def test_a_second_training_is_refused(run_copy):
   [
     ('batch_size=12', '12 is not divisible by the 8 devices'),
     ('batch_size=0', 'config.batch_size is 0'),
+    ('batch_size=8000', '8000, but there are .*; give at most 4096'),
     ('log_every_steps=0', 'config.log_every_steps is 0'),
     ('checkpoint_every_steps=-1', 'config.checkpoint_every_steps is -1'),
     ('num_train_steps=-1', 'config.num_train_steps is -1'),
