@@ -38,8 +38,8 @@ bench: install
 # Warnings are errors, broken links included.
 docs: install
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
-	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build
-	$(BIN)/python docs/check_links.py docs/_build
+	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
 
 lint: install
 	$(BIN)/ruff check .

@@ -41,10 +41,10 @@ def load_part(
     part: 'encoder', 'codebook' or 'decoder'.
 
   Returns:
-    The encoder: uint8 images `[B, H, W, 3]` to latents float32 `[B, h, w, D]`.
-    The codebook: float32 `[K, D]`, the vector of each code; with L levels
-    `[L*K, D]`, what each code adds. The decoder: such vectors `[B, h, w, D]` to
-    uint8 images.
+    The encoder as a function from uint8 images `[B, H, W, 3]` to latents
+    float32 `[B, h, w, D]`; the codebook as float32 `[K, D]`, the vector of each
+    code, or with L levels `[L*K, D]`, what each code adds; or the decoder as a
+    function from such vectors `[B, h, w, D]` to uint8 images.
 
   Raises:
     UserError: there is no such part, or no trained VQ-VAE.

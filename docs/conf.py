@@ -29,6 +29,8 @@ myst_enable_extensions = ['colon_fence', 'deflist']
 
 # Shapes and code in docstrings are written in single backticks.
 default_role = 'code'
+# Most blocks are commands and trees of files.
+highlight_language = 'none'
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
 autodoc_default_options = {'members': True}
