@@ -51,8 +51,8 @@ bench: install
 # Warnings are errors, broken links included.
 docs: install
 	$(PIP) -q -c constraints.txt -e '.[docs]'
-	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build
-	$(BIN)/python docs/check_links.py docs/_build
+	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Checks that all links inside a built site lead somewhere.
 
 ```
-python docs/check_links.py docs/_build
+python docs/check_links.py docs/_build/html
 ```
 """
 
