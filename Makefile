@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install
 WORKDIR ?= runs/demo
 
-.PHONY: install demo test test-all fuzz soak bench lint format constraints \
+.PHONY: install demo test test-all fuzz soak power-cuts bench lint format constraints \
   licences clean
 
 install: $(VENV)/.installed
@@ -39,6 +39,10 @@ fuzz: install
 soak: install
 	JAX_PLATFORMS=cpu $(BIN)/python tests/runs/soak.py
 
+# Cuts the power of a disk in a file, 100 times; needs root on Linux.
+power-cuts: install
+	JAX_PLATFORMS=cpu $(BIN)/python tests/runs/power_cuts.py
+
 # Takes hours; run it on an idle machine: make bench BENCH='--rounds=1'
 bench: install
 	$(PIP) -c constraints.txt -e '.[bench]'
@@ -69,9 +73,9 @@ constraints: install
 	$(HASHED) --extra=test -o requirements/test.txt setup.py
 	$(HASHED) --extra=tpu -o requirements/tpu.txt setup.py
 
-# The licence of every package that is installed here.
+# The licence of every package that is installed; some give all its text.
 licences: install
-	$(BIN)/pip-licenses --order=license
+	$(BIN)/pip-licenses --order=license | grep '^ \w' | cut -c1-110
 
 clean:
 	rm -rf $(VENV) build *.egg-info

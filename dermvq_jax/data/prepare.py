@@ -1,7 +1,6 @@
 """Prepares datasets: either all files of a dataset appear, or none."""
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -13,8 +12,7 @@ from collections.abc import Callable, Iterator
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dermvq_jax import errors, files, provenance
-from dermvq_jax.data import prepared
+from dermvq_jax import errors, files
 from dermvq_jax.data.datasets import builder as builder_lib
 
 # TFDS' names for a folder that it is still writing, and for a note that it
@@ -89,10 +87,6 @@ def write(
         with _replacing(path):
           builder = make_builder()
           _write(builder, manual_dir)
-        # Last, because a failure here must not undo the rest.
-        made_by = json.dumps(provenance.describe(), indent=2)
-        (path / prepared.MADE_BY).write_text(made_by + '\n')
-        files.sync_tree(path)
         files.sync(path.parent)
   except (OSError, RuntimeError) as e:
     failure = _system_failure(e)
