@@ -5,8 +5,8 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install
 WORKDIR ?= runs/demo
 
-.PHONY: install demo test test-all fuzz soak bench docs lint format \
-  constraints licences clean
+.PHONY: install demo test test-all fuzz soak power-cuts bench docs lint \
+  format constraints licences clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,10 @@ fuzz: install
 # Kills runs at random moments and flips bits; takes 15 minutes or more.
 soak: install
 	JAX_PLATFORMS=cpu $(BIN)/python tests/runs/soak.py
+
+# Cuts the power of a disk in a file, 100 times; needs root on Linux.
+power-cuts: install
+	JAX_PLATFORMS=cpu $(BIN)/python tests/runs/power_cuts.py
 
 # Takes hours; run it on an idle machine: make bench BENCH='--rounds=1'
 bench: install
@@ -75,9 +79,9 @@ constraints: install
 	$(HASHED) --extra=test -o requirements/test.txt setup.py
 	$(HASHED) --extra=tpu -o requirements/tpu.txt setup.py
 
-# The licence of every package that is installed here.
+# The licence of every package that is installed; some give all its text.
 licences: install
-	$(BIN)/pip-licenses --order=license
+	$(BIN)/pip-licenses --order=license | grep '^ \w' | cut -c1-110
 
 clean:
 	rm -rf $(VENV) build *.egg-info

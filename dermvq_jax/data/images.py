@@ -270,6 +270,7 @@ def _read(
   """Opens an image file and returns what `convert` makes of it."""
   try:
     with warnings.catch_warnings(), source.open('rb') as file:
+      warnings.simplefilter('ignore')  # of damaged EXIF
       warnings.simplefilter('error', Image.DecompressionBombWarning)
       if isinstance(source, zipfile.Path):
         # The checksum is compared when all is read; a decoder may stop before.

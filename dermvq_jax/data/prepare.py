@@ -143,9 +143,8 @@ def write(
           'source': _source(builder, manual_dir),
           'contents': getattr(builder, 'contents', {}),
         }
-        (path / prepared.MADE_BY).write_text(
-          json.dumps(made_by, indent=2) + '\n'
-        )
+        text = json.dumps(made_by, indent=2) + '\n'
+        files.write_text(path / prepared.MADE_BY, text)
         _list_left_out(builder, path)
         for folder in (path, path.parents[1] / _CONFIG_NOTE):
           files.sync_tree(folder)

@@ -71,6 +71,29 @@ def files_in(folder):
 # Preparation.
 
 
+def test_a_dataset_is_on_the_disk_before_it_has_its_name(toy, monkeypatch):
+  synced, named = set(), {}
+  fsync, rename = os.fsync, os.rename
+
+  def record_sync(descriptor):
+    synced.add(os.fstat(descriptor).st_ino)
+    fsync(descriptor)
+
+  def record_rename(old, new):
+    if os.path.basename(new) == '1.0.0':
+      parts = [pathlib.Path(old), *pathlib.Path(old).rglob('*')]
+      named.update({p.name: p.stat().st_ino in synced for p in parts})
+      synced.clear()
+    rename(old, new)
+
+  monkeypatch.setattr(os, 'fsync', record_sync)
+  monkeypatch.setattr(os, 'rename', record_rename)
+  made = prepare_toy(toy)
+  assert named.keys() > {'features.json', 'dataset_info.json'}
+  assert len(named) > 7 and all(named.values()), named
+  assert os.stat(made.data_path.parent).st_ino in synced
+
+
 def test_prepare_and_read(toy):
   made = prepare_toy(toy)
   assert made.info.splits['train'].num_examples == 112

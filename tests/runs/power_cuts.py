@@ -32,8 +32,8 @@ _POLL_SECONDS = 0.001
 _KINDS = ('checkpoints', 'best')
 # These grow while a command runs. A reader takes their complete lines only.
 _GROWING = ('metrics.jsonl', 'events.out.tfevents')
-# Parts of names that are not final.
-_PARTIAL = ('incomplete', 'orbax-checkpoint-tmp', 'removed')
+# Parts of names that are not final; and a note of TFDS that nobody reads.
+_PARTIAL = ('incomplete', 'orbax-checkpoint-tmp', 'removed', '.config')
 
 
 def commands(workdir):
@@ -180,6 +180,7 @@ class Bench:
     self._workdir = folder / 'run'
     self._workdir.mkdir()
     self._known, self._usual = {}, {}
+    soak.start_commands(self._workdir, []).join()  # It starts the fork server.
     _new_image(folder / 'before')
     for i, (name, argv) in enumerate(commands(self._workdir).items()):
       before = folder / ('before' if not i else f'after_{i - 1}')

@@ -19,7 +19,7 @@ import tqdm
 from etils import epath
 from PIL import Image
 
-from dermvq_jax import errors, progress
+from dermvq_jax import errors, files, progress
 from dermvq_jax.data import images, splits
 
 # HAM10000's diagnoses in alphabetical order (Tschandl et al. 2018, Table 2).
@@ -80,6 +80,16 @@ class LocalInfo(tfds.core.DatasetInfo):
 
   def initialize_from_bucket(self) -> None:
     """Does not search online; TFDS would leave a folder in /tmp each time."""
+
+  def write_to_directory(
+    self, dataset_info_dir: epath.PathLike, all_metadata: bool = True
+  ) -> None:
+    """Writes the last files of a dataset, whose folder has no name yet.
+
+    The whole folder is on the disk before TFDS gives it its name.
+    """
+    super().write_to_directory(dataset_info_dir, all_metadata)
+    files.sync_tree(dataset_info_dir)
 
 
 def shared_features(
