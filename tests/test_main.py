@@ -165,7 +165,7 @@ SCORE = ['score', '--workdir={run}', '--out={new}']
     (['encode', '--workdir={file}'], 'dermvq train --config=vqvae'),
     (['encode', '--workdir={damaged}'], 'config.json is damaged'),
     (['encode', '--workdir={run}', '--copies=0'], '--copies is 0'),
-    (['encode', '--workdir={run}', '--copies=101'], 'from 1 to 100'),
+    (['encode', '--workdir={run}', '--copies=101'], 'give 1 to 8'),
     (['encode', '--workdir={no_prior}'], 'dermvq prepare'),
     (['sample', '--workdir={new}', '--out={new}'], 'train --config=vqvae'),
     (['sample', '--workdir={no_prior}', '--out={new}'], 'no trained prior'),

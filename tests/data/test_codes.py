@@ -88,7 +88,7 @@ def test_codes_that_cannot_be_written_beside_their_images(
   def fail(*_, **__):
     raise PermissionError(13, 'Permission denied')
 
-  monkeypatch.setattr(prepare.pathlib.Path, 'mkdir', fail)
+  monkeypatch.setattr(prepare.files, 'make_folder', fail)
   match = 'permissions there, or copy the images to another --data_dir'
   with pytest.raises(errors.UserError, match=match):
     write(tmp_path, {})
