@@ -9,7 +9,6 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from etils import epath
 
 from dermvq_jax import errors, files, progress
 from dermvq_jax.data import prepared, splits
@@ -184,8 +183,9 @@ def _check_data_of(
     yield from _check_dataset(dataset, phase.facts.get('codebook_size'))
 
 
-def _check_report(folder: epath.Path) -> Iterator[_Finding]:
+def _check_report(run: run_lib.Run) -> Iterator[_Finding]:
   """Checks what the other files of a report are made from."""
+  folder = run.report_dir
   names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
   for name in sorted(names):
     is_result = re.fullmatch(r'evaluate_(\w+)\.json', name)
@@ -202,11 +202,14 @@ def _check_report(folder: epath.Path) -> Iterator[_Finding]:
       problem = ''
       if is_arrays:
         files.read_arrays(folder / name)
-      elif (
-        json.loads((folder / name).read_text())['memorisation'] is not None
-        and f'nearest_{split}.npz' not in names
-      ):
-        problem = f'nearest_{split}.npz, which belongs to it, is missing'
+      else:
+        content, arrays = json.loads((folder / name).read_text()), []
+        if content['memorisation'] is not None:
+          arrays = [f'nearest_{split}.npz']
+        missing = [p for p in content['weights'] if not _is_there(run.phase(p))]
+        missing += [file for file in arrays if file not in names]
+        if missing:
+          problem = f'what belongs to it is missing: {", ".join(missing)}'
     except Exception as e:
       problem = _reason(e)
     yield f'{folder.name}/{name}', problem and f'{problem}; {again}', ''
@@ -241,7 +244,7 @@ def check(run: run_lib.Run) -> bool:
     parts.append(_check_phase(phase))
     if phase.started:
       parts.append(_check_data_of(run, phase, seen))
-  for findings in (*parts, _check_report(run.report_dir)):
+  for findings in (*parts, _check_report(run)):
     for name, problem, remark in findings:
       damaged += bool(problem)
       print(

@@ -176,6 +176,10 @@ def test_damage_is_named(run_copy, capsys, damage, said):
       'vqvae/config.json: DAMAGED: ',
     ),
     (
+      lambda run: shutil.rmtree(run / 'prior'),
+      'report/evaluate_val.json: DAMAGED: what belongs to it is missing: prior',
+    ),
+    (
       lambda run: shutil.rmtree(run / 'vqvae/best/10/checksums'),
       'vqvae/best/10: DAMAGED: ',
     ),
@@ -225,7 +229,7 @@ def test_damage_is_named(run_copy, capsys, damage, said):
     ),
     (
       lambda run: (run / 'report/nearest_val.npz').unlink(),
-      'report/evaluate_val.json: DAMAGED: nearest_val.npz, which belongs',
+      'report/evaluate_val.json: DAMAGED: what belongs to it is missing: near',
     ),
   ],
 )
