@@ -17,6 +17,7 @@ import fcntl  # noqa: E402
 import functools  # noqa: E402
 import pathlib  # noqa: E402
 import shutil  # noqa: E402
+import sys  # noqa: E402
 import tempfile  # noqa: E402
 
 import pytest  # noqa: E402
@@ -39,10 +40,11 @@ def _logging_restored():
   """Undoes the console setup of `main`, which would affect other tests."""
   logger = logging.get_absl_logger()
   before = logger.handlers[:], logger.filters[:], logger.propagate
-  verbosity = logging.get_verbosity()
+  verbosity, hook = logging.get_verbosity(), sys.unraisablehook
   try:
     yield
   finally:
+    sys.unraisablehook = hook
     logger.handlers, logger.filters, logger.propagate = before
     logging.set_verbosity(verbosity)
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -50,6 +51,15 @@ def setup_console():
   # After reading a damaged checkpoint orbax leaves failed tasks, which asyncio
   # would log.
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  # After a save has failed, threads of tensorstore report to orbax, which no
+  # longer waits for them. Python prints what is raised in them.
+  sys.unraisablehook = _print_unraisable
+
+
+def _print_unraisable(found: Any):
+  """Prints what nobody can catch, but no report to a closed event loop."""
+  if str(found.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(found)
 
 
 def _is_chatter(record: logging.LogRecord) -> bool:

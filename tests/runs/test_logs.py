@@ -141,3 +141,20 @@ def test_console_shows_ours_on_stdout_and_drops_chatter(capsys):
   captured = capsys.readouterr()
   assert captured.out == 'an error is always shown\n'
   assert not captured.err
+
+
+def test_reports_to_a_closed_event_loop_are_dropped(capsys):
+  """Threads of tensorstore make them after a save on a full disk."""
+
+  class Late:
+    def __init__(self, text):
+      self.text = text
+
+    def __del__(self):
+      raise RuntimeError(self.text)
+
+  logs.setup_console()
+  for text in ('Event loop is closed', 'a bug'):
+    Late(text)
+  err = capsys.readouterr().err
+  assert 'a bug' in err and 'loop is closed' not in err
