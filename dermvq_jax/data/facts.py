@@ -70,7 +70,14 @@ _IS_RIGHT = {
 
 
 def check(facts: Mapping[str, Any]):
-  """Raises UserError if a fact has a value that no dataset gives it."""
+  """Checks facts that were read from a file.
+
+  Raises:
+    UserError: a fact has a value that no dataset gives it, or one that goes
+      with another is missing.
+  """
+  if 'image_size' in facts and 'train_variance' not in facts:
+    raise errors.UserError('its train_variance is missing')
   for name, is_right in _IS_RIGHT.items():
     if name in facts and not is_right(facts[name]):
       value = errors.one_line(repr(facts[name]))[:_MAX_SHOWN]

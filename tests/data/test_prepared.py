@@ -270,6 +270,7 @@ _DEEP = '{"a": ' * 100_000 + '1' + '}' * 100_000
     ('features.json', lambda j: j['featuresDict']['features'].pop('id')),
     ('metadata.json', lambda j: j.update(train_variance='x')),
     ('metadata.json', lambda j: j.update(train_variance=float('nan'))),
+    ('metadata.json', lambda j: j.pop('train_variance')),
     ('metadata.json', lambda j: j.update(fingerprint=[1])),
     ('metadata.json', lambda j: j.update(conditions=5)),
     (

@@ -29,6 +29,7 @@ _MAX_SECONDS = 10
 _MAX_BYTES = 2 * 10**9
 _WEDGED = 300  # seconds until a hang ends the process
 _REFUSED = 2  # exit code
+_DAMAGED = 1  # exit code of dermvq check
 
 
 def inputs(few: int, share: float) -> Callable:
@@ -116,8 +117,8 @@ class Tally:
     done = Outcome(code, out.getvalue(), err.getvalue())
     assert code in (0, _REFUSED, *codes), done
     assert 'Traceback' not in done.out + done.err, done
+    self.refused += code in (_DAMAGED, _REFUSED)
     if code == _REFUSED:
-      self.refused += 1
       said = re.findall(r'^dermvq.*: error: .+$', done.err, re.MULTILINE)
       assert len(said) == 1 and done.err.endswith(f'{said[0]}\n'), done
     return done

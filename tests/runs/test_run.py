@@ -333,6 +333,7 @@ def _edit(workdir, part, **values):
     ('facts', {'image_size': '16'}),
     ('facts', {'image_size': 0}),
     ('facts', {'image_size': 10**5}),
+    ('facts', {'image_size': 16}),  # Without train_variance.
     ('facts', {'grid': [4, 4, 4]}),
     ('facts', {'train_variance': float('nan')}),
     ('facts', {'num_train': -1}),
@@ -360,7 +361,7 @@ def test_values_that_cannot_be_are_refused(workdir, part, values):
   ],
 )
 def test_a_config_that_gives_no_model_is_refused(workdir, values):
-  facts = {'class_names': ['a'], 'image_size': 16}
+  facts = {'class_names': ['a'], 'image_size': 16, 'train_variance': 0.1}
   _edit(workdir, 'facts', **facts)
   assert vqvae(workdir).shapes['params']
   _edit(workdir, 'config', **values)
