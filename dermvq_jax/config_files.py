@@ -119,10 +119,12 @@ def _check_field(config: ml_collections.ConfigDict, override: str):
   if not equals:
     raise errors.UserError(f'{override} lacks a value: {override}=VALUE')
   here = config
-  for key in field.split('.'):
+  keys = field.split('.')
+  for depth, key in enumerate(keys):
     if not isinstance(here, ml_collections.ConfigDict) or key not in here:
       raise errors.UserError(
-        f'there is no field config.{field}' + _which_field(config, here, field)
+        f'there is no field config.{field}'
+        + _which_field(config, keys[:depth], here, keys[depth:])
       )
     here = here[key]
 
@@ -139,15 +141,25 @@ def fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _which_field(
-  config: ml_collections.ConfigDict, here: Any, field: str
+  config: ml_collections.ConfigDict,
+  place: Sequence[str],
+  here: Any,
+  missing: Sequence[str],
 ) -> str:
-  """Returns the field that was meant, or the names of the fields of `here`."""
-  known = list(fields(config))
-  last = field.rpartition('.')[2]
-  same = [name for name in known if name.rpartition('.')[2] == last]
-  if len(same) == 1:
-    return f'; did you mean config.{same[0]}?'
-  meant = spelling.did_you_mean(field, known, prefix='config.')
-  if meant or not isinstance(here, ml_collections.ConfigDict):
+  """Returns the field that was meant, or the names of those that there are.
+
+  Args:
+    config: the config.
+    place: the keys that exist.
+    here: what is there.
+    missing: the keys that do not exist there.
+  """
+  if not isinstance(here, ml_collections.ConfigDict):
+    return ''
+  prefix = ''.join(f'{key}.' for key in ('config', *place))
+  if meant := spelling.did_you_mean(missing[0], here, prefix=prefix):
     return meant
+  same = [name for name in fields(config) if name.endswith(f'.{missing[-1]}')]
+  if same:
+    return f'; did you mean config.{min(same, key=len)}?'
   return f'; there are {", ".join(here)}'
