@@ -85,6 +85,13 @@ def load(
     values(argv)
   except (flags.Error, TypeError, ValueError) as e:
     raise errors.UserError(errors.one_line(e)) from e
+  if loaded.get('num_train_steps') and any(
+    override.startswith(f'{_PREFIX}num_epochs=') for override in overrides
+  ):
+    raise errors.UserError(
+      'config.num_epochs has no effect, because config.num_train_steps is '
+      f'{loaded.num_train_steps}; change that instead, or set it to 0 as well'
+    )
   return loaded
 
 

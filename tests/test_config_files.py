@@ -89,6 +89,33 @@ def test_wrong_overrides(override):
 
 
 @pytest.mark.parametrize(
+  ('override', 'meant'),
+  [
+    ('optim.learning_rat', 'did you mean config.optim.learning_rate?'),
+    ('optim.codebook_size', 'did you mean config.quantizer.codebook_size?'),
+    ('learning_rate', 'did you mean config.optim.learning_rate?'),
+    ('sed', 'did you mean config.seed?'),
+    ('quantizer.xyz', 'there are '),
+  ],
+)
+def test_the_field_that_was_meant(override, meant):
+  """First where it was written, then anywhere."""
+  with pytest.raises(errors.UserError) as e:
+    config_files.load('vqvae:smoke', [f'--config.{override}=1'])
+  assert meant in str(e.value)
+
+
+def test_a_number_of_epochs_is_not_ignored():
+  for name in ('vqvae', 'prior:smoke'):
+    with pytest.raises(errors.UserError, match='num_epochs has no effect, bec'):
+      config_files.load(name, ['--config.num_epochs=5'])
+  both = ['--config.num_epochs=5', '--config.num_train_steps=0']
+  config = config_files.load('vqvae', both)
+  assert (config.num_epochs, config.num_train_steps) == (5, 0)
+  assert config_files.load('prior', both[:1]).num_epochs == 5
+
+
+@pytest.mark.parametrize(
   'text',
   [
     'this is no Python',

@@ -4,11 +4,11 @@ So its codes stay what they are too, and a prior over them remains right.
 """
 
 import os
-import shutil
 from typing import Any
 
 import ml_collections
 from absl import logging
+from etils import epath
 
 from dermvq_jax import errors, files
 from dermvq_jax.models import build
@@ -51,13 +51,15 @@ def resolve(
   """
   vqvae = start.vqvae
   weights = vqvae.weights
-  kept = vqvae.config
+  kept, workdir = vqvae.config, os.fspath(start.workdir)
+  if not files.is_remote(workdir):  # later commands may run in another folder
+    workdir = os.path.abspath(workdir)
   values = config.to_dict() | {
     'model': kept.model.to_dict(),
     'quantizer': kept.quantizer.to_dict(),
     'dataset': kept.dataset,
     'data_dir': str(start.data_dir(config.data_dir)),
-    'start_from': os.path.abspath(start.workdir),
+    'start_from': workdir,
     'start_digest': build.encoding_digest(weights, vqvae.facts),
   }
   return ml_collections.ConfigDict(values), weights
@@ -67,6 +69,18 @@ def copy_prior(start: run_lib.Run, run: run_lib.Run):
   """Copies the prior of the run that was trained on, unless there is one."""
   if run.prior.started or not start.prior.has_weights:
     return
+  files.refuse_links(start.prior.folder)
   with files.new_folder(run.prior.folder) as folder:
-    shutil.copytree(start.prior.folder, folder, dirs_exist_ok=True)
+    _copy(start.prior.folder, folder)
   logging.info('Copied the prior of %s, which fits.', start.workdir)
+
+
+def _copy(source: epath.Path, folder: epath.Path):
+  """Copies what is in a folder; both can be in buckets."""
+  for path in source.iterdir():
+    target = folder / path.name
+    if path.is_dir():
+      target.mkdir(exist_ok=True)
+      _copy(path, target)
+    else:
+      target.write_bytes(path.read_bytes())

@@ -117,7 +117,7 @@ def _link(source, target):
 @fuzzing.inputs(few=5, share=0.05)
 @hypothesis.given(data=st.data())
 def test_check(tally, run, intact, tmp_path, data):
-  """Damage is named; what is not damaged has its values."""
+  """Either the damage is named, or the values are the old ones."""
   copy = _damage(run, data, tmp_path)
   done = tally.command('check', f'--workdir={copy}', codes=(1,))
   if done.code == 0:

@@ -22,7 +22,7 @@ from dermvq_jax.data import pipeline
 from dermvq_jax.generation import encode
 from dermvq_jax.runs import checkpoints, logs
 from dermvq_jax.runs import run as run_lib
-from dermvq_jax.training import loop
+from dermvq_jax.training import loop, pretrained
 
 pytestmark = pytest.mark.skipif(
   not all(
@@ -221,6 +221,22 @@ def test_commands_that_read(whole_run, smoke_run, tmp_path, capsys):
   assert _dermvq(*sample, f'--workdir={run}', f'--out={out}') == 0
   assert _names(out) == _names(local)
   assert not out.with_name('samples.incomplete').exists()
+
+
+def test_a_decoder_is_trained_on_from_a_bucket(whole_run, tmp_path):
+  """Only what happens before and after the training."""
+  start = run_lib.Run(whole_run)
+  config = config_files.load('vqvae:smoke+sharpen')
+  resolved, weights = pretrained.resolve(config, start)
+  assert resolved.start_from == str(whole_run)
+  assert resolved.start_digest == start.vqvae_digest
+  assert weights['params'].keys() == start.vqvae.weights['params'].keys()
+  new = run_lib.Run(tmp_path)
+  pretrained.copy_prior(start, new)
+  assert new.prior.has_weights and not new.vqvae.started
+  jax.tree.map(
+    np.testing.assert_array_equal, new.prior.weights, start.prior.weights
+  )
 
 
 def test_damage_is_put_aside(run, smoke_run, capsys):

@@ -193,13 +193,13 @@ def test_same_again(workdir):
     ('quantizer.codebook_size=64', 'config.quantizer.codebook_size was 32'),
     ('dataset=x/64', 'config.dataset'),
     ('num_train_steps=11', 'config.num_train_steps'),
-    ('num_epochs=3.0', 'config.num_epochs'),
+    ('num_train_steps=0 --config.num_epochs=3.0', 'config.num_epochs was'),
   ],
 )
 def test_refuses_what_changes_the_result(workdir, override, field):
   before = (workdir / 'vqvae' / 'config.json').read_bytes()
   with pytest.raises(errors.UserError, match=field) as e:
-    vqvae(workdir).start(smoke(f'--config.{override}'), FACTS)
+    vqvae(workdir).start(smoke(*f'--config.{override}'.split()), FACTS)
   assert '\n' not in str(e.value)
   assert (workdir / 'vqvae' / 'config.json').read_bytes() == before
 
