@@ -174,6 +174,7 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
     '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
     '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
     '--workdir=RUN --out=SAMPLES --balance',
+    '--workdir=RUN --out=SAMPLES --where=age=60,sex=female',
     '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
     '--workdir=RUN --out=SAMPLES --reject_memorised=0.6 --reject_unlike=0.01',
   )

@@ -114,6 +114,7 @@ def _sample(args: argparse.Namespace):
     args.out,
     counts=None if args.balance else args.counts,
     balance=args.balance,
+    where=args.where,
     seed=args.seed,
     complete=args.complete,
     mask=args.mask,
