@@ -156,6 +156,12 @@ def _add_preparing(sub: argparse.ArgumentParser):
       f'{name})',
     )
   sub.add_argument(
+    '--condition_columns',
+    metavar='NAME,NAME:WIDTH,...',
+    help='image_folder: further columns of metadata.csv that the prior can be '
+    'given, such as sex,age:10 (ages in ranges of 10)',
+  )
+  sub.add_argument(
     '--leave_out',
     type=flag_types.path,
     metavar='CSV',

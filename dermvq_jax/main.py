@@ -62,6 +62,8 @@ def _prepare(args: argparse.Namespace):
     for name in ('image', 'label', 'group')
     if (column := getattr(args, f'{name}_column'))
   }
+  if args.condition_columns:
+    columns['condition'] = args.condition_columns
   prepared = prepare.run(
     args.dataset,
     args.data_dir,
