@@ -6,7 +6,6 @@ The page is self-contained: it opens without a network and can be mailed.
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,17 +67,27 @@ def _training(run: run_lib.Run) -> page.Section:
   return page.Section('training', 'Training', figures=charts)
 
 
-def _data(run: run_lib.Run, class_names: Sequence[str]) -> page.Section:
+def _data(run: run_lib.Run) -> page.Section:
   dataset = run.images
-  counts = {
-    split: np.bincount(dataset.labels(split), minlength=len(class_names))
-    for split in splits.SPLITS
-  }
-  rows = [
-    (name, *(f'{counts[split][i]:,}' for split in splits.SPLITS))
-    for i, name in enumerate(class_names)
-  ]
-  rows.append(('all', *(f'{counts[split].sum():,}' for split in splits.SPLITS)))
+  conditions = dataset.facts['conditions']
+  values = {s: dataset.values(s, list(conditions)) for s in splits.SPLITS}
+  tables = []
+  for name, names in conditions.items():
+    counts = {
+      split: np.bincount(values[split][name], minlength=len(names) + 1)
+      for split in splits.SPLITS
+    }
+    shown = [*names, 'not known'] if name != 'label' else names
+    rows = [
+      (value, *(f'{counts[split][i]:,}' for split in splits.SPLITS))
+      for i, value in enumerate(shown)
+    ]
+    if name == 'label':
+      totals = [f'{counts[split].sum():,}' for split in splits.SPLITS]
+      rows.append(('all', *totals))
+    title = 'Images' if name == 'label' else f'Images by {name}'
+    head = 'class' if name == 'label' else name
+    tables.append(page.Table((head, *splits.SPLITS), rows, title))
   return page.Section(
     'data',
     'Data',
@@ -86,9 +95,25 @@ def _data(run: run_lib.Run, class_names: Sequence[str]) -> page.Section:
       dataset.description,
       f'Prepared as {dataset.name}, {dataset.facts["image_size"]} pixels a '
       'side. All images of a lesion or patient are in the same split.',
+      *_known_conditions(run),
     ],
-    tables=[page.Table(('class', *splits.SPLITS), rows, 'Images')],
+    tables=tables,
   )
+
+
+def _known_conditions(run: run_lib.Run) -> list[str]:
+  """Says which conditions the prior knows."""
+  if not run.prior.started:
+    return []
+  known = run.prior.config.conditions.to_dict()
+  named = ', '.join(f'{name} ({rate:.0%})' for name, rate in known.items())
+  others = [c for c in run.images.facts['conditions'] if c not in known]
+  return [
+    f'The prior knows these conditions: {named}. In brackets: the share of '
+    'training images in which the value was hidden, so that the prior can do '
+    'without it.'
+    + (f' It does not know {", ".join(others)}.' if others else '')
+  ]
 
 
 def _steps(
@@ -169,7 +194,7 @@ def report(run: run_lib.Run, seed: int = 0) -> list[epath.Path]:
   sections += [
     model_sections.reconstructions(run, model, validation),
     _training(run),
-    _data(run, model.class_names),
+    _data(run),
     _how(run, evaluated),
   ]
   h, w = model.grid

@@ -1,0 +1,48 @@
+"""Conditions beside the label, from the CSV of the images to new PNG files."""
+
+import shutil
+
+import numpy as np
+import pytest
+from pictures import read_csv, read_png, sample_file
+
+import dermvq_jax
+from dermvq_jax import main
+
+PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
+
+
+def train(conditioned_run, folder, name, *conditions):
+  """Trains a prior for one step; returns the workdir."""
+  workdir = folder / name
+  shutil.copytree(conditioned_run / 'vqvae', workdir / 'vqvae')
+  argv = ['train', f'--config=prior:{name}+smoke', f'--workdir={workdir}']
+  argv += ['--config.num_train_steps=1', '--config.optim.warmup_steps=0']
+  argv += [f'--config.conditions.{c}=0.3' for c in conditions]
+  assert main.main(argv) == 0
+  return workdir
+
+
+@pytest.fixture(scope='module', params=PRIORS)
+def workdir(request, conditioned_run, tmp_path_factory):
+  """A run with a prior that knows sex and age."""
+  folder = tmp_path_factory.mktemp('run')
+  return train(conditioned_run, folder, request.param, 'sex', 'age')
+
+
+def test_from_csv_to_png(workdir, tmp_path):
+  out = tmp_path / 'out'
+  argv = ['sample', f'--workdir={workdir}', f'--out={out}', '--counts=a=2']
+  assert main.main([*argv, '--where=age=33,sex=female']) == 0
+  rows = read_csv(out / 'metadata.csv')
+  assert [row['age'] for row in rows] == ['30-39'] * 2
+  assert [row['sex'] for row in rows] == ['female'] * 2
+  model = dermvq_jax.load(workdir)
+  expected = model.sample('a', 2, age='30-39', sex='female')
+  assert len(expected) == 2
+  for i, image in enumerate(expected):
+    np.testing.assert_array_equal(read_png(out / sample_file('a', i)), image)
+  codes = model.encode(expected)
+  given = model.log_likelihood(codes, ['a'], age=33, sex='female')
+  for other in ({}, {'age': 33}, {'age': 33, 'sex': 'male'}):
+    assert (model.log_likelihood(codes, ['a'], **other) != given).all()
