@@ -8,14 +8,13 @@ import itertools
 import json
 from typing import Any
 
-import numpy as np
 from absl import logging
 from etils import epath
 
 from dermvq_jax import inference
-from dermvq_jax.data import splits
 from dermvq_jax.evaluation import result_tables, results
 from dermvq_jax.reporting import (
+  data_section,
   evaluation_page,
   figures,
   model_sections,
@@ -65,55 +64,6 @@ def _training(run: run_lib.Run) -> page.Section:
       )
     )
   return page.Section('training', 'Training', figures=charts)
-
-
-def _data(run: run_lib.Run) -> page.Section:
-  dataset = run.images
-  conditions = dataset.facts['conditions']
-  values = {s: dataset.values(s, list(conditions)) for s in splits.SPLITS}
-  tables = []
-  for name, names in conditions.items():
-    counts = {
-      split: np.bincount(values[split][name], minlength=len(names) + 1)
-      for split in splits.SPLITS
-    }
-    shown = [*names, 'not known'] if name != 'label' else names
-    rows = [
-      (value, *(f'{counts[split][i]:,}' for split in splits.SPLITS))
-      for i, value in enumerate(shown)
-    ]
-    if name == 'label':
-      totals = [f'{counts[split].sum():,}' for split in splits.SPLITS]
-      rows.append(('all', *totals))
-    title = 'Images' if name == 'label' else f'Images by {name}'
-    head = 'class' if name == 'label' else name
-    tables.append(page.Table((head, *splits.SPLITS), rows, title))
-  return page.Section(
-    'data',
-    'Data',
-    [
-      dataset.description,
-      f'Prepared as {dataset.name}, {dataset.facts["image_size"]} pixels a '
-      'side. All images of a lesion or patient are in the same split.',
-      *_known_conditions(run),
-    ],
-    tables=tables,
-  )
-
-
-def _known_conditions(run: run_lib.Run) -> list[str]:
-  """Says which conditions the prior knows."""
-  if not run.prior.started:
-    return []
-  known = run.prior.config.conditions.to_dict()
-  named = ', '.join(f'{name} ({rate:.0%})' for name, rate in known.items())
-  others = [c for c in run.images.facts['conditions'] if c not in known]
-  return [
-    f'The prior knows these conditions: {named}. In brackets: the share of '
-    'training images in which the value was hidden, so that the prior can do '
-    'without it.'
-    + (f' It does not know {", ".join(others)}.' if others else '')
-  ]
 
 
 def _steps(
@@ -194,7 +144,7 @@ def report(run: run_lib.Run, seed: int = 0) -> list[epath.Path]:
   sections += [
     model_sections.reconstructions(run, model, validation),
     _training(run),
-    _data(run),
+    data_section.section(run),
     _how(run, evaluated),
   ]
   h, w = model.grid

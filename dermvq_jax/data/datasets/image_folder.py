@@ -68,8 +68,9 @@ class Builder(builder.ImageBuilder):
     """
     self.columns = {**type(self).columns, **(columns or {})}
     self._conditions = condition_columns.parse(self.columns['condition'])
+    used = {c for name, c in self.columns.items() if name != 'condition'}
     for column in self._conditions:
-      if column.column in self.columns.values():
+      if column.column in used:
         raise errors.UserError(
           f'the column {column.column} is used already; leave it out of '
           '--condition_columns'

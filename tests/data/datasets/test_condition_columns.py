@@ -19,8 +19,9 @@ def listed(tmp_path):
   return tmp_path / 'mine'
 
 
-def read(listed, columns):
-  made = builder.make(DATASET, listed / 'data', {'condition': columns})
+def read(listed, columns, **others):
+  columns = {'condition': columns, **others}
+  made = builder.make(DATASET, listed / 'data', columns)
   return made, made.read_records(listed)
 
 
@@ -95,7 +96,7 @@ def test_other_columns_need_another_preparation(listed, tmp_path):
     ('age:old', "'age:old'; give names"),
     ('seed', "column 'seed' cannot be a condition, .*; rename"),
     ('_', "column '_' cannot be a condition"),
-    ('label', 'column label is used already'),
+    ('label', "column 'label' cannot be a condition, because 'label' means"),
     ('Sex:10', r"line 2: Sex 'male' is not a number of at least 0; fix it"),
   ],
 )
@@ -103,6 +104,11 @@ def test_wrong_columns(listed, columns, message):
   with pytest.raises(errors.UserError, match=message) as error:
     read(listed, columns)
   assert '\n' not in str(error.value)
+
+
+def test_a_column_has_one_use(listed):
+  with pytest.raises(errors.UserError, match='column Sex is used already'):
+    read(listed, 'age:10,Sex', label='Sex')
 
 
 @pytest.mark.parametrize(
