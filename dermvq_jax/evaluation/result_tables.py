@@ -162,6 +162,34 @@ def _prior(result: results.PriorResult) -> Table:
   )
 
 
+def _groups(name: str, found: Mapping[str, results.GroupResult]) -> Table:
+  def cell(estimate: results.Estimate | None, form: str) -> str:
+    if estimate is None:
+      return '-'
+    ends = f'{estimate.low:{form}}, {estimate.high:{form}}'
+    return f'{estimate.mean:{form}} [{ends}]'
+
+  return Table(
+    (name, 'images', 'bits per code', 'given conditions', 'MSE'),
+    [
+      (
+        value,
+        f'{group.num_images:,}',
+        cell(group.bits_per_code, '.3f'),
+        cell(group.bits_per_code_given, '.3f'),
+        cell(group.mse, '.5f'),
+      )
+      for value, group in found.items()
+    ],
+    f'Are some images modelled worse than others, by {name}?',
+    'Bits per code given the class alone, and given also all conditions that '
+    'the prior knows; the squared error of reconstructions. In brackets: the '
+    '95% interval of the mean over lesions. Groups also differ in their '
+    'classes and in how the images were taken.',
+    'Lower is better; in brackets the 95% interval.',
+  )
+
+
 def _generation(result: results.GenerationResult, space: str) -> list[Table]:
   metrics = ('precision', 'recall', 'density', 'coverage')
   share = result.kid_over_independent
@@ -293,6 +321,7 @@ def of_evaluation(evaluation: results.Evaluation) -> list[Table]:
     _reconstruction(evaluation.reconstruction),
     _texture(evaluation.texture),
     _prior(evaluation.prior),
+    *(_groups(name, found) for name, found in evaluation.groups.items()),
   ]
   if evaluation.generation:
     tables += _generation(evaluation.generation, evaluation.space)

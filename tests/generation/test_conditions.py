@@ -7,7 +7,9 @@ import pytest
 from pictures import read_csv, read_png, sample_file
 
 import dermvq_jax
-from dermvq_jax import main
+from dermvq_jax import inference, main
+from dermvq_jax.evaluation import evaluate
+from dermvq_jax.runs import run as run_lib
 
 PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
 
@@ -46,3 +48,26 @@ def test_from_csv_to_png(workdir, tmp_path):
   given = model.log_likelihood(codes, ['a'], age=33, sex='female')
   for other in ({}, {'age': 33}, {'age': 33, 'sex': 'male'}):
     assert (model.log_likelihood(codes, ['a'], **other) != given).all()
+
+
+def test_groups_are_evaluated(workdir):
+  """Each prior, by sex and age, given the class and given all."""
+  run = run_lib.Run(workdir)
+  result = evaluate.evaluate(run, 'train', num_samples=0)
+  assert evaluate.current_result(run, 'train') == result
+  assert result.groups.keys() == {'sex', 'age'}
+  model, records = inference.Model(run), list(run.codes.split('train'))
+  mine = [r for r in records if r['sex'] == 0]
+  codes, labels = (np.stack([r[k] for r in mine]) for k in ('codes', 'label'))
+  ages = [(*model.conditions['age'], None)[r['age']] for r in mine]
+  female = result.groups['sex']['female']
+  assert female.num_images == len(mine) / 2  # There are two copies of each.
+  for found, given in (
+    (female.bits_per_code, {}),
+    (female.bits_per_code_given, {'sex': 'female', 'age': ages}),
+  ):
+    nats = -model.log_likelihood(codes, labels, **given)
+    bits = nats / codes[0].size / np.log(2)
+    lesions = np.array([r['group'] for r in mine])
+    means = [bits[lesions == lesion].mean() for lesion in np.unique(lesions)]
+    assert found.mean == pytest.approx(np.mean(means), rel=1e-5)
