@@ -77,6 +77,9 @@ def _measure_codes(
       for name, names in model.conditions.items()
     }
     given = -model.log_likelihood(codes, labels, **values) / nats
+    result = dataclasses.replace(
+      result, bits_per_code_given=float(given.mean())
+    )
   return result, _CodeBits(
     ids=np.array([record['id'].decode() for record in records]),
     of_class=-likelihoods[np.arange(len(labels)), labels] / nats,

@@ -146,6 +146,9 @@ def _prior(result: results.PriorResult) -> Table:
 
   rows = [row(name, c, c.recall) for name, c in result.classes.items()]
   rows.append(row('all', result, result.accuracy))
+  if result.bits_per_code_given is not None:
+    bits = _number(result.bits_per_code_given)
+    rows.append(('all, given conditions', '-', bits, '-', '-'))
   balanced = _number(result.balanced_accuracy)
   rows.append(('balanced accuracy', '-', '-', '-', balanced))
   return Table(
@@ -157,7 +160,8 @@ def _prior(result: results.PriorResult) -> Table:
     'the number of values in the image. Recall: the share of images whose '
     'codes are most likely under their own class (Bayes classifier, uniform '
     'class prior). Of all images it is the accuracy; the balanced accuracy is '
-    'the mean over the classes.',
+    'the mean over the classes. Given conditions: all that the prior knows of '
+    'an image beside its class.',
     'Lower is better for bits, higher for recall.',
   )
 

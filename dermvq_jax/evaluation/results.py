@@ -83,6 +83,8 @@ class PriorResult:
     balanced_accuracy: mean recall of the classes that occur.
     classes: the results of each class by its name.
     confusion: images by true and predicted class.
+    bits_per_code_given: bits per code given also all conditions that the prior
+      knows and that are known of an image; None if the prior knows none.
   """
 
   dataset: str
@@ -94,6 +96,7 @@ class PriorResult:
   balanced_accuracy: float
   classes: dict[str, ClassLikelihood]
   confusion: Confusion
+  bits_per_code_given: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,13 +50,15 @@ def test_from_csv_to_png(workdir, tmp_path):
     assert (model.log_likelihood(codes, ['a'], **other) != given).all()
 
 
+@pytest.mark.parametrize('workdir', ['gated_pixelcnn'], indirect=True)
 def test_groups_are_evaluated(workdir):
-  """Each prior, by sex and age, given the class and given all."""
+  """By sex and age, given the class and given all that the prior knows."""
   run = run_lib.Run(workdir)
   result = evaluate.evaluate(run, 'train', num_samples=0)
   assert evaluate.current_result(run, 'train') == result
   assert result.groups.keys() == {'sex', 'age'}
   model, records = inference.Model(run), list(run.codes.split('train'))
+  assert result.prior.bits_per_code_given != result.prior.bits_per_code
   mine = [r for r in records if r['sex'] == 0]
   codes, labels = (np.stack([r[k] for r in mine]) for k in ('codes', 'label'))
   ages = [(*model.conditions['age'], None)[r['age']] for r in mine]
