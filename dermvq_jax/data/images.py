@@ -19,7 +19,7 @@ from dermvq_jax import errors
 # Dermoscopic cameras reach 24 million pixels. An image with far more is a
 # mistake or an attack, and decoding it would fill the memory.
 MAX_PIXELS = 50_000_000
-_IMAGE_FORMATS = ('JPEG', 'PNG')
+_IMAGE_FORMATS = ('JPEG', 'PNG', 'TIFF', 'BMP', 'WEBP')
 # What Pillow, zipfile and NumPy raise for files that are damaged or of another
 # kind.
 DAMAGES = (
@@ -54,22 +54,16 @@ _MODES = {'RGB': 'RGB', 'GRAY': 'L', 'CMYK': 'CMYK'}
 # Descriptions of the profile that images are converted to; converting from it
 # would only add rounding errors.
 _SRGB_NAMES = ('sRGB IEC61966', 'sRGB built-in')
-_16_BIT_STEP = 257  # 65535 / 255
-SUFFIXES = ('.jpg', '.jpeg', '.png')
-# Other images, which are not read; to leave them out in silence would be wrong.
-OTHER_SUFFIXES = (
-  '.avif',
-  '.bmp',
-  '.dcm',
-  '.gif',
-  '.heic',
-  '.heif',
-  '.jfif',
-  '.jp2',
-  '.tif',
-  '.tiff',
-  '.webp',
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and its value
+_MAX = 2**16 - 1
+_16_BIT_STEP = 257  # _MAX / 255
+SUFFIXES = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif', '.png'),
+  *('.tif', '.tiff', '.bmp', '.webp'),
 )
+KINDS = 'JPEG, PNG, TIFF, BMP or WebP'
+# Other images, which are not read; to leave them out in silence would be wrong.
+OTHER_SUFFIXES = ('.avif', '.dcm', '.gif', '.heic', '.heif', '.jp2')
 # Files and folders of macOS, Windows, Linux and NAS devices; some hold small
 # copies of the images. Hidden ones begin with a dot.
 _JUNK = (
@@ -89,6 +83,10 @@ _WHITE = 128  # Pixels of a mask are white from this value on.
 _NO_PART = 1e-6  # Weights of the filter below this are rounding errors.
 
 _GAP = 2  # pixels between the images of a sheet
+
+
+class _DepthError(ValueError):
+  """An image has too many bits."""
 
 
 def save_png(
@@ -189,9 +187,7 @@ def list_images(
   )
   found = [path for path in files if path.suffix.lower() in SUFFIXES]
   if not found:
-    raise errors.UserError(
-      f'there is no .jpg or .png file in {folder}; {advice}'
-    )
+    raise errors.UserError(f'there is no {KINDS} image in {folder}; {advice}')
   return found, [path for path in files if is_other(path.name)]
 
 
@@ -202,7 +198,7 @@ def read_square(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
   has an ICC profile, and 16 bits to 8. What is transparent becomes white.
 
   Args:
-    source: a JPEG or PNG file.
+    source: an image file.
     size: the side in pixels.
 
   Returns:
@@ -218,7 +214,7 @@ def read_mask(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
   """Reads the central square of a mask, to go with `read_square`.
 
   Args:
-    source: a JPEG or PNG file in black and white; what is transparent is
+    source: an image file, in black and white; what is transparent is
       black.
     size: the side in pixels.
 
@@ -285,6 +281,8 @@ def _read(
       f'the image {source} has more than {MAX_PIXELS:,} pixels '
       f'({e}); replace it with the published one or scale it down'
     ) from None
+  except _DepthError as e:
+    raise errors.UserError(f'the image {source} is not used: {e}') from None
   except DAMAGES as e:
     raise errors.UserError(
       f'the image {source} is unreadable ({errors.one_line(e)}); copy or '
@@ -335,10 +333,19 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-  """Returns a grey image of 16 bits in 8 bits; others as they are."""
+  """Returns a grey image of 16 bits in 8 bits; others as they are.
+
+  Raises:
+    _DepthError: it has more bits. Their range is not agreed on.
+  """
+  if image.mode == 'F' or (image.mode == 'I' and image.getextrema()[1] > _MAX):
+    raise _DepthError('it has more than 16 bits a value; save it with 8 or 16')
   if not image.mode.startswith('I'):  # Pillow reads RGB in 8 bits anyway.
     return image
-  values = np.asarray(image).clip(0, 2**16 - 1).astype(np.uint32)
+  values = np.asarray(image).clip(0, _MAX).astype(np.uint32)
+  # Pillow inverts grey TIFF files whose lowest value is white in 8 bits only.
+  if getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    values = _MAX - values
   rounded = (values + _16_BIT_STEP // 2) // _16_BIT_STEP
   grey = Image.fromarray(rounded.astype(np.uint8))
   transparent = image.info.get('transparency')  # One value is transparent.

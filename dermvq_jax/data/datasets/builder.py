@@ -440,10 +440,9 @@ def make(
     )
   builder = cls(config=config, data_dir=epath.Path(data_dir).expanduser())
   if columns:
-    if not columns.keys() <= cls.columns.keys():
+    for column in sorted(columns.keys() - cls.columns.keys()):
       raise errors.UserError(
-        f'the columns of {name} have fixed names; only image_folder takes '
-        'other names for them'
+        f'{name} takes no --{column}_column: that column has a fixed name'
       )
     builder.columns = {**cls.columns, **columns}
   return builder
