@@ -155,6 +155,13 @@ def _add_preparing(sub: argparse.ArgumentParser):
       f'--{name}_column', metavar='NAME', help=f'{said} (default: {default})'
     )
   sub.add_argument(
+    '--max_workers',
+    type=int,
+    metavar='N',
+    help='read images in at most so many processes (default: one a core); the '
+    'records do not depend on it',
+  )
+  sub.add_argument(
     '--leave_out',
     type=flag_types.path,
     metavar='CSV',

@@ -12,7 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+from PIL import (
+  ExifTags,
+  Image,
+  ImageCms,
+  PngImagePlugin,
+  UnidentifiedImageError,
+)
 
 from dermvq_jax import errors
 
@@ -284,9 +290,11 @@ def _read(
   except _DepthError as e:
     raise errors.UserError(f'the image {source} is not used: {e}') from None
   except DAMAGES as e:
+    # Pillow names the object that it read from, which says nothing.
+    unknown = isinstance(e, UnidentifiedImageError)
+    why = f'it is not {KINDS}' if unknown else errors.one_line(e)
     raise errors.UserError(
-      f'the image {source} is unreadable ({errors.one_line(e)}); copy or '
-      'download it again'
+      f'the image {source} is unreadable ({why}); copy or download it again'
     ) from e
 
 

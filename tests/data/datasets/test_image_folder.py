@@ -223,15 +223,18 @@ def test_what_operating_systems_leave_is_skipped(folder, tmp_path):
   assert builder.make(DATASET, tmp_path).read_records(folder) == before
 
 
-def test_every_unreadable_file_is_named(folder):
+def test_every_unreadable_file_is_named(folder, capsys):
+  """In one list at the end, each with the reason."""
   for name in ('mel/3', 'mel/7', 'nv/0', 'basal cell/5'):
     (folder / f'{name}.jpg').write_text('<html>')
-  with pytest.raises(errors.UserError) as e:
+  match = 'jpg is unreadable .*; 3 more cannot be used either, see above'
+  with pytest.raises(errors.UserError, match=match) as e:
     prepare.run(DATASET, folder.with_name('data'), folder)
-  for name in ('mel/3', 'mel/7', 'nv/0', 'basal cell/5'):
-    assert f'{name}.jpg' in str(e.value)
-  assert '; 3 more cannot be used either: ' in str(e.value)
   assert '\n' not in str(e.value)
+  listed = capsys.readouterr().err.splitlines()
+  assert sum('unreadable' in line for line in listed) == 3
+  for name in ('mel/3', 'mel/7', 'nv/0', 'basal cell/5'):
+    assert any(f'{name}.jpg' in line for line in [*listed, str(e.value)])
   assert not list(folder.with_name('data').rglob('*'))
 
 
