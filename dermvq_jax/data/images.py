@@ -21,6 +21,7 @@ from PIL import (
 )
 
 from dermvq_jax import errors
+from dermvq_jax.data import dicom
 
 # Dermoscopic cameras reach 24 million pixels. An image with far more is a
 # mistake or an attack, and decoding it would fill the memory.
@@ -66,10 +67,14 @@ _16_BIT_STEP = 257  # _MAX / 255
 SUFFIXES = (
   *('.jpg', '.jpeg', '.jpe', '.jfif', '.png'),
   *('.tif', '.tiff', '.bmp', '.webp'),
+  *((dicom.SUFFIX,) if dicom.IS_INSTALLED else ()),
 )
 KINDS = 'JPEG, PNG, TIFF, BMP or WebP'
 # Other images, which are not read; to leave them out in silence would be wrong.
-OTHER_SUFFIXES = ('.avif', '.dcm', '.gif', '.heic', '.heif', '.jp2')
+OTHER_SUFFIXES = (
+  *('.avif', '.gif', '.heic', '.heif', '.jp2'),
+  *(() if dicom.IS_INSTALLED else (dicom.SUFFIX,)),
+)
 # Files and folders of macOS, Windows, Linux and NAS devices; some hold small
 # copies of the images. Hidden ones begin with a dot.
 _JUNK = (
@@ -277,6 +282,8 @@ def _read(
       if isinstance(source, zipfile.Path):
         # The checksum is compared when all is read; a decoder may stop before.
         file = io.BytesIO(file.read())
+      if source.suffix.lower() == dicom.SUFFIX and dicom.IS_INSTALLED:
+        return convert(dicom.read(file, MAX_PIXELS))
       with Image.open(file, formats=_IMAGE_FORMATS) as image:
         # Only the header has been read so far.
         if image.width * image.height > MAX_PIXELS:

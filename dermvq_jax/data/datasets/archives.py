@@ -393,9 +393,12 @@ def count(items: Sequence[str], noun: str) -> str:
 def left_out(folder: File, others: Sequence[str]) -> str:
   """Says that some images in a folder are not read, by their names."""
   named = errors.printable(name_some(others))
+  advice = 'convert them to use them'
+  if any(name.lower().endswith('.dcm') for name in others):
+    advice += ', or pip install pydicom for .dcm'
   return (
     f'{folder}: {count(others, "image")} left out, as they are not '
-    f'{images.KINDS} ({named}); convert them to use them'
+    f'{images.KINDS} ({named}); {advice}'
   )
 
 
