@@ -31,8 +31,11 @@ from dermvq_jax.data import images
 _MIN_IMAGES = 100
 # The process that writes the records keeps up with about this many.
 _MAX_WORKERS = 8
-# Images that are read ahead, for each worker.
-_AHEAD = 4
+# A worker reads so many images at once: to wake it takes a while.
+_BATCH = 8
+# Batches that are read ahead, for each worker.
+_AHEAD = 2
+_BUFFER_BYTES = 1 << 20
 # In this process images are read one at a time: filters of warnings are global.
 _here = threading.Lock()
 
@@ -99,20 +102,22 @@ def read(
   for worker in started:
     free.put(worker)
 
-  def read_one(file: File) -> Square | errors.UserError:
+  def read_some(some: Sequence[File]) -> list[Square | errors.UserError]:
     worker = free.get()
     try:
       if worker is not None:
-        return worker.read(file, size)
-    except (OSError, ValueError):  # It was killed, or could not start.
+        return worker.read(some, size)
+    except (OSError, EOFError, ValueError):  # It was killed or cannot start.
       worker = None
     finally:
       free.put(worker)
-    return _read_here(file, size)
+    return [_read_here(file, size) for file in some]
 
   pool = concurrent.futures.ThreadPoolExecutor(workers)
   try:
-    yield from _in_order(pool, read_one, files, _AHEAD * workers)
+    batches = (files[i : i + _BATCH] for i in range(0, len(files), _BATCH))
+    for squares in _in_order(pool, read_some, batches, _AHEAD * workers):
+      yield from squares
   finally:
     pool.shutdown(cancel_futures=True)
     for worker in started:
@@ -161,7 +166,7 @@ def _read_here(file: File, size: int) -> Square | errors.UserError:
 
 
 class _Worker:
-  """A process that reads one image at a time."""
+  """A process that reads images."""
 
   def __init__(self):
     # It finds this package and its dependencies where this process does.
@@ -175,23 +180,31 @@ class _Worker:
       stdout=subprocess.PIPE,
     )
 
-  def read(self, file: File, size: int) -> Square | errors.UserError:
-    """Does the same as `_read_here`.
+  def read(
+    self, files: Sequence[File], size: int
+  ) -> list[Square | errors.UserError]:
+    """Reads the central squares of images.
 
     Raises:
-      OSError, ValueError: the process is gone.
+      OSError, EOFError, ValueError: the process is gone.
     """
-    request = {'path': os.fspath(_on_disk(file)), 'size': size}
-    if isinstance(file, zipfile.Path):
-      request['member'] = file.at
-    self._process.stdin.write(json.dumps(request).encode() + b'\n')
+    places = []
+    for file in files:
+      in_zip = isinstance(file, zipfile.Path)
+      path = file.root.filename if in_zip else file
+      places.append([os.fspath(path), file.at if in_zip else None])
+    request = json.dumps({'size': size, 'places': places})
+    self._process.stdin.write(request.encode() + b'\n')
     self._process.stdin.flush()
+    return [self._answer(size) for _ in files]
+
+  def _answer(self, size: int) -> Square | errors.UserError:
     answer = json.loads(self._process.stdout.readline())
     if 'error' in answer:
       return errors.UserError(answer['error'])
-    pixels = self._receive(size * size * 3)
-    shaped = np.frombuffer(pixels, np.uint8).reshape(size, size, 3)
-    return Square(shaped, self._receive(answer['png']))
+    pixels = np.frombuffer(self._receive(size * size * 3), np.uint8)
+    png = self._receive(answer['png'])
+    return Square(pixels.reshape(size, size, 3), png)
 
   def _receive(self, count: int) -> bytes:
     data = self._process.stdout.read(count)
@@ -205,28 +218,23 @@ class _Worker:
     self._process.communicate()
 
 
-def _on_disk(file: File) -> pathlib.Path:
-  if isinstance(file, zipfile.Path):
-    return pathlib.Path(file.root.filename)
-  return file
-
-
 def serve() -> None:
   """Answers requests from the standard input until it is closed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # The other process decides.
-  answers = os.fdopen(os.dup(1), 'wb')
+  answers = os.fdopen(os.dup(1), 'wb', _BUFFER_BYTES)
   os.dup2(2, 1)  # Nothing else gets between the answers.
   for line in sys.stdin.buffer:
     request = json.loads(line)
-    file = pathlib.Path(request['path'])
-    if 'member' in request:
-      file = zipfile.Path(_open_zip(file), request['member'])
-    result = _read_here(file, request['size'])
-    if isinstance(result, Square):
-      answers.write(json.dumps({'png': len(result.png)}).encode() + b'\n')
-      answers.write(result.pixels.tobytes() + result.png)
-    else:
-      answers.write(json.dumps({'error': str(result)}).encode() + b'\n')
+    for path, member in request['places']:
+      file = pathlib.Path(path)
+      if member is not None:
+        file = zipfile.Path(_open_zip(file), member)
+      result = _read_here(file, request['size'])
+      if isinstance(result, Square):
+        answers.write(json.dumps({'png': len(result.png)}).encode() + b'\n')
+        answers.write(result.pixels.tobytes() + result.png)
+      else:
+        answers.write(json.dumps({'error': str(result)}).encode() + b'\n')
     answers.flush()
 
 

@@ -15,6 +15,11 @@ from dermvq_jax.data.datasets import archives
 _SIZE = 16
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+  monkeypatch.setattr(reading, '_BATCH', 2)
+
+
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
   """Twelve images, some in a zip; two of them are damaged."""
@@ -92,11 +97,12 @@ def test_a_reader_that_is_closed_leaves_no_process(files, monkeypatch):
 
 def test_workers_end_with_the_process_that_asks(files):
   worker = reading._Worker()
-  assert isinstance(worker.read(files[0], _SIZE), reading.Square)
+  [square] = worker.read(files[:1], _SIZE)
+  assert isinstance(square, reading.Square)
   worker._process.stdin.close()
   assert worker._process.wait(timeout=60) == 0
   with pytest.raises((OSError, ValueError)):
-    worker.read(files[0], _SIZE)
+    worker.read(files[:1], _SIZE)
 
 
 def test_few_images_are_read_here():
