@@ -164,9 +164,12 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   _progress: tqdm.tqdm
   _squares: Iterator[reading.Square | errors.UserError]
 
-  def __init__(self, **kwargs):
-    super().__init__(**kwargs)
+  def __init__(self, *, columns: Mapping[str, str] | None = None, **kwargs):
+    """Makes a builder; `columns` are names in the table by ours."""
+    if columns:
+      self.columns = {**type(self).columns, **columns}
     self._resources = contextlib.ExitStack()
+    super().__init__(**kwargs)
 
   @abc.abstractmethod
   def read_records(self, folder: pathlib.Path | None) -> list[Record]:
@@ -434,11 +437,12 @@ def make(
       f'dataset {name!r} has no config {config!r}; choose one of: '
       + ', '.join(f'{name}/{c}' for c in known)
     )
-  builder = cls(config=config, data_dir=epath.Path(data_dir).expanduser())
-  if columns:
-    for column in sorted(columns.keys() - cls.columns.keys()):
-      raise errors.UserError(
-        f'{name} takes no --{column}_column: that column has a fixed name'
-      )
-    builder.columns = {**cls.columns, **columns}
-  return builder
+  for column in sorted((columns or {}).keys() - cls.columns.keys()):
+    raise errors.UserError(
+      f'{name} takes no --{column}_column: that column has a fixed name'
+    )
+  return cls(
+    config=config,
+    data_dir=epath.Path(data_dir).expanduser(),
+    **({'columns': columns} if columns else {}),
+  )

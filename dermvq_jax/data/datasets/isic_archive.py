@@ -160,11 +160,11 @@ def _check_row(where: str, row: archives.Row) -> None:
     if row.get(column):
       archives.check_id(where, column, row[column])
   try:
-    float(row.get('age_approx') or 'nan')
+    people.age_name(row.get('age_approx', ''))
   except ValueError:
     raise errors.UserError(
-      f'{where}: age_approx {row["age_approx"]!r} is not a number; fix it or '
-      'leave it blank'
+      f'{where}: age_approx {row["age_approx"]!r} is not a number from 0 to 99'
+      '; fix it or leave it blank'
     ) from None
 
 
@@ -301,7 +301,7 @@ def _conditions(
     row: its row.
     odd: columns and values that are not known are counted here.
   """
-  found = {'age': people.age_name(float(row['age_approx'] or 'nan'))}
+  found = {'age': people.age_name(row['age_approx'])}
   for name, column in (
     ('sex', 'sex'),
     ('localization', 'anatom_site_general'),

@@ -95,13 +95,16 @@ class Builder(builder.ImageBuilder):
         f'{where}: unknown diagnostic {row["diagnostic"]!r}; it must be one of '
         + ', '.join(self.class_names).upper()
       )
-    for column in ('age', 'fitspatrick'):
+    for column, check, last in (
+      ('age', people.age_name, 99),
+      ('fitspatrick', _skin_type, len(people.SKIN_TYPES)),
+    ):
       try:
-        float(row[column] or 'nan')
+        check(row[column])
       except ValueError:
         raise errors.UserError(
-          f'{where}: {column} {row[column]!r} is not a number; fix it or leave '
-          'it blank'
+          f'{where}: {column} {row[column]!r} is not a number up to {last}; '
+          'fix it or leave it blank'
         ) from None
 
 
@@ -113,11 +116,22 @@ def _group(image: str, row: archives.Row) -> str:
 
 
 def _conditions(row: archives.Row) -> dict[str, str]:
-  skin_type = float(row['fitspatrick'] or 'nan')  # It is written as 1.0 to 6.0.
-  types = dict(enumerate(people.SKIN_TYPES, 1))
   return {
-    'age': people.age_name(float(row['age'] or 'nan')),
+    'age': people.age_name(row['age']),
     'sex': row['gender'].lower(),
     'localization': row['region'].lower(),
-    'skin_type': types.get(skin_type, ''),
+    'skin_type': _skin_type(row['fitspatrick']),
   }
+
+
+def _skin_type(number: str) -> str:
+  """Returns the skin type, which is written as 1.0 to 6.0; '' if blank.
+
+  Raises:
+    ValueError: it is not such a number.
+  """
+  if not number:
+    return ''
+  if float(number) not in range(1, 1 + len(people.SKIN_TYPES)):
+    raise ValueError(number)
+  return people.SKIN_TYPES[int(float(number)) - 1]

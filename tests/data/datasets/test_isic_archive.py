@@ -101,7 +101,7 @@ def test_conditions(rows, read, capsys):
   rows[1] |= {'age_approx': '5.0', 'anatom_site_general': 'left knee'}
   rows[2] |= {'age_approx': '', 'sex': 'unknown', 'fitzpatrick_skin_type': ''}
   records = [record for _, record in sorted(read(rows).items())]
-  assert records[0].conditions['age'] == '80+'
+  assert records[0].conditions['age'] == '80-89'
   assert records[0].conditions['sex'] == 'male'
   assert records[0].conditions['skin_type'] == 'VI'
   assert records[0].extra_fields['attribution'] == 'A hospital, B'
@@ -126,7 +126,7 @@ def test_images_of_another_download_are_left_out(rows, read, tmp_path, capsys):
   [
     ({'isic_id': '../x'}, r"line 2: isic_id '\.\./x' is not made of letters"),
     ({'patient_id': 'a b'}, "line 2: patient_id 'a b' is not made of"),
-    ({'age_approx': 'old'}, "line 2: age_approx 'old' is not a number"),
+    ({'age_approx': 'old'}, "line 2: age_approx 'old' is not a number from 0"),
     ({'isic_id': 'ISIC_0000001'}, 'line 3: isic_id ISIC_0000001 is there twi'),
     ({'diagnosis_3': 'Nevus!'}, "'Nevus!' cannot be the name of a class, or d"),
     ({'diagnosis_3': '?!'}, r"'\?!' cannot be the name of a class"),

@@ -33,8 +33,9 @@ def test_conditions(folder, tmp_path):
   ('old', 'new', 'match'),
   [
     ('ACK', 'BOD', "line 2: unknown diagnostic 'BOD'; it must be one of ACK"),
-    ('56', 'old', "line 3: age 'old' is not a number; fix it or leave it"),
-    ('2.0', 'II', "line 3: fitspatrick 'II' is not a number"),
+    ('56', 'old', "line 3: age 'old' is not a number up to 99; fix it"),
+    ('2.0', 'II', "line 3: fitspatrick 'II' is not a number up to 6"),
+    ('2.0', '7', "line 3: fitspatrick '7' is not a number up to 6"),
     ('FOREARM', 'TAIL', "PAT_ack1_1 has localization 'tail'; it must be one"),
     ('PAT_ack0_0.png', 'a b.png', "line 2: img_id 'a b' is not made of"),
     ('PAT_ack0_0.png', 'PAT_9.png', r'1 metadata row .* \(PAT_9\) and 1 image'),
