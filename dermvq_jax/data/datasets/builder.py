@@ -10,7 +10,6 @@ import json
 import pathlib
 import re
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from etils import epath
 
 from dermvq_jax import errors, files, progress
 from dermvq_jax.data import images, reading, splits
+from dermvq_jax.data.datasets import leaving_out
 
 # HAM10000's diagnoses in alphabetical order (Tschandl et al. 2018, Table 2).
 CLASS_NAMES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
@@ -293,8 +293,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
     if not self.leave_out:
       return records, assigned
-    names = {*self.leave_out, *map(_absolute, self.leave_out)}
-    dropped = [not names.isdisjoint(_names(record)) for record in records]
+    is_named = leaving_out.finder(self.leave_out)
+    dropped = [is_named(record.id, record.source) for record in records]
     self.left_out = [r.id for r, drop in zip(records, dropped) if drop]
     if not self.left_out:
       raise errors.UserError(
@@ -379,21 +379,6 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
       values[condition] = list(names).index(name) if name else len(names)
     return values
-
-
-def _names(record: Record) -> set[str]:
-  """By which names an image may be left out: its id, its file."""
-  if not _is_file(record):
-    return {record.id}
-  return {record.id, str(record.source), _absolute(record.source)}
-
-
-def _absolute(path: str | pathlib.Path | zipfile.Path) -> str:
-  return str(pathlib.Path(str(path)).resolve())
-
-
-def _is_file(record: Record) -> bool:
-  return isinstance(record.source, pathlib.Path | zipfile.Path)
 
 
 def _identity(record: Record) -> bytes:
