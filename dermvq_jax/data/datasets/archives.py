@@ -9,7 +9,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from dermvq_jax import errors
+from dermvq_jax import errors, spelling
 from dermvq_jax.data import images
 
 # Both kinds of path have `name`, `stem`, `suffix` and `open('rb')`.
@@ -220,7 +220,7 @@ def read_table(
     there = ', '.join(header[:_MAX_COLUMNS_NAMED]) or 'nothing'
     raise errors.UserError(
       f'{file} lacks the columns {", ".join(missing)}; {advice} (its first '
-      f'line has {there})'
+      f'line has {there}){spelling.did_you_mean(missing[0], header)}'
     )
   doubled = sorted({name for name in names if name and names.count(name) > 1})
   if doubled:

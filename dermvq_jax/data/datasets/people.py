@@ -1,7 +1,12 @@
 """Names of what tables say of the patients, as conditions."""
 
-# Decades, in years. Tables of the ISIC Archive round ages to 5 years.
-AGES = tuple(f'{age}-{age + 9}' for age in range(0, 100, 10))
+from dermvq_jax.data import conditions
+
+_WIDTH, _MAX_AGE = 10, 100
+# In years.
+AGES = tuple(
+  conditions.range_of(age, _WIDTH) for age in range(0, _MAX_AGE, _WIDTH)
+)
 SEXES = ('female', 'male')
 # Fitzpatrick's skin types.
 SKIN_TYPES = ('I', 'II', 'III', 'IV', 'V', 'VI')
@@ -15,6 +20,6 @@ def age_name(years: str) -> str:
   """
   if not years:
     return ''
-  if not 0 <= float(years) < 10 * len(AGES):
+  if not 0 <= float(years) < _MAX_AGE:
     raise ValueError(years)
-  return AGES[int(float(years)) // 10]
+  return conditions.range_of(float(years), _WIDTH)
