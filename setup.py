@@ -86,6 +86,7 @@ setuptools.setup(
       'nbclient',
       'packaging',
       'pip-licenses',
+      'pydicom>=3',
       'pytest',
       'pytest-xdist',
       'ruff',
@@ -104,6 +105,7 @@ setuptools.setup(
     ],
     # They come with photographs; the isolation forest.
     'outliers': ['scikit-image', 'scikit-learn'],
+    'dicom': ['pydicom>=3'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],
   },

@@ -71,6 +71,7 @@ def _prepare(args: argparse.Namespace):
     overwrite=args.overwrite,
     columns=columns,
     leave_out=args.leave_out,
+    max_workers=args.max_workers,
   )
   print(prepare.summary(prepared))
   _say_next(
