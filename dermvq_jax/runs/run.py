@@ -9,6 +9,9 @@ WORKDIR/data/        prepared datasets, unless they are elsewhere; codes, if
                      the folder of the images cannot be written
 ```
 
+An export (`dermvq export`) has in each phase only config.json and, in place of
+best/, weights.safetensors. It is read as a run is.
+
 The workdir may be in a bucket (gs://). Datasets are always on a local disk.
 """
 
@@ -275,6 +278,20 @@ class Run:
         + (f', or give one of: {", ".join(found)}' if found else '')
       )
     return config.dataset
+
+  def export(self, folder: epath.PathLike) -> 'Run':
+    """Writes what is needed to use the phases, see `Phase.export`.
+
+    Returns:
+      The export, which can be used like this run, but not trained on.
+
+    Raises:
+      UserError: a phase has no trained weights, or they are damaged.
+    """
+    exported = Run(folder)
+    for phase in self.phases:
+      phase.export(exported.phase(phase.name).folder)
+    return exported
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
