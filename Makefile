@@ -76,6 +76,7 @@ constraints: install
 	$(LOCK) $(UPGRADE) --all-extras -o constraints.txt setup.py requirements/build.in requirements/uv.in
 	$(HASHED) -o requirements/build.txt requirements/build.in
 	$(HASHED) -o requirements/uv.txt requirements/uv.in
+	$(HASHED) --no-deps -o requirements/inference.txt requirements/inference.in
 	$(HASHED) --extra=test -o requirements/test.txt setup.py
 	$(HASHED) --extra=tpu -o requirements/tpu.txt setup.py
 

@@ -175,6 +175,12 @@ def _report(args: argparse.Namespace):
   report.report(_run_of(args), args.seed)
 
 
+def _export(args: argparse.Namespace):
+  from dermvq_jax.reporting import export
+
+  export.export(_run_of(args), args.out, without_search=args.without_search)
+
+
 def _demo(args: argparse.Namespace):
   from dermvq_jax import demo
 
@@ -196,6 +202,7 @@ _COMMANDS = {
   'score': _score,
   'evaluate': _evaluate,
   'report': _report,
+  'export': _export,
   'check': _check,
   'demo': _demo,
 }
