@@ -253,8 +253,8 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
   _add_data_dir(sub)
   sub = command(
     'export',
-    'Writes a folder to give away: weights, configs without paths, evaluations, '
-    'samples, a model card. It is used like the run, but not trained on.',
+    'Writes a folder to give away: weights, configs without paths, '
+    'evaluations, samples, a model card. It is used like the run.',
     '--workdir=RUN --out=EXPORT',
   )
   _add_workdir(sub)

@@ -228,6 +228,17 @@ def _run(args: argparse.Namespace) -> int:
   except errors.UserError as e:
     _say_error(args, str(e))
     return _MISTAKE
+  except ModuleNotFoundError as e:
+    package = (e.name or '').partition('.')[0]
+    if package in ('', 'dermvq_jax'):
+      raise
+    _say_error(
+      args,
+      f'this needs the package {package}, which is not installed; what is '
+      'installed is enough to use an export, for the rest see '
+      'docs/how_to/export.md',
+    )
+    return _MISTAKE
   except OSError as e:
     if e.errno not in _SYSTEM_ERRORS:
       raise

@@ -72,6 +72,8 @@ def export(
   evaluations = _evaluations(run)
   searched = [found for found in evaluations.values() if found.memorisation]
   has_prior = run.prior.started
+  untrained = run.vqvae.facts.get('untrained_classes', ())
+  trained = [name for name in model.class_names if name not in untrained]
   if has_prior and not without_search:
     _check_search(run, searched)
   with files.new_folder(out) as folder:
@@ -83,21 +85,16 @@ def export(
       path.write_text(results.as_json(found))
     reference.copy(run, exported)
     if has_prior:
-      # Those of an evaluation: they were searched for copies.
+      # As in an evaluation, which searched such samples for copies.
       same = searched[0] if searched else None
       controls = same.controls if same else {}
-      untrained = run.vqvae.facts.get('untrained_classes', ())
       samples.sample(
         run,
         folder / 'samples',
-        counts={
-          name: _NUM_SAMPLES
-          for name in model.class_names
-          if name not in untrained
-        },
+        counts=dict.fromkeys(trained, _NUM_SAMPLES),
         seed=same.seed if same else 0,
         **controls,
       )
-    text = model_card.render(run, model, list(evaluations.values()))
-    (folder / 'README.md').write_text(text)
+    card = model_card.render(run, model, list(evaluations.values()), trained)
+    (folder / 'README.md').write_bytes(card.encode())
   logging.info('Wrote %s; use it by dermvq_jax.load(%r)', out, str(out))

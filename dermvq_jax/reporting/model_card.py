@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -91,6 +92,7 @@ def render(
   run: run_lib.Run,
   model: inference.Model,
   evaluations: list[results.Evaluation],
+  sampled: Sequence[str],
 ) -> str:
   """Returns the card as Markdown with a head in YAML.
 
@@ -98,6 +100,7 @@ def render(
     run: the run that is exported.
     model: its model.
     evaluations: the evaluations of its weights.
+    sampled: the classes in the sheet of samples, in this order.
   """
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('dermvq_jax.reporting'),
@@ -120,7 +123,7 @@ def render(
     described=_described(run),
     num_train=facts.get('num_train'),
     untrained=facts.get('untrained_classes', ()),
-    first_class=repr(model.class_names[0]),
+    sampled=sampled,
     evaluations=[
       (found, [_as_markdown(t) for t in result_tables.of_evaluation(found)])
       for found in evaluations

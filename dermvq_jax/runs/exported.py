@@ -139,6 +139,11 @@ def _type(dtype: np.dtype) -> str:
   return f'{dtype.kind.upper()}{8 * dtype.itemsize}'
 
 
+def _read_arrays(opened: Any) -> dict[str, np.ndarray]:
+  names = opened.keys()
+  return {name: opened.get_tensor(name) for name in names}
+
+
 def load(folder: epath.Path, like: PyTree) -> PyTree:
   """Reads weights: `{'params': ..., 'model_state': ...}`.
 
@@ -172,7 +177,7 @@ def load(folder: epath.Path, like: PyTree) -> PyTree:
           path, f'{name} is {is_}, but after its config it would be {must_be}'
         )
     saved = _said(opened, folder)
-    flat = {name: opened.get_tensor(name) for name in names}
+    flat = _read_arrays(opened)
   # A tree of names would lack empty branches.
   tree = jax.tree_util.tree_map_with_path(
     lambda where, _: flat[packing.name_of(where)], like

@@ -176,17 +176,17 @@ class Phase:
     """
     return logs.read(self.folder)
 
-  def start(self, config: ml_collections.ConfigDict, facts: dict[str, Any]):
-    """Runs `check`, then stores what the phase is started with.
-
-    Raises:
-      UserError: that of `check`, there are links, or this is an export.
-    """
+  def check_trainable(self):
+    """Raises UserError if this is a phase of an export."""
     if self.is_exported:
       raise errors.UserError(
         f'{self.folder} is an export, which cannot be trained on; use the run '
         'that it was made from, or another --workdir'
       )
+
+  def start(self, config: ml_collections.ConfigDict, facts: dict[str, Any]):
+    """Runs `check`, then stores what the phase is started with."""
+    self.check_trainable()
     files.refuse_links(self.folder)
     self.check(config, facts)
     first = self.made_by if self.started else made_by()

@@ -91,6 +91,11 @@ class Run:
     ]
 
   @property
+  def is_exported(self) -> bool:
+    """Whether this is an export: see `export`."""
+    return self.vqvae.is_exported
+
+  @property
   def report_dir(self) -> epath.Path:
     """The folder of the page and of evaluations."""
     return self.workdir / 'report'
