@@ -25,7 +25,9 @@ _BLANK = 128  # grey
 
 
 def load(workdir: epath.PathLike) -> 'Model':
-  """Loads the run in `workdir`; the prior may still be missing.
+  """Loads the run, or export, in `workdir`; the prior may still be missing.
+
+  An export needs neither TensorFlow nor Orbax: see `dermvq export`.
 
   Raises:
     UserError: there is no trained VQ-VAE, or the prior was trained on the codes

@@ -234,9 +234,8 @@ def _run(args: argparse.Namespace) -> int:
       raise
     _say_error(
       args,
-      f'this needs the package {package}, which is not installed; what is '
-      'installed is enough to use an export, for the rest see '
-      'docs/how_to/export.md',
+      f'this needs the package {package}, which is not installed; install '
+      'all that dermvq_jax needs, as its README says',
     )
     return _MISTAKE
   except OSError as e:
