@@ -8,7 +8,7 @@ import ml_collections
 from etils import epath
 
 from dermvq_jax.data import facts as facts_lib
-from dermvq_jax.training import tasks
+from dermvq_jax.training import task as task_lib
 
 # A warm-up that takes a larger share of the steps leaves too few to learn in.
 _MAX_WARMUP_SHARE = 0.2
@@ -47,7 +47,7 @@ def short_training(config: ml_collections.ConfigDict) -> str:
 
 
 def evaluation(
-  task: tasks.Task, step: int, row: Mapping[str, float], best: float
+  task: task_lib.Task, step: int, row: Mapping[str, float], best: float
 ) -> str:
   """Says what the validation split shows, and whether it is the best so far.
 
@@ -63,7 +63,7 @@ def evaluation(
 
 
 def outcome(
-  task: tasks.Task, folder: epath.Path, rows: Sequence[Mapping[str, float]]
+  task: task_lib.Task, folder: epath.Path, rows: Sequence[Mapping[str, float]]
 ) -> str:
   """Says which weights were kept, and where.
 
@@ -80,6 +80,6 @@ def outcome(
   )
 
 
-def _values(task: tasks.Task, row: Mapping[str, float]) -> str:
+def _values(task: task_lib.Task, row: Mapping[str, float]) -> str:
   names = (f'val/{name}' for name in (task.best_metric, *task.shown))
   return ', '.join(f'{name} {row[name]:.4g}' for name in names if name in row)

@@ -6,9 +6,10 @@ import pytest
 from etils import epath
 
 from dermvq_jax import config_files
-from dermvq_jax.training import messages, tasks
+from dermvq_jax.training import messages
+from dermvq_jax.training import task as task_lib
 
-_TASK = tasks.Task(
+_TASK = task_lib.Task(
   keys=(), best_metric='mse', shown=('psnr',), init=None, loss_fn=None
 )
 _ROWS = [
