@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install
 WORKDIR ?= runs/demo
 
-.PHONY: install demo test test-all fuzz soak power-cuts bench docs lint \
+.PHONY: install demo demo-model test test-all fuzz soak power-cuts bench docs lint \
   format constraints licences clean
 
 install: $(VENV)/.installed
@@ -22,6 +22,12 @@ $(VENV)/.installed: setup.py pyproject.toml requirements/build.txt \
 
 demo: install
 	$(BIN)/dermvq demo --workdir=$(WORKDIR)
+
+# The model of dermvq_jax.load('demo'): its data are drawn, so it may be given
+# away. Commit the folder; it has about 5 MB.
+demo-model: demo
+	rm -rf dermvq_jax/demo_model
+	$(BIN)/dermvq export --workdir=$(WORKDIR) --out=dermvq_jax/demo_model
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist=worksteal

@@ -43,6 +43,8 @@ setuptools.setup(
   ],
   package_dir={'dermvq_jax.configs': 'configs'},
   package_data={
+    # An export, made by make demo-model.
+    'dermvq_jax': ['demo_model/**'],
     'dermvq_jax.models': ['weights/*'],
     'dermvq_jax.reporting': ['templates/*'],
   },

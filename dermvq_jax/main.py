@@ -18,6 +18,7 @@ _INTERRUPTED = 130  # exit code, the same as the shell's
 # Exit code after SIGTERM and SIGHUP, EX_TEMPFAIL of sysexits.h: everything is
 # saved, and the same command resumes. 143 would mean that the process died.
 _STOPPED = 75
+_MAKES_RUNS = ('train', 'encode')
 # Errors of a wrong path, missing permissions, and a full or failing disk.
 _SYSTEM_ERRORS = {
   errno.EACCES,
@@ -37,10 +38,11 @@ _SYSTEM_ERRORS = {
 
 
 def _run_of(args: argparse.Namespace):
-  """The run that the arguments name."""
+  """The run that the arguments name; of most commands it is there already."""
   from dermvq_jax.runs import run
 
-  return run.Run(args.workdir, getattr(args, 'data_dir', None) or '')
+  open_run = run.Run if args.command in _MAKES_RUNS else run.find
+  return open_run(args.workdir, getattr(args, 'data_dir', None) or '')
 
 
 def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:

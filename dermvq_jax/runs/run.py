@@ -17,6 +17,7 @@ The workdir may be in a bucket (gs://). Datasets are always on a local disk.
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,31 @@ def what_hosts_share(
   shared = {k: v for k, v in config.to_dict().items() if k not in own}
   versions = phase_lib.made_by()['versions']
   return {'config': shared, 'data': facts, 'versions': versions}
+
+
+DEMO = 'demo'
+_DEMO_FOLDER = epath.Path(__file__).parent.parent / 'demo_model'
+
+
+def find(workdir: epath.PathLike, data_dir: epath.PathLike = '') -> 'Run':
+  """Opens a run or an export that is there already.
+
+  Args:
+    workdir: its folder. `DEMO` stands for the model that comes with this
+      package, unless there is a folder of this name.
+    data_dir: as for `Run`.
+
+  Raises:
+    UserError: `DEMO` is given, and there is neither.
+  """
+  if str(workdir) != DEMO or os.path.isdir(DEMO):
+    return Run(workdir, data_dir)
+  if not _DEMO_FOLDER.is_dir():
+    raise errors.UserError(
+      'this installation comes without a demo model; train one, dermvq demo '
+      '--workdir=runs/demo, and give runs/demo'
+    )
+  return Run(_DEMO_FOLDER, data_dir)
 
 
 class Run:
