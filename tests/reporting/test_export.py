@@ -215,3 +215,12 @@ def test_scores_need_no_names_of_lesions(calibrated_run, tmp_path):
   first, second = (reference.load(r, model) for r in (run, copy))
   np.testing.assert_array_equal(first.weights, second.weights)
   np.testing.assert_array_equal(first.values, second.values)
+
+
+@pytest.mark.slow
+def test_a_report_of_an_export(exported_run, smoke_run, tmp_path):
+  """It lacks the curves of the training and the commands."""
+  copy = shutil.copytree(exported_run, tmp_path / 'copy')
+  assert make(copy, 'report', f'--data_dir={smoke_run}/data') == 0
+  page = (copy / 'report' / 'index.html').read_text()
+  assert 'Training of the VQ-VAE' not in page and 'this is an export' in page
