@@ -2,26 +2,25 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import einops
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
-from scipy import ndimage
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models import arguments, bayes, build, chunks
+from dermvq_jax.data import conditions as conditions_lib
+from dermvq_jax.models import arguments, bayes, build, chunks, masking
 from dermvq_jax.models.priors import base, randomness, sampler
 from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
 Labels = Sequence[str | int]
-_BLANK = 128  # grey
+Given = conditions_lib.Given
 
 
 def load(workdir: epath.PathLike) -> 'Model':
@@ -66,26 +65,6 @@ def load_part(
     return np.asarray(apply(variables))
   apply, variables = jax.jit(apply), jax.device_put(variables)
   return lambda x: np.asarray(apply(variables, jnp.asarray(x)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Masked:
-  """An image with a hidden part: what a completion starts from.
-
-  Attributes:
-    image: uint8 `[H, W, 3]`; hidden pixels are grey.
-    codes: int32 `[h, w]`, made without the hidden pixels.
-    known: bool `[h, w]`, whether a code stands for visible pixels only.
-  """
-
-  image: np.ndarray
-  codes: np.ndarray
-  known: np.ndarray
-
-  def repeat(self, count: int) -> dict[str, np.ndarray]:
-    """Returns the arguments of `Model.sample` for `count` completions."""
-    both = {'known_codes': self.codes, 'known_mask': self.known}
-    return {k: np.repeat(v[None], count, axis=0) for k, v in both.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +137,32 @@ class Model:
     """Raises UserError unless the run has a trained prior."""
     _ = self._prior
 
-  def _conditions(self, labels: np.ndarray) -> base.Conditions:
-    """Returns conditions in which only the label is known, int32 `[B]`."""
-    null = self._prior.model.null_conditions(len(labels))
-    return {name: np.asarray(x) for name, x in null.items()} | {'label': labels}
+  @functools.cached_property
+  def conditions(self) -> dict[str, list[str]]:
+    """The conditions that the prior knows, and the names of their values.
+
+    The label is not among them: `class_names` has its values.
+    """
+    self.check_prior()
+    values = self.run.prior.facts['conditions']
+    return {k: values[k] for k in self.config.prior.conditions if k != 'label'}
+
+  def condition_values(
+    self, given: Mapping[str, Given], count: int = 1
+  ) -> dict[str, np.ndarray]:
+    """Converts values of conditions to numbers, int32 `[count]` each.
+
+    Args:
+      given: see `conditions.numbers`; what is not given is not known.
+      count: the number of images.
+
+    Raises:
+      UserError: no trained prior, the prior knows no such condition or value,
+        or a wrong number of values.
+    """
+    known = self.conditions
+    in_data = self.run.prior.facts['conditions']
+    return conditions_lib.numbers(given, known, count, in_data)
 
   def labels(self, labels: Labels) -> np.ndarray:
     """Converts class names or numbers to numbers, int32 `[B]`.
@@ -205,7 +206,7 @@ class Model:
     """
     return chunks.apply(self._codec.embed, self._check_codes(codes))
 
-  def hide(self, image: np.ndarray, hidden: np.ndarray) -> Masked:
+  def hide(self, image: np.ndarray, hidden: np.ndarray) -> masking.Masked:
     """Hides a part of an image and encodes the rest.
 
     Each hidden pixel is replaced by the nearest visible one, so no code depends
@@ -221,66 +222,47 @@ class Model:
     """
     image, hidden = np.asarray(image), np.asarray(hidden)
     factor = self.config.vqvae.model.downsampling
-    is_mask = hidden.dtype == bool and hidden.ndim == 2
-    if not is_mask or any(n % factor for n in hidden.shape):
-      raise errors.UserError(
-        f'the mask of hidden pixels must be bool [H, W], both divisible by '
-        f'{factor}; it is {hidden.dtype} {list(hidden.shape)}'
-      )
-    if image.dtype != np.uint8 or image.shape != (*hidden.shape, 3):
-      raise errors.UserError(
-        f'the image must be uint8 {[*hidden.shape, 3]} like its mask, not '
-        f'{image.dtype} {list(image.shape)}'
-      )
-    if not np.any(hidden):
-      raise errors.UserError('the mask hides nothing; make a part of it white')
-    blocks = einops.rearrange(
-      hidden, '(h i) (w j) -> h w (i j)', i=factor, j=factor
-    )
-    known = ~blocks.any(-1).repeat(self.num_levels, axis=1)
-    if not known.any():
-      raise errors.UserError(
-        f'the mask leaves no code: each area of {factor}x{factor} pixels has '
-        'hidden ones; hide less'
-      )
-    rows, columns = ndimage.distance_transform_edt(
-      hidden, return_distances=False, return_indices=True
-    )
-    codes = self.encode(image[rows, columns][None])[0]
-    blanked = np.where(hidden[..., None], np.uint8(_BLANK), image)
-    return Masked(blanked, codes, known)
+    masking.check(image, hidden, factor)
+    known = masking.known(hidden, factor, self.num_levels)
+    codes = self.encode(masking.filled(image, hidden)[None])[0]
+    return masking.Masked(masking.blanked(image, hidden), codes, known)
 
   def reconstruct(self, images: np.ndarray) -> np.ndarray:
     """Encodes and decodes uint8 images `[B, H, W, 3]`."""
     return self.decode(self.encode(images))
 
-  def log_likelihood(self, codes: np.ndarray, labels: Labels) -> np.ndarray:
-    """Returns log p(codes | label) of int32 `[B, h, w]`, nats `[B]`."""
-    return self.predict(codes, labels)[1]
+  def log_likelihood(
+    self, codes: np.ndarray, labels: Labels, **conditions: Given
+  ) -> np.ndarray:
+    """Returns log p(codes | label, conditions), nats `[B]`; as `predict`."""
+    return self.predict(codes, labels, **conditions)[1]
 
   def predict(
-    self, codes: np.ndarray, labels: Labels
+    self, codes: np.ndarray, labels: Labels, **conditions: Given
   ) -> tuple[np.ndarray, np.ndarray]:
     """Replaces each code by the prior's most likely one given those before it.
 
     Args:
       codes: int32 `[B, h, w]`.
       labels: class names or numbers, `[B]`.
+      **conditions: what else is known, see `condition_values`.
 
     Returns:
       The predicted codes int32 `[B, h, w]` and the log-likelihood of the given
       ones, nats `[B]`.
 
     Raises:
-      UserError: no trained prior, an unknown class, codes outside [0, K), or
-        not as many labels as grids.
+      UserError: no trained prior, an unknown class, condition or value, codes
+        outside [0, K), or not as many labels as grids.
     """
-    predicted, log_probs = self._predict(codes, labels)
+    predicted, log_probs = self._predict(codes, labels, conditions)
     return predicted, log_probs.sum((1, 2))
 
-  def code_log_probs(self, codes: np.ndarray, labels: Labels) -> np.ndarray:
-    """Returns log p(code | codes before it, label), nats `[B, h, w]`."""
-    return self._predict(codes, labels)[1]
+  def code_log_probs(
+    self, codes: np.ndarray, labels: Labels, **conditions: Given
+  ) -> np.ndarray:
+    """Returns log p(code | codes before it, label, ...), nats `[B, h, w]`."""
+    return self._predict(codes, labels, conditions)[1]
 
   def latent_distances(self, images: np.ndarray) -> np.ndarray:
     """Returns mean squared distances to the codebook, float32 `[B, h, w]`."""
@@ -290,23 +272,29 @@ class Model:
     return chunks.apply(self._codec.distances, images)
 
   def _predict(
-    self, codes: np.ndarray, labels: Labels
+    self, codes: np.ndarray, labels: Labels, given: Mapping[str, Given]
   ) -> tuple[np.ndarray, np.ndarray]:
     codes = self._check_codes(codes)
-    labels = self._labels_of(codes, labels)
-    return chunks.apply(self._prior.score, codes, self._conditions(labels))
+    conditions = self.condition_values(given, len(codes))
+    conditions['label'] = self._labels_of(codes, labels)
+    return chunks.apply(self._prior.score, codes, conditions)
 
   def class_log_likelihoods(
-    self, codes: np.ndarray, *, show_progress: bool = False
+    self,
+    codes: np.ndarray,
+    *,
+    show_progress: bool = False,
+    **conditions: Given,
   ) -> np.ndarray:
-    """Returns log p(codes | class) of each class, nats float32 `[B, C]`.
+    """Returns log p(codes | class, conditions), nats float32 `[B, C]`.
 
     Args:
       codes: int32 `[B, h, w]`.
       show_progress: whether to show a progress bar.
+      **conditions: what else is known, see `condition_values`.
 
     Raises:
-      UserError: no trained prior, or codes outside [0, K).
+      UserError: no trained prior, codes outside [0, K), or no such condition.
     """
     codes, columns = self._check_codes(codes), []
     with progress.bar(
@@ -316,29 +304,37 @@ class Model:
       disable=not show_progress,
     ) as bar:
       for label in range(len(self.class_names)):
-        columns.append(self.log_likelihood(codes, [label]))
+        columns.append(self.log_likelihood(codes, [label], **conditions))
         bar.update(len(codes))
     return np.stack(columns, axis=1)
 
   def classify(
-    self, images: np.ndarray, *, class_prior: Sequence[float] | None = None
+    self,
+    images: np.ndarray,
+    *,
+    class_prior: Sequence[float] | None = None,
+    **conditions: Given,
   ) -> np.ndarray:
     """Computes log-probabilities of the classes by Bayes' rule.
 
     Args:
       images: uint8 `[B, H, W, 3]`.
       class_prior: probability of each class before the image is seen, `[C]`,
-        up to a factor (counts, for example); uniform by default.
+        up to a factor (counts, for example); uniform by default. With
+        conditions it should be that of such images.
+      **conditions: what else is known, see `condition_values`.
 
     Returns:
-      log p(class | codes of the image), float32 `[B, C]`.
+      log p(class | codes of the image, conditions), float32 `[B, C]`.
 
     Raises:
-      UserError: wrong images, no trained prior, or a wrong class prior.
+      UserError: wrong images, no trained prior, a wrong class prior, or an
+        unknown condition or value.
     """
     class_prior = self.check_class_prior(class_prior)
     codes = self.encode(images)
-    return bayes.posterior(self.class_log_likelihoods(codes), class_prior)
+    by_class = self.class_log_likelihoods(codes, **conditions)
+    return bayes.posterior(by_class, class_prior)
 
   def check_class_prior(
     self, class_prior: Sequence[float] | None
@@ -382,6 +378,7 @@ class Model:
   def sample_codes(
     self,
     labels: Labels,
+    count: int = 1,
     *,
     seed: int = 0,
     temperature: float = 1.0,
@@ -392,32 +389,37 @@ class Model:
     known_mask: np.ndarray | None = None,
     ids: Sequence[int] | None = None,
     show_progress: bool = False,
+    **conditions: Given,
   ) -> np.ndarray:
     """Samples new codes, int32 `[B, h, w]`.
 
     Args:
-      labels: class names or numbers, `[B]`.
-      seed: from 0 to 2**32 - 1; an image depends only on seed, label, id and
-        its known codes, not on the other images.
+      labels: class names or numbers.
+      count: number of images of each label, one after the other.
+      seed: from 0 to 2**32 - 1; an image depends only on seed, label,
+        conditions, id and its known codes, not on the other images.
       temperature: divides the log-probabilities; 0 takes the most likely code.
       top_k: samples only from the k most likely codes; 0: from all codes.
       top_p: samples only from the smallest set of codes whose probabilities sum
         to this; 1: off.
-      guidance_scale: above 1 exaggerates what distinguishes the class; 1: off.
+      guidance_scale: above 1 exaggerates what distinguishes the class and
+        the conditions that are given; 1: off.
       known_codes: int `[B, h, w]`, codes to complete; they stay as they are.
       known_mask: bool `[B, h, w]`, which of them are known. Each other code is
         sampled given all codes before it in raster order, and none after it.
       ids: the number of each image within its label; by default from 0.
       show_progress: whether to show a progress bar.
+      **conditions: what else the images show, see `condition_values`; for
+        example `age=60, sex='female'`.
 
     Raises:
-      UserError: no trained prior, an unknown class, a wrong seed or id, a
-        control out of its range (`sampler.Controls`), known codes that do not
-        fit, or guidance by a prior that was trained without dropping its
-        conditions.
+      UserError: no trained prior, an unknown class, condition or value, a wrong
+        count, seed or id, a control out of its range (`sampler.Controls`),
+        known codes that do not fit, or guidance by a prior that was trained
+        without dropping its conditions.
     """
     controls = sampler.Controls(temperature, top_k, top_p, guidance_scale)
-    labels = self.labels(labels)
+    labels = arguments.repeat(self.labels(labels), count)
     keys = randomness.image_keys(seed, labels, ids)
     prior = self._prior
     drop_rates = self.config.prior.conditions
@@ -430,7 +432,7 @@ class Model:
     return sampler.sample_in_batches(
       prior.model,
       prior.variables,
-      self._conditions(labels),
+      {'label': labels, **self.condition_values(conditions, len(labels))},
       keys,
       self.grid,
       controls,
@@ -441,9 +443,9 @@ class Model:
       show_progress=show_progress,
     )
 
-  def sample(self, labels: Labels, **kwargs) -> np.ndarray:
+  def sample(self, labels: Labels, count: int = 1, **kwargs) -> np.ndarray:
     """Samples new uint8 images `[B, H, W, 3]`; arguments: `sample_codes`."""
-    return self.decode(self.sample_codes(labels, **kwargs))
+    return self.decode(self.sample_codes(labels, count, **kwargs))
 
   def _check_codes(self, codes: np.ndarray) -> np.ndarray:
     return arguments.check_codes(codes, self.codebook_size, self.num_levels)

@@ -64,6 +64,8 @@ def _prepare(args: argparse.Namespace):
     for name in ('image', 'label', 'group')
     if (column := getattr(args, f'{name}_column'))
   }
+  if args.condition_columns:
+    columns['condition'] = args.condition_columns
   prepared = prepare.run(
     args.dataset,
     args.data_dir,
@@ -116,6 +118,7 @@ def _sample(args: argparse.Namespace):
     args.out,
     counts=None if args.balance else args.counts,
     balance=args.balance,
+    where=args.where,
     seed=args.seed,
     complete=args.complete,
     mask=args.mask,

@@ -105,4 +105,11 @@ def encode(run: run_lib.Run, copies: int = augment.NUM_SYMMETRIES) -> str:
   prepare.write(lambda: codes.Builder(data_dir=folder, config=dataset))
   name = f'codes/{dataset.name}'
   logging.info('Codes: %s in %s', name, folder)
+  if conditions:
+    logging.info(
+      'They know %s beside the label; the prior learns one if it is told to, '
+      'for example with --config.conditions.%s=0.3.',
+      ', '.join(conditions),
+      next(iter(conditions)),
+    )
   return name

@@ -96,6 +96,20 @@ def check_labels(
   return np.array(found, np.int32)
 
 
+def repeat(labels: np.ndarray, count: int) -> np.ndarray:
+  """Repeats each label `count` times: `[B]` to `[B * count]`.
+
+  Raises:
+    UserError: the count is not a whole number of at least 0.
+  """
+  if not is_number(count, numbers.Integral) or count < 0:
+    raise errors.UserError(
+      f'count is {errors.one_line(repr(count))}; give a whole number, how many '
+      'images of each label'
+    )
+  return np.repeat(labels, count)
+
+
 def check_images(images: np.ndarray, downsampling: int) -> np.ndarray:
   """Returns images as an array, uint8 `[B, H, W, 3]`.
 
