@@ -38,13 +38,13 @@ def _add_workdir(sub: argparse.ArgumentParser):
   )
 
 
-def _add_out(sub: argparse.ArgumentParser):
+def _add_out(sub: argparse.ArgumentParser, content: str = 'images'):
   sub.add_argument(
     '--out',
     required=True,
     type=flag_types.folder,
     metavar='DIR',
-    help='new folder for the images, local or gs://BUCKET/...',
+    help=f'new folder for the {content}, local or gs://BUCKET/...',
   )
 
 
@@ -263,6 +263,21 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
   )
   _add_workdir(sub)
   sampling_flags.add_seed(sub)
+  _add_data_dir(sub)
+  sub = command(
+    'export',
+    'Writes a folder to give away: weights, configs without paths, '
+    'evaluations, samples, a model card. It is used like the run.',
+    '--workdir=RUN --out=EXPORT',
+  )
+  _add_workdir(sub)
+  _add_out(sub, 'export')
+  sub.add_argument(
+    '--without_search',
+    action='store_true',
+    help='export although no dermvq evaluate has searched samples for copies '
+    'of training images',
+  )
   _add_data_dir(sub)
   sub = command(
     'check',

@@ -18,6 +18,7 @@ _INTERRUPTED = 130  # exit code, the same as the shell's
 # Exit code after SIGTERM and SIGHUP, EX_TEMPFAIL of sysexits.h: everything is
 # saved, and the same command resumes. 143 would mean that the process died.
 _STOPPED = 75
+_MAKES_RUNS = ('train', 'encode')
 # Errors of a wrong path, missing permissions, and a full or failing disk.
 _SYSTEM_ERRORS = {
   errno.EACCES,
@@ -37,10 +38,11 @@ _SYSTEM_ERRORS = {
 
 
 def _run_of(args: argparse.Namespace):
-  """The run that the arguments name."""
+  """The run that the arguments name; of most commands it is there already."""
   from dermvq_jax.runs import run
 
-  return run.Run(args.workdir, getattr(args, 'data_dir', None) or '')
+  open_run = run.Run if args.command in _MAKES_RUNS else run.find
+  return open_run(args.workdir, getattr(args, 'data_dir', None) or '')
 
 
 def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:
@@ -179,6 +181,12 @@ def _report(args: argparse.Namespace):
   report.report(_run_of(args), args.seed)
 
 
+def _export(args: argparse.Namespace):
+  from dermvq_jax.reporting import export
+
+  export.export(_run_of(args), args.out, without_search=args.without_search)
+
+
 def _demo(args: argparse.Namespace):
   from dermvq_jax import demo
 
@@ -200,6 +208,7 @@ _COMMANDS = {
   'score': _score,
   'evaluate': _evaluate,
   'report': _report,
+  'export': _export,
   'check': _check,
   'demo': _demo,
 }
@@ -224,6 +233,16 @@ def _run(args: argparse.Namespace) -> int:
     code = _COMMANDS[args.command](args)
   except errors.UserError as e:
     _say_error(args, str(e))
+    return _MISTAKE
+  except ModuleNotFoundError as e:
+    package = (e.name or '').partition('.')[0]
+    if package in ('', 'dermvq_jax'):
+      raise
+    _say_error(
+      args,
+      f'this needs the package {package}, which is not installed; install '
+      'all that dermvq_jax needs, as its README says',
+    )
     return _MISTAKE
   except OSError as e:
     if e.errno not in _SYSTEM_ERRORS:
