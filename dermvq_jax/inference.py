@@ -309,7 +309,7 @@ class Model:
     with progress.bar(
       total=len(codes) * len(self.class_names),
       desc='likelihood',
-      unit='img',
+      unit='image',
       disable=not show_progress,
     ) as bar:
       for label in range(len(self.class_names)):

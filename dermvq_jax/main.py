@@ -87,7 +87,7 @@ def _train(args: argparse.Namespace):
 
   config = config_files.load(args.config, args.overrides)
   hosts.initialize(args.coordinator, args.num_processes, args.process_id)
-  loop.train(config, _run_of(args), profile=args.profile)
+  loop.train(config, _run_of(args), profile=args.profile, verbose=args.verbose)
   workdir = f'--workdir={args.workdir}'
   if not hosts.is_primary():
     return
