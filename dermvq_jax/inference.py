@@ -5,23 +5,20 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import einops
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
-from scipy import ndimage
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models import arguments, bayes, build, chunks
+from dermvq_jax.models import arguments, bayes, build, chunks, masking
 from dermvq_jax.models.priors import base, randomness, sampler
 from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
 Labels = Sequence[str | int]
-_BLANK = 128  # grey
 
 
 def load(workdir: epath.PathLike) -> 'Model':
@@ -63,26 +60,6 @@ def load_part(
     return np.asarray(apply(variables))
   apply, variables = jax.jit(apply), jax.device_put(variables)
   return lambda x: np.asarray(apply(variables, jnp.asarray(x)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Masked:
-  """An image with a hidden part: what a completion starts from.
-
-  Attributes:
-    image: uint8 `[H, W, 3]`; hidden pixels are grey.
-    codes: int32 `[h, w]`, made without the hidden pixels.
-    known: bool `[h, w]`, whether a code stands for visible pixels only.
-  """
-
-  image: np.ndarray
-  codes: np.ndarray
-  known: np.ndarray
-
-  def repeat(self, count: int) -> dict[str, np.ndarray]:
-    """Returns the arguments of `Model.sample` for `count` completions."""
-    both = {'known_codes': self.codes, 'known_mask': self.known}
-    return {k: np.repeat(v[None], count, axis=0) for k, v in both.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +179,7 @@ class Model:
     """
     return chunks.apply(self._codec.embed, self._check_codes(codes))
 
-  def hide(self, image: np.ndarray, hidden: np.ndarray) -> Masked:
+  def hide(self, image: np.ndarray, hidden: np.ndarray) -> masking.Masked:
     """Hides a part of an image and encodes the rest.
 
     Each hidden pixel is replaced by the nearest visible one, so no code depends
@@ -218,34 +195,10 @@ class Model:
     """
     image, hidden = np.asarray(image), np.asarray(hidden)
     factor = self.config.vqvae.model.downsampling
-    is_mask = hidden.dtype == bool and hidden.ndim == 2
-    if not is_mask or any(n % factor for n in hidden.shape):
-      raise errors.UserError(
-        f'the mask of hidden pixels must be bool [H, W], both divisible by '
-        f'{factor}; it is {hidden.dtype} {list(hidden.shape)}'
-      )
-    if image.dtype != np.uint8 or image.shape != (*hidden.shape, 3):
-      raise errors.UserError(
-        f'the image must be uint8 {[*hidden.shape, 3]} like its mask, not '
-        f'{image.dtype} {list(image.shape)}'
-      )
-    if not np.any(hidden):
-      raise errors.UserError('the mask hides nothing; make a part of it white')
-    blocks = einops.rearrange(
-      hidden, '(h i) (w j) -> h w (i j)', i=factor, j=factor
-    )
-    known = ~blocks.any(-1).repeat(self.num_levels, axis=1)
-    if not known.any():
-      raise errors.UserError(
-        f'the mask leaves no code: each area of {factor}x{factor} pixels has '
-        'hidden ones; hide less'
-      )
-    rows, columns = ndimage.distance_transform_edt(
-      hidden, return_distances=False, return_indices=True
-    )
-    codes = self.encode(image[rows, columns][None])[0]
-    blanked = np.where(hidden[..., None], np.uint8(_BLANK), image)
-    return Masked(blanked, codes, known)
+    masking.check(image, hidden, factor)
+    known = masking.known(hidden, factor, self.num_levels)
+    codes = self.encode(masking.filled(image, hidden)[None])[0]
+    return masking.Masked(masking.blanked(image, hidden), codes, known)
 
   def reconstruct(self, images: np.ndarray) -> np.ndarray:
     """Encodes and decodes uint8 images `[B, H, W, 3]`."""

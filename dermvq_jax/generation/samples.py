@@ -12,6 +12,7 @@ from dermvq_jax import __version__, errors, files, inference
 from dermvq_jax.data import images
 from dermvq_jax.evaluation import nearest_images
 from dermvq_jax.generation import tables
+from dermvq_jax.models import masking
 from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
@@ -42,7 +43,7 @@ def _read_mask(mask: str, size: int) -> np.ndarray:
 
 def _hide(
   model: inference.Model, image: epath.PathLike, mask: str
-) -> tuple[np.ndarray, inference.Masked]:
+) -> tuple[np.ndarray, masking.Masked]:
   """Reads an image, uint8 `[H, W, 3]`, and hides a part of it."""
   if not epath.Path(image).is_file():
     raise errors.UserError(f'there is no file {image} to complete')
