@@ -34,6 +34,7 @@ setuptools.setup(
     'dermvq_jax.data.datasets',
     'dermvq_jax.evaluation',
     'dermvq_jax.generation',
+    'dermvq_jax.inference',
     'dermvq_jax.models',
     'dermvq_jax.models.priors',
     'dermvq_jax.outliers',
@@ -43,6 +44,7 @@ setuptools.setup(
   ],
   package_dir={'dermvq_jax.configs': 'configs'},
   package_data={
+    'dermvq_jax': ['py.typed'],
     'dermvq_jax.models': ['weights/*'],
     'dermvq_jax.reporting': ['templates/*.html'],
   },

@@ -64,7 +64,7 @@ class Phase:
     """
     path = self.folder / _FILE
     if not self.started:
-      raise errors.UserError(
+      raise errors.MissingError(
         f'{self.folder} holds no run; run dermvq train --config={self.name} '
         f'--workdir={self.folder.parent} first'
       )
