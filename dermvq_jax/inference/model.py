@@ -281,7 +281,7 @@ class Model(vqvae.Vqvae):
       known_codes=known_codes,
       known_mask=known_mask,
       loss=prior.loss,
-      chunk_size=chunks.SIZE,
+      chunk_size=chunks.size_for(len(labels)),
       show_progress=show_progress,
     )
 
