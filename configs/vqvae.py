@@ -13,8 +13,9 @@ is one of these words, or some, joined by '+':
   codebook: faster, and blurred;
 - 'sharp': the default for all sizes but 'demo' and 'smoke', whose trainings are
   too short for it;
-- 'sharpen': trains the decoder of a trained run on, so that its images become
-  sharp while its codes, and its prior, stay: give `--config.start_from=RUN`;
+- 'sharpen': trains the decoder of a trained run on, until its reconstructions
+  and its samples look real, while its codes and its prior stay: give
+  `--config.start_from=RUN`;
 - '128', '256': larger images, for TPU and GPU;
 - 'ema', 'vq', 'l2_norm', 'fsq', 'residual': a quantizer; by default 'ema';
 - 'demo': the built-in dataset in minutes; 'smoke': seconds, for tests.
@@ -101,6 +102,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'is_projected': True,  # whether it sees AlexNet's features too
     'start': 0.35,  # share of the training before it plays
     'ramp_steps': 200,  # in which its weight then rises
+    # How many samples of the prior of `start_from` it sees beside
+    # reconstructions; 0: none.
+    'num_samples': 0,
   }
   config.discriminator_optim = {
     'learning_rate': 2e-4,
@@ -131,6 +135,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # Model, quantizer and dataset are those of the other run.
     config.start_from = config_dict.placeholder(str)
     config.discriminator.start = 0.0
+    config.discriminator.num_samples = 4096 if size != 'smoke' else 16
     config.optim.learning_rate = 5e-4
     config.min_train_steps = 1000
     if size == '64':

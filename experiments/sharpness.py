@@ -23,6 +23,7 @@ Runs without a prior are judged by their reconstructions.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -81,7 +82,7 @@ def measure(
   run: run_lib.Run,
   judge: feature_spaces.Classifier,
   spaces: dict[str, feature_spaces.Features],
-  guidance_scales: tuple[float, ...],
+  controls: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
   """Measures one run.
 
@@ -89,7 +90,7 @@ def measure(
     run: a run with a trained VQ-VAE, and perhaps a prior.
     judge: a classifier that the run did not use.
     spaces: the spaces of the KID, by name.
-    guidance_scales: how samples are guided; each makes a set of samples.
+    controls: how to sample, by name; each makes a set of samples.
 
   Returns:
     JSON values by name.
@@ -136,11 +137,8 @@ def measure(
     result['reconstructions'][name] = [mean, error / np.sqrt(2)]
   if not run.prior.has_weights:
     return result
-  for scale in guidance_scales:
-    samples = model.sample(
-      every_label, seed=1, guidance_scale=scale, show_progress=True
-    )
-    key = 'samples' if scale == 1 else f'samples, guidance {scale:g}'
+  for key, chosen in controls.items():
+    samples = model.sample(every_label, seed=1, show_progress=True, **chosen)
     result[key] = {
       'power': _power(every_real, samples),
       'evidence': _accuracy(judge, samples, every_label),
@@ -186,6 +184,15 @@ def table(found: dict[str, dict[str, Any]]) -> str:
   return f'{head}\n\n{common.table(header, rows)}'
 
 
+def _controls(text: str) -> dict[str, float]:
+  """Reads 'guidance_scale=2,temperature=0.9'."""
+  return {k: float(v) for k, v in (x.split('=') for x in text.split(','))}
+
+
+def _name(controls: Mapping[str, float]) -> str:
+  return ', '.join(['samples', *(f'{k} {v:g}' for k, v in controls.items())])
+
+
 def main(argv: list[str] | None = None):
   """Measures runs and prints the tables."""
   parser = common.parser(__doc__, 'python -m experiments.sharpness')
@@ -194,7 +201,12 @@ def main(argv: list[str] | None = None):
   parser.add_argument('--vgg16', type=epath.Path, help='.npz file of VGG16')
   parser.add_argument('--out', type=epath.Path, required=True)
   parser.add_argument(
-    '--guidance_scales', type=float, nargs='+', default=[1.0, 2.0]
+    '--controls',
+    type=_controls,
+    nargs='*',
+    default=[{'guidance_scale': 2.0}],
+    metavar='NAME=VALUE,...',
+    help='how samples are drawn besides plainly: guidance_scale=2 and others',
   )
   args = parser.parse_args(argv)
   common.setup()
@@ -210,7 +222,7 @@ def main(argv: list[str] | None = None):
         run_lib.Run(path),
         judge,
         spaces,
-        tuple(args.guidance_scales),
+        {_name(chosen): chosen for chosen in ({}, *args.controls)},
       )
       for name, path in names.items()
     }

@@ -10,7 +10,7 @@ from dermvq_jax import config_files, errors, inference
 from dermvq_jax.data import prepared
 from dermvq_jax.evaluation import evaluate
 from dermvq_jax.generation import encode, reconstructions
-from dermvq_jax.models import build
+from dermvq_jax.models import digests
 from dermvq_jax.reporting import report
 from dermvq_jax.runs import checkpoints
 from dermvq_jax.runs import run as run_lib
@@ -118,7 +118,7 @@ def test_digest_changes_with_everything_that_decides_the_codes(run):
       return np.array(other) + (other_path == path)
 
     changed = jax.tree_util.tree_map_with_path(change, weights)
-    digest = build.encoding_digest(changed, run_lib.Run(workdir).vqvae.facts)
+    digest = digests.of_encoding(changed, run_lib.Run(workdir).vqvae.facts)
     return f'codes/{digest}' != codes_name
 
   decides = {}

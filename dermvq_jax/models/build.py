@@ -6,10 +6,8 @@ A component is chosen by its name in a config, which cannot point outside of
 
 import dataclasses
 import functools
-import hashlib
 import importlib
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -403,46 +401,3 @@ def likelihood(
     return nearest.argmax(logits), -losses.nll(logits, codes, loss)
 
   return apply
-
-
-def encoding_weights(weights: PyTree) -> dict[str, PyTree]:
-  """Returns the part of a VQ-VAE's weights that decides an image's codes.
-
-  Args:
-    weights: `{'params': ..., 'model_state': ...}`.
-
-  Returns:
-    The weights of the encoder and of the quantizer, without the quantizer's
-    running statistics: nested dictionaries.
-  """
-  params = weights['params']
-  parts = {'encoder': params['encoder']}
-  if 'quantizer' in params:
-    parts['quantizer'] = params['quantizer']
-  state = flax.traverse_util.flatten_dict(
-    weights['model_state']['codebook']['quantizer']
-  )
-  for path, leaf in state.items():
-    if path[-1] not in quantizers.STATISTICS:
-      parts['/'.join(path)] = leaf
-  return parts
-
-
-def encoding_digest(weights: PyTree, images: Facts) -> str:
-  """Names a VQ-VAE's codes of a dataset by a hash, 16 hexadecimal digits.
-
-  Args:
-    weights: `{'params': ..., 'model_state': ...}` of the VQ-VAE.
-    images: the facts of the images that are encoded; their name and the
-      fingerprint of their content count.
-  """
-  parts = encoding_weights(weights)
-  content = [images['dataset'], sorted(images.get('fingerprint', {}).items())]
-  sha = hashlib.sha256(json.dumps(content).encode())
-  for name, leaf in sorted(
-    flax.traverse_util.flatten_dict(parts, sep='/').items()
-  ):
-    leaf = np.asarray(leaf)
-    sha.update(f'{name}{leaf.shape}{leaf.dtype}'.encode())
-    sha.update(leaf.tobytes())
-  return sha.hexdigest()[:16]

@@ -14,6 +14,7 @@ removed. The first step that a process saves is read back.
 import asyncio
 import contextlib
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -41,18 +42,36 @@ _SYSTEM_FAILURES = (
   'Input/output error',
   'Stale file handle',
 )
+# Is in orbax' names of folders that are being written.
+_TEMPORARY = '.orbax-checkpoint-tmp'
 
 
 class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """The folder of a local step; it is on the disk before it gets its name."""
+  """The folder of a local step; it is on the disk before it gets its name.
+
+  orbax writes files until just before it renames a folder. So it gives it
+  another temporary name, and the last step is done here.
+  """
+
+  @classmethod
+  def from_final(cls, final_path: epath.Path, **kwargs):
+    """Returns the folder that gets the name `final_path`."""
+    return super().from_final(
+      final_path.with_name(final_path.name + _TEMPORARY), **kwargs
+    )
+
+  def get_final(self) -> epath.Path:
+    """Returns the folder's path when it is complete."""
+    path = super().get_final()
+    return path.with_name(path.name.removesuffix(_TEMPORARY))
 
   async def finalize(self):
     """Gives the step its name."""
-    await asyncio.to_thread(files.sync_tree, self.get())
     await super().finalize()
-    # orbax writes two more files just before.
-    await asyncio.to_thread(files.sync_tree, self.get_final())
-    await asyncio.to_thread(files.sync, self.get_final().parent)
+    complete = super().get_final()
+    await asyncio.to_thread(files.sync_tree, complete)
+    await asyncio.to_thread(os.rename, complete, self.get_final())
+    await asyncio.to_thread(files.sync, complete.parent)
 
 
 def _read_like(folder: epath.Path, like: PyTree) -> PyTree:

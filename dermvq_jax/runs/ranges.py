@@ -111,6 +111,7 @@ _RANGES = {
   'discriminator.num_stages': _whole(1, 30),
   'discriminator.start': _SHARE,
   'discriminator.ramp_steps': _whole(0),
+  'discriminator.num_samples': _whole(0, 2**20),
   'prior.num_layers': _whole(1, _LAYERS),
   'prior.features': _whole(1),
   'prior.head_features': _whole(1),

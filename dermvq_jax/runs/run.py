@@ -22,7 +22,7 @@ from etils import epath
 
 from dermvq_jax import errors, files
 from dermvq_jax.data import prepared
-from dermvq_jax.models import build
+from dermvq_jax.models import digests
 from dermvq_jax.runs import phase as phase_lib
 
 
@@ -196,12 +196,12 @@ class Run:
 
   @property
   def vqvae_digest(self) -> str:
-    """Names the VQ-VAE's codes; see `build.encoding_digest`.
+    """Names the VQ-VAE's codes; see `digests.of_encoding`.
 
     Raises:
       UserError: there is no trained VQ-VAE.
     """
-    return build.encoding_digest(self.vqvae.weights, self.vqvae.facts)
+    return digests.of_encoding(self.vqvae.weights, self.vqvae.facts)
 
   def check_codes(self):
     """Checks that the prior was trained on the codes of this VQ-VAE.

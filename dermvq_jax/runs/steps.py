@@ -4,6 +4,7 @@ What a step says about its arrays is checked before they are read: a file of
 some kilobytes can describe arrays of gigabytes.
 """
 
+import contextlib
 import glob
 import json
 import math
@@ -132,10 +133,11 @@ def read(folder: epath.Path, like: PyTree | None = None) -> PyTree:
     DamagedError: it can't be read, or it is not what was saved.
   """
   try:
-    with ocp.StandardCheckpointer() as reader:
-      described = reader.metadata(folder / ARRAYS).item_metadata.tree
+    # `ocp.StandardCheckpointer` would warn of a file that no step has.
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+      described = reader.metadata(folder / ARRAYS).tree
       _check_arrays(folder / ARRAYS, described, like)
-      arrays = reader.restore(folder / ARRAYS)
+      arrays = reader.restore(folder / ARRAYS, args=ocp.args.StandardRestore())
     tree = packing.unpack(arrays)
     file = folder / CHECKSUMS / 'metadata'
     has_sums = file.parent.exists()

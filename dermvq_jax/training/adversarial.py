@@ -6,7 +6,7 @@ makes them learns to deceive it. Stop-gradients keep their gradients apart.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,15 +40,33 @@ def _norm(x: Array, axis_name: str | None) -> Array:
   return jnp.sqrt(square)
 
 
+class Made(NamedTuple):
+  """Made images.
+
+  Attributes:
+    reconstructions: of the real images, `[B, H, W, 3]`.
+    drawn: images of drawn codes, of the same shape; None: there are none.
+  """
+
+  reconstructions: Array
+  drawn: Array | None = None
+
+  @property
+  def present(self) -> list[Array]:
+    """Those that there are."""
+    return [images for images in self if images is not None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Adversary:
   """A discriminator and how much it counts.
 
   Attributes:
     model: the discriminator.
-    weight: how much both terms count together. With 1 their gradient at the
-      made images is as long as that of the reconstruction loss. (Esser et al.
-      2021, equation 7, compare gradients at the decoder's last layer.)
+    weight: how much the terms for the maker count together. With 1 their
+      gradient at the reconstructions is as long as that of the reconstruction
+      loss. (Esser et al. 2021, equation 7, compare gradients at the decoder's
+      last layer.) The gradient at drawn images has the same scale.
     feature_matching: weight of the second term beside the first.
     start: the training step from which it plays.
     ramp_steps: steps in which the weights then rise from 0.
@@ -65,7 +83,7 @@ class Adversary:
     return build.init(self.model, rng, images[:1])[0]
 
   def _play(
-    self, params: PyTree, made: Array, real: Array, rng: Array
+    self, params: PyTree, made: Made, real: Array, rng: Array
   ) -> tuple[dict[str, Array], dict[str, PyTree]]:
     """Returns the terms of each image, `[B]`, and the gradients of their means.
 
@@ -78,39 +96,53 @@ class Adversary:
       return self.model.apply({'params': params}, images)
 
     def discriminator_loss(params):
-      real_logits, made_logits = judge(params, real)[0], judge(params, made)[0]
-      of_image = discriminator.hinge_loss(real_logits, made_logits)
-      accuracy = discriminator.accuracy(real_logits, made_logits)
+      real_logits, _ = judge(params, real)
+      of_made = [judge(params, images)[0] for images in made.present]
+      of_image, accuracy = (
+        sum(f(real_logits, logits) for logits in of_made) / len(of_made)
+        for f in (discriminator.hinge_loss, discriminator.accuracy)
+      )
       return of_image.mean(), (of_image, accuracy)
 
     _, real_features = judge(params, real)
 
     def makers_loss(made):
-      logits, features = judge(params, made)
-      deceiving = -discriminator.mean_logit(logits)
-      matching = discriminator.feature_matching_loss(real_features, features)
-      loss = (deceiving + self.feature_matching * matching).mean()
-      return loss, (deceiving, matching)
+      logits, features = judge(params, made.reconstructions)
+      terms = {
+        'adversarial_loss': -discriminator.mean_logit(logits),
+        'feature_matching_loss': discriminator.feature_matching_loss(
+          real_features, features
+        ),
+      }
+      if made.drawn is not None:
+        logits, _ = judge(params, made.drawn)
+        terms['drawn_loss'] = -discriminator.mean_logit(logits)
+      return self._makers_loss(terms), terms
 
-    gradients, aux = {}, {}
-    for name, loss, x in (
-      ('discriminator', discriminator_loss, params),
-      ('maker', makers_loss, made),
-    ):
-      gradients[name], aux[name] = jax.grad(loss, has_aux=True)(x)
-    of_image, accuracy = aux['discriminator']
-    deceiving, matching = aux['maker']
+    own, (of_image, accuracy) = jax.grad(discriminator_loss, has_aux=True)(
+      params
+    )
+    makers, terms = jax.grad(makers_loss, has_aux=True)(made)
     return {
       'discriminator_loss': of_image,
       'discriminator_accuracy': accuracy,
-      'adversarial_loss': deceiving,
-      'feature_matching_loss': matching,
-    }, gradients
+      **terms,
+    }, {'discriminator': own, 'maker': makers}
+
+  def _makers_loss(self, terms: dict[str, Array]) -> Array:
+    """The sum of the terms for the maker, as a mean over the images."""
+    weights = {'feature_matching_loss': self.feature_matching}
+    names = 'adversarial_loss', 'feature_matching_loss', 'drawn_loss'
+    return sum(
+      weights.get(name, 1) * terms[name].mean()
+      for name in names
+      if name in terms
+    )
 
   def loss(
     self,
     params: PyTree,
-    made: Array,
+    made: Made,
     real: Array,
     reference: Array,
     rng: Array,
@@ -121,9 +153,9 @@ class Adversary:
 
     Args:
       params: the discriminator's parameters.
-      made: made images, `[B, H, W, 3]`.
-      real: real images, of the same shape.
-      reference: the gradient of the reconstruction loss at `made`.
+      made: made images.
+      real: real images, `[B, H, W, 3]`, of which the reconstructions are.
+      reference: the gradient of the reconstruction loss at the reconstructions.
       rng: random key, another one on each device.
       step: the number of updates before this one.
       axis_name: the axis of the devices under pmap.
@@ -139,19 +171,23 @@ class Adversary:
     still = jax.lax.stop_gradient((params, made, real, rng))
     plays = step >= self.start
     terms, gradients = jax.lax.cond(plays, play, wait, still)
-    length, own = (_norm(x, axis_name) for x in (reference, gradients['maker']))
+    makers = gradients['maker']
+    length = _norm(reference, axis_name)
+    own = _norm(makers.reconstructions, axis_name)
     ramp = jnp.clip((step - self.start + 1) / (self.ramp_steps + 1), 0, 1)
     scale = ramp * self.weight * length / jnp.where(own > 0, own, 1)
-    makers_loss = terms['adversarial_loss'].mean()
-    makers_loss += self.feature_matching * terms['feature_matching_loss'].mean()
     loss = with_gradient(
       terms['discriminator_loss'].mean(), params, gradients['discriminator']
-    ) + with_gradient(scale * makers_loss, made, scale * gradients['maker'])
+    ) + with_gradient(
+      scale * self._makers_loss(terms),
+      made,
+      jax.tree.map(lambda x: scale * x, makers),
+    )
     # Nothing is counted before the start.
-    mask = jnp.full(len(made), plays, jnp.float32)
+    mask = jnp.full(len(real), plays, jnp.float32)
     return loss, {
       **{name: metrics.Mean.of(x, mask) for name, x in terms.items()},
-      'adversarial_scale': metrics.Mean.of(jnp.full(len(made), scale), mask),
+      'adversarial_scale': metrics.Mean.of(jnp.full(len(real), scale), mask),
     }
 
 

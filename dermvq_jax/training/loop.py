@@ -242,9 +242,9 @@ def train(
     UserError: a mistake in the config, the data or the workdir.
     StoppedError: a signal asked the training to stop; the state is saved.
   """
-  source, weights = pretrained.source(config), None
+  source = pretrained.source(config)
   if source:
-    config, weights = pretrained.resolve(config, source)
+    config = pretrained.resolve(config, source)
   dataset = run.dataset(config)
   facts = dataset.facts
   given, config = config, trainer_lib.resolve(config, facts)
@@ -252,8 +252,9 @@ def train(
   sources = {split: dataset.split(split) for split in ('train', 'val')}
   with contextlib.ExitStack() as stack:
     requests = stack.enter_context(stopping.Requests())
+    start_from = pretrained.start(config, source) if source else None
     # Wrong configs are found before anything is written.
-    trainer = trainer_lib.Trainer(config, facts, sources, weights)
+    trainer = trainer_lib.Trainer(config, facts, sources, start_from)
     phase = run.phase(config.task)
     phase.check(config, facts)
     structure = trainer.structure()

@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 
 from dermvq_jax.data import facts as facts_lib
-from dermvq_jax.training import tasks
+from dermvq_jax.training import task as task_lib
 
 _SHORT = 60  # seconds; nobody asks how long such a training takes
 
@@ -35,10 +35,12 @@ def plan(
     f'{config.task}: {size:,} parameters',
     f'Plan: {steps:,} steps of {batch} images, '
     f'{steps * batch / num_images:.3g} times the {num_images:,} training '
-    f'images; warm-up {config.optim.warmup_steps:,} steps; validation every '
-    f'{config.eval_every_steps:,}.',
+    f'images. The learning rate warms up until step '
+    f'{config.optim.warmup_steps:,}; validation every '
+    f'{config.eval_every_steps:,} steps.',
   ]
-  if not given.num_train_steps and steps == given.min_train_steps:
+  epochs = config.num_epochs * facts_lib.steps_per_epoch(facts, batch)
+  if not given.num_train_steps and math.ceil(epochs) < steps:
     lines.append(
       f'There are few images: {config.num_epochs:g} epochs would be fewer '
       f'steps than config.min_train_steps={steps}.'
@@ -71,7 +73,7 @@ def time_left(step: int, end: int, seconds: float) -> str:
 
 
 def evaluation(
-  task: tasks.Task, step: int, row: Mapping[str, float], best: float
+  task: task_lib.Task, step: int, row: Mapping[str, float], best: float
 ) -> str:
   """Says what the validation split shows, and whether it is the best so far.
 
@@ -87,7 +89,7 @@ def evaluation(
 
 
 def outcome(
-  task: tasks.Task, folder: epath.Path, rows: Sequence[Mapping[str, float]]
+  task: task_lib.Task, folder: epath.Path, rows: Sequence[Mapping[str, float]]
 ) -> str:
   """Says which weights were kept, and where.
 
@@ -104,6 +106,6 @@ def outcome(
   )
 
 
-def _values(task: tasks.Task, row: Mapping[str, float]) -> str:
+def _values(task: task_lib.Task, row: Mapping[str, float]) -> str:
   names = (f'val/{name}' for name in (task.best_metric, *task.shown))
   return ', '.join(f'{name} {row[name]:.4g}' for name in names if name in row)

@@ -45,7 +45,7 @@ def make(
       optimiser has `learning_rate`; `schedule` ('constant', or 'cosine' to
       zero); `warmup_steps`; `b1`; `b2`; `weight_decay`; `max_grad_norm` (0: no
       clipping).
-    optimizers: see `tasks.Task`.
+    optimizers: see `task.Task`.
 
   Raises:
     UserError: an unknown schedule, or a warm-up as long as the training.

@@ -3,18 +3,36 @@
 So its codes stay what they are too, and a prior over them remains right.
 """
 
+import dataclasses
 import os
 from typing import Any
 
 import ml_collections
+import numpy as np
 from absl import logging
 from etils import epath
 
 from dermvq_jax import errors, files
-from dermvq_jax.models import build
+from dermvq_jax.models import build, chunks, digests
+from dermvq_jax.models.priors import randomness, sampler
+from dermvq_jax.runs import hosts
 from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """What a decoder is trained on from.
+
+  Attributes:
+    weights: of the VQ-VAE; all but the decoder's stay.
+    drawn_codes: codes int32 `[N, h, w*L]` that the prior draws, whose images
+      the discriminator sees; None: none.
+  """
+
+  weights: PyTree
+  drawn_codes: np.ndarray | None = None
 
 
 def source(config: ml_collections.ConfigDict) -> run_lib.Run | None:
@@ -30,39 +48,79 @@ def source(config: ml_collections.ConfigDict) -> run_lib.Run | None:
       'this config trains the decoder of another run on; give '
       '--config.start_from=RUN, the folder of that run'
     )
-  return run_lib.Run(config.start_from)
+  return run_lib.Run(config.start_from, config.data_dir)
 
 
 def resolve(
-  config: ml_collections.ConfigDict, start: run_lib.Run
-) -> tuple[ml_collections.ConfigDict, PyTree]:
+  config: ml_collections.ConfigDict, run: run_lib.Run
+) -> ml_collections.ConfigDict:
   """Takes what must stay from the run that is trained on.
 
   Args:
     config: the config of a VQ-VAE.
-    start: from `source`.
+    run: from `source`.
 
   Returns:
     A copy of the config, with the model, the quantizer and the dataset of that
-    run, and a digest of its encoder and codebook; and its weights.
+    run, and digests of what is used of it.
 
   Raises:
-    UserError: the run has no trained VQ-VAE.
+    UserError: the run has no trained VQ-VAE, or no prior that could draw.
   """
-  vqvae = start.vqvae
-  weights = vqvae.weights
-  kept, workdir = vqvae.config, os.fspath(start.workdir)
+  kept, workdir = run.vqvae, os.fspath(run.workdir)
   if not files.is_remote(workdir):  # later commands may run in another folder
     workdir = os.path.abspath(workdir)
   values = config.to_dict() | {
-    'model': kept.model.to_dict(),
-    'quantizer': kept.quantizer.to_dict(),
-    'dataset': kept.dataset,
-    'data_dir': str(start.data_dir(config.data_dir)),
+    'start_digest': run.vqvae_digest,
+    'model': kept.config.model.to_dict(),
+    'quantizer': kept.config.quantizer.to_dict(),
+    'dataset': kept.config.dataset,
+    'data_dir': str(run.data_dir()),
     'start_from': workdir,
-    'start_digest': build.encoding_digest(weights, vqvae.facts),
   }
-  return ml_collections.ConfigDict(values), weights
+  if config.discriminator.num_samples:
+    if not run.prior.has_weights:
+      raise errors.UserError(
+        f'{workdir} has no trained prior, whose samples the discriminator '
+        'would see; train it first, or give --config.discriminator.'
+        'num_samples=0'
+      )
+    run.check_codes()
+    values['prior_digest'] = digests.of_tree(run.prior.weights)
+  return ml_collections.ConfigDict(values)
+
+
+def start(config: ml_collections.ConfigDict, run: run_lib.Run) -> Start:
+  """Reads what is trained on from, and draws the codes.
+
+  Their classes have the frequencies of the training images.
+
+  Args:
+    config: from `resolve`.
+    run: from `source`.
+
+  Raises:
+    UserError: the codes of the prior's training, which have the classes, are
+      not found.
+  """
+  weights, number = run.vqvae.weights, config.discriminator.num_samples
+  if not number:
+    return Start(weights)
+  labels = run.codes.labels('train')
+  labels = np.random.default_rng(config.seed).choice(labels, number)
+  prior = build.prior(run.prior.config, run.prior.facts)
+  logging.info('Drawing %d samples, which the discriminator sees.', number)
+  codes = sampler.sample_in_batches(
+    prior,
+    build.variables(run.prior.weights),
+    prior.null_conditions(number) | {'label': labels},
+    randomness.image_keys(config.seed, labels),
+    tuple(run.prior.facts['grid']),
+    loss=run.prior.config.loss,
+    chunk_size=chunks.SIZE,
+    show_progress=hosts.is_primary(),
+  )
+  return Start(weights, codes)
 
 
 def copy_prior(start: run_lib.Run, run: run_lib.Run):

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dermvq_jax.training import metrics, optim, state, tasks
+from dermvq_jax.training import metrics, optim, state
+from dermvq_jax.training import task as task_lib
 
 PyTree = Any
 
 
 def _gradients(
-  task: tasks.Task,
+  task: task_lib.Task,
   old: state.TrainState,
   batch: PyTree,
   rng: jax.Array,
@@ -109,7 +110,7 @@ def _gradient_norms(
 
 
 def make_train_step(
-  task: tasks.Task,
+  task: task_lib.Task,
   optimizer: optim.Optimizer,
   rng: jax.Array,
   *,
@@ -167,7 +168,7 @@ def make_train_step(
   return train_step
 
 
-def make_eval_step(task: tasks.Task) -> Callable[..., PyTree]:
+def make_eval_step(task: task_lib.Task) -> Callable[..., PyTree]:
   """Makes the function that adds a batch's metrics, for `Parallel.compile`."""
 
   def eval_step(tree: PyTree, batch: PyTree, *, axis_name: str | None):
@@ -187,7 +188,11 @@ def make_eval_step(task: tasks.Task) -> Callable[..., PyTree]:
 
 
 def zero_metrics(
-  task: tasks.Task, train_state: state.TrainState, batch: PyTree, *, train: bool
+  task: task_lib.Task,
+  train_state: state.TrainState,
+  batch: PyTree,
+  *,
+  train: bool,
 ) -> metrics.Metrics:
   """The sums of the metrics of `task.loss_fn` before the first batch."""
   _, (parts, _) = jax.eval_shape(
@@ -201,7 +206,7 @@ def zero_metrics(
 
 
 def zero_sums(
-  task: tasks.Task,
+  task: task_lib.Task,
   optimizer: optim.Optimizer,
   train_state: state.TrainState,
   batch: PyTree,

@@ -20,6 +20,7 @@ from dermvq_jax.training import (
   metrics,
   optim,
   parallel,
+  pretrained,
   state,
   tasks,
 )
@@ -64,7 +65,7 @@ def resolve(
       f'{facts["num_train"]} training images; give at most {most}'
     )
   config = ml_collections.ConfigDict(config.to_dict())
-  epoch = max(1, facts_lib.num_images(facts) // config.batch_size)
+  epoch = facts_lib.steps_per_epoch(facts, config.batch_size)
   if config.data_dir:  # later commands may run in another folder
     config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
   config.num_train_steps = config.num_train_steps or max(
@@ -101,7 +102,7 @@ class Trainer:
     config: ml_collections.ConfigDict,
     facts: Mapping[str, Any],
     sources: Mapping[str, Sequence[dict[str, Any]]],
-    weights: PyTree = None,
+    start_from: pretrained.Start | None = None,
   ):
     """Sets up a training.
 
@@ -110,13 +111,13 @@ class Trainer:
       facts: the facts of the dataset.
       sources: the splits 'train' and 'val' as sequences of records; 'val' is
         needed for `evaluate` only.
-      weights: of the run that is trained on; None: a new training.
+      start_from: what is trained on; None: a new training.
 
     Raises:
       UserError: the config is wrong, or does not fit the data or the devices.
     """
     self.config = config
-    self.task = tasks.make(config, facts, weights)
+    self.task = tasks.make(config, facts, start_from)
     self.optimizer = optim.make(config, self.task.optimizers)
     self.parallel = parallel.Parallel(config.parallel)
     self.parallel.check_batch_size(config.batch_size, config.num_microbatches)

@@ -10,7 +10,7 @@ import pytest
 from dermvq_jax import config_files, errors, files, inference
 from dermvq_jax.data import pipeline, prepared
 from dermvq_jax.generation import encode
-from dermvq_jax.models import build
+from dermvq_jax.models import build, digests
 from dermvq_jax.runs import checkpoints
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop, trainer
@@ -63,7 +63,7 @@ def test_the_prior_remembers_whose_codes_it_models(smoke_run):
   facts = run_lib.Run(smoke_run).prior.facts
   weights = checkpoints.load_best(smoke_run / 'vqvae')
   images = run_lib.Run(smoke_run).images.facts
-  assert facts['vqvae_digest'] == build.encoding_digest(weights, images)
+  assert facts['vqvae_digest'] == digests.of_encoding(weights, images)
   assert facts['images_fingerprint'] == images['fingerprint']
   assert facts['dataset'] == 'codes/' + facts['vqvae_digest']
 
@@ -71,7 +71,7 @@ def test_the_prior_remembers_whose_codes_it_models(smoke_run):
 def test_digest(smoke_run):
   weights = checkpoints.load_best(smoke_run / 'vqvae')
   images = {'dataset': IMAGES, 'fingerprint': {'train': '1', 'val': '2'}}
-  digest = build.encoding_digest(weights, images)
+  digest = digests.of_encoding(weights, images)
   assert len(digest) == 16 and int(digest, 16)
 
   def after(part):
@@ -87,14 +87,14 @@ def test_digest(smoke_run):
     done = []
     changed = jax.tree_util.tree_map_with_path(change, weights)
     assert done
-    return build.encoding_digest(changed, images)
+    return digests.of_encoding(changed, images)
 
   different = [after('encoder'), after('codebook'), digest]
   for other in (
     {'dataset': 'synthetic_dermoscopy/64'},
     {'fingerprint': {'train': '1', 'val': '3'}},
   ):
-    different.append(build.encoding_digest(weights, images | other))
+    different.append(digests.of_encoding(weights, images | other))
   assert len(set(different)) == 5
   # The decoder and the moving averages do not change the codes.
   assert after('decoder') == after('ema_sums') == digest
@@ -111,7 +111,7 @@ def test_extraction_changes_no_file_of_the_vqvae(workdir):
   after = checkpoints.load_best(workdir / 'vqvae')
   assert bits(weights) == bits(after)
   facts = run_lib.Run(workdir).vqvae.facts
-  assert name == f'codes/{build.encoding_digest(after, facts)}'
+  assert name == f'codes/{digests.of_encoding(after, facts)}'
 
 
 def test_encoder_does_not_move_the_codebook(smoke_run):

@@ -30,10 +30,17 @@ def unread(monkeypatch):
   """Fails the test if arrays are read."""
 
   def start():
-    reader = steps.ocp.StandardCheckpointer
+    reader = steps.ocp.StandardCheckpointHandler
     monkeypatch.setattr(reader, 'restore', _must_not_read)
 
   return start
+
+
+def test_nothing_is_said(tmp_path, caplog):
+  """Users of the package in Python see all warnings."""
+  _saved(tmp_path, np.ones(3, np.float32))
+  checkpoints.load_best(tmp_path)
+  assert not [r for r in caplog.records if r.levelname != 'INFO']
 
 
 @pytest.mark.parametrize(

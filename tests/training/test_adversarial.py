@@ -64,13 +64,17 @@ def _compiled():
   """Loss and metrics, and the gradients at all arrays that it is given."""
   adversary = _adversary()
 
-  def loss(params, made, real, reference, step):
+  def loss(params, made, real, reference, step, drawn=None):
+    made = adversarial.Made(made, drawn)
     return adversary.loss(params, made, real, reference, _KEY, step, None)
 
-  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+  value_and_grad = jax.value_and_grad(
+    loss, argnums=(0, 1, 2, 3, 5), has_aux=True
+  )
+  return jax.jit(lambda *args: value_and_grad(*args, *[None] * (6 - len(args))))
 
 
-def _formula(params, made, real):
+def _formula(params, made, real, drawn=None):
   """Both players' losses of each image by their formulas."""
   model = _adversary().model
 
@@ -79,16 +83,24 @@ def _formula(params, made, real):
     return model.apply({'params': params}, views)
 
   ([real_logits], real_stages), ([logits], stages) = judge(real), judge(made)
-  own = jnp.maximum(1 - real_logits, 0) + jnp.maximum(1 + logits, 0)
+  of_made, of_drawn = jnp.maximum(1 + logits, 0), logits < 0
+  drawn_terms = {}
+  if drawn is not None:
+    [drawn_logits], _ = judge(drawn)
+    of_made = (of_made + jnp.maximum(1 + drawn_logits, 0)) / 2
+    of_drawn = (of_drawn + 1.0 * (drawn_logits < 0)) / 2
+    drawn_terms = {'drawn_loss': -drawn_logits.mean((1, 2))}
+  own = jnp.maximum(1 - real_logits, 0) + of_made
   matching = [
     jnp.abs(a - b).mean((1, 2, 3)) for a, b in zip(real_stages, stages)
   ]
-  right = jnp.concatenate([real_logits > 0, logits < 0], 1)
+  right = jnp.concatenate([real_logits > 0, of_drawn], 1)
   return {
     'discriminator_loss': own.mean((1, 2)),
     'adversarial_loss': -logits.mean((1, 2)),
     'feature_matching_loss': sum(matching) / len(matching),
     'discriminator_accuracy': right.mean((1, 2)),
+    **drawn_terms,
   }
 
 
@@ -139,6 +151,46 @@ def test_gradients_and_terms_are_those_of_the_formulas():
   # The loss is the sum of the terms as they count.
   makers_loss = (
     told['adversarial_loss'] + _MATCHING * told['feature_matching_loss']
+  )
+  expected = told['discriminator_loss'] + scale * makers_loss
+  assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_drawn_images_count_as_reconstructions_do():
+  params, made, real, reference = _inputs()
+  drawn = jnp.float32(np.random.default_rng(1).random(made.shape))
+  (loss, parts), grads = _compiled()(params, made, real, reference, 50, drawn)
+
+  @jax.jit
+  def plain(params, made, drawn):
+    still = jax.lax.stop_gradient
+    own = jax.grad(
+      lambda p: _formula(p, made, real, drawn)['discriminator_loss'].mean()
+    )(params)
+    makers = jax.grad(
+      lambda x: -_formula(still(params), made, real, x)['drawn_loss'].mean()
+    )(drawn)
+    return own, -makers, _formula(params, made, real, drawn)
+
+  own, makers, terms = plain(params, made, drawn)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+    grads[0],
+    own,
+  )
+  told = metrics.compute(parts)
+  scale = told['adversarial_scale']
+  np.testing.assert_allclose(grads[4], scale * makers, rtol=1e-3, atol=1e-5)
+  for name, of_image in terms.items():
+    assert told[name] == pytest.approx(float(of_image.mean()), rel=1e-4), name
+  # What reconstructions get does not depend on them, but for the scale.
+  (_, without), others = _compiled()(params, made, real, reference, 50)
+  assert metrics.compute(without)['adversarial_scale'] == scale
+  np.testing.assert_allclose(grads[1], others[1], rtol=1e-3, atol=1e-6)
+  makers_loss = (
+    told['adversarial_loss']
+    + _MATCHING * told['feature_matching_loss']
+    + told['drawn_loss']
   )
   expected = told['discriminator_loss'] + scale * makers_loss
   assert loss == pytest.approx(expected, rel=1e-4)

@@ -5,9 +5,10 @@ import pytest
 from etils import epath
 
 from dermvq_jax import config_files
-from dermvq_jax.training import messages, tasks, trainer
+from dermvq_jax.training import messages, trainer
+from dermvq_jax.training import task as task_lib
 
-_TASK = tasks.Task(
+_TASK = task_lib.Task(
   keys=(), best_metric='mse', shown=('psnr',), init=None, loss_fn=None
 )
 _ROWS = [
@@ -30,23 +31,28 @@ def test_plan():
   for facts in ({'num_train': 4000}, {'num_train': 32000, 'copies': 8}):
     assert _plan(facts, '--config.num_epochs=11') == (
       'vqvae: 2,005 parameters\n'
-      'Plan: 2,750 steps of 16 images, 11 times the 4,000 training images; '
-      'warm-up 100 steps; validation every 250.'
+      'Plan: 2,750 steps of 16 images, 11 times the 4,000 training images. '
+      'The learning rate warms up until step 100; validation every 250 steps.'
     )
 
 
 def test_the_plan_says_why_a_training_is_so_long():
   assert _plan({'num_train': 240}).splitlines()[1:] == [
-    'Plan: 2,500 steps of 16 images, 167 times the 240 training images; '
-    'warm-up 100 steps; validation every 135.',
+    'Plan: 2,500 steps of 16 images, 167 times the 240 training images. '
+    'The learning rate warms up until step 100; validation every 135 steps.',
     'There are few images: 10 epochs would be fewer steps than '
     'config.min_train_steps=2500.',
   ]
 
 
+def test_enough_images_are_not_called_few():
+  """10 epochs are exactly `min_train_steps`."""
+  assert len(_plan({'num_train': 4001}).splitlines()) == 2
+
+
 def test_the_plan_says_that_a_warm_up_is_shorter():
   lines = _plan({'num_train': 240}, '--config.num_train_steps=150').splitlines()
-  assert lines[1].startswith('Plan: 150 steps') and 'warm-up 15 ' in lines[1]
+  assert lines[1].startswith('Plan: 150 steps') and 'until step 15;' in lines[1]
   assert lines[2:] == [
     'A warm-up of 100 steps would be more than a tenth of the training, so it '
     'is shorter.'

@@ -8,7 +8,7 @@ import pytest
 
 from dermvq_jax import config_files, errors, inference
 from dermvq_jax.runs import run as run_lib
-from dermvq_jax.training import loop
+from dermvq_jax.training import loop, pretrained, tasks
 
 
 def _config(start, *overrides):
@@ -55,10 +55,59 @@ def test_the_prior_comes_along(smoke_run, sharpened):
   assert np.any(new.decode(codes) != old.decode(codes))
 
 
+def test_the_prior_draws_in_the_frequencies_of_the_classes(smoke_run):
+  run = run_lib.Run(smoke_run)
+  config = pretrained.resolve(_config(smoke_run), run)
+  start = pretrained.start(config, run)
+  labels = np.random.default_rng(config.seed).choice(
+    run.codes.labels('train'), 16
+  )
+  np.testing.assert_array_equal(
+    start.drawn_codes, inference.load(smoke_run).sample_codes(labels)
+  )
+  without = _config(smoke_run, 'discriminator.num_samples=0')
+  assert pretrained.start(without, run).drawn_codes is None
+
+
+def test_drawn_images_train_the_decoder(smoke_run, sharpened):
+  """With all else equal, and nothing but the decoder."""
+  run = run_lib.Run(smoke_run)
+  config = pretrained.resolve(_config(smoke_run), run)
+  start = pretrained.start(config, run)
+  batch = {'image': run.images.split('train')[0]['image'][None]}
+  facts, key = run.images.facts, jax.random.key(0)
+
+  def gradients(drawn_codes):
+    start_from = pretrained.Start(start.weights, drawn_codes)
+    task = tasks.make(config, facts, start_from)
+    params, state = jax.device_put(task.init(key, [batch]))
+    return jax.jit(
+      jax.grad(
+        lambda p: task.loss_fn(p, state, batch, key, train=True, step=9)[0]
+      )
+    )(params)
+
+  grads = [
+    gradients(codes) for codes in (start.drawn_codes, start.drawn_codes[:1])
+  ]
+  for part in grads[0]:
+    pairs = zip(*(jax.tree.leaves(g[part]) for g in grads))
+    same = [np.array_equal(a, b) for a, b in pairs]
+    if part == 'decoder':
+      assert not any(same)
+    elif part == 'discriminator':  # The hinge loss may cancel for a bias.
+      assert not all(same)
+    else:
+      assert not any(np.any(x) for x in jax.tree.leaves(grads[0][part])), part
+  assert sharpened.vqvae.config.prior_digest
+  assert 'step/drawn_loss' in sharpened.vqvae.metrics()[-2]
+
+
 def test_resumes_only_with_the_same_run(smoke_run, sharpened, tmp_path):
   loop.train(_config(smoke_run), sharpened)  # Nothing is left to do.
   other = tmp_path / 'other'
-  shutil.copytree(smoke_run / 'vqvae', other / 'vqvae')
+  for phase in ('vqvae', 'prior'):
+    shutil.copytree(smoke_run / phase, other / phase)
   with pytest.raises(errors.UserError, match=r'config\.start_from was'):
     loop.train(_config(other, f'data_dir={smoke_run}/data'), sharpened)
 
@@ -77,3 +126,12 @@ def test_mistakes(start, message, tmp_path):
   with pytest.raises(errors.UserError, match=message):
     loop.train(config, run_lib.Run(tmp_path / 'new'))
   assert not (tmp_path / 'new').exists()
+
+
+def test_a_run_without_a_prior(smoke_run, tmp_path):
+  start = tmp_path / 'start'
+  shutil.copytree(smoke_run / 'vqvae', start / 'vqvae')
+  new = run_lib.Run(tmp_path / 'new')
+  with pytest.raises(errors.UserError, match='num_samples=0') as e:
+    loop.train(_config(start), new)
+  assert '\n' not in str(e.value) and not new.workdir.exists()

@@ -1,0 +1,23 @@
+import json
+import re
+
+from experiments import sharpness
+
+
+def test_a_run_is_judged(smoke_run, tmp_path, capsys):
+  arguments = [
+    f'--runs={smoke_run}',
+    f'--judge={smoke_run}',
+    f'--out={tmp_path}',
+    '--controls',
+    'guidance_scale=2,temperature=0.9',
+  ]
+  sharpness.main(arguments)
+  told = capsys.readouterr().out
+  for name in ('real images', 'samples', 'guidance_scale 2, temperature 0.9'):
+    assert re.search(rf'{name} *\|', told), name
+  [file] = tmp_path.iterdir()
+  found = json.loads(file.read_text())
+  assert found['codes'] == 16 and 0 < found['usage'] <= 1
+  sharpness.main(arguments)  # Nothing is measured again.
+  assert capsys.readouterr().out == told
