@@ -58,6 +58,23 @@ def counts(text: str) -> dict[str, int]:
     ) from None
 
 
+def where(text: str) -> dict[str, str]:
+  """Reads 'age=60,sex=female': the value of each condition."""
+  values = {}
+  for part in text.split(','):
+    name, _, value = (word.strip() for word in part.partition('='))
+    if not name or not value:
+      raise argparse.ArgumentTypeError(
+        f'{text!r} is not NAME=VALUE,... such as age=60,sex=female'
+      )
+    if name in values:
+      raise argparse.ArgumentTypeError(
+        f'{text!r} gives {name} twice; give one value for each'
+      )
+    values[name] = value
+  return values
+
+
 def seed(text: str) -> int:
   """Reads a seed."""
   from dermvq_jax.models import arguments  # needs NumPy, which takes a while

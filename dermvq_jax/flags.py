@@ -156,6 +156,12 @@ def _add_preparing(sub: argparse.ArgumentParser):
       f'{name})',
     )
   sub.add_argument(
+    '--condition_columns',
+    metavar='NAME,NAME:WIDTH,...',
+    help='image_folder: further columns of metadata.csv that the prior can be '
+    'given, such as sex,age:10 (ages in ranges of 10)',
+  )
+  sub.add_argument(
     '--leave_out',
     type=flag_types.path,
     metavar='CSV',
@@ -174,6 +180,7 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
     '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
     '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
     '--workdir=RUN --out=SAMPLES --balance',
+    '--workdir=RUN --out=SAMPLES --where=age=60,sex=female',
     '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
     '--workdir=RUN --out=SAMPLES --reject_memorised=0.6 --reject_unlike=0.01',
   )

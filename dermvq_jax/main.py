@@ -62,6 +62,8 @@ def _prepare(args: argparse.Namespace):
     for name in ('image', 'label', 'group')
     if (column := getattr(args, f'{name}_column'))
   }
+  if args.condition_columns:
+    columns['condition'] = args.condition_columns
   prepared = prepare.run(
     args.dataset,
     args.data_dir,
@@ -114,6 +116,7 @@ def _sample(args: argparse.Namespace):
     args.out,
     counts=None if args.balance else args.counts,
     balance=args.balance,
+    where=args.where,
     seed=args.seed,
     complete=args.complete,
     mask=args.mask,

@@ -60,6 +60,14 @@ def add_sampling(sub: argparse.ArgumentParser):
     help='top up every class until it is as large as the largest class of the '
     'training split',
   )
+  sub.add_argument(
+    '--where',
+    type=flag_types.where,
+    default={},
+    metavar='NAME=VALUE,...',
+    help='what else the images show, such as age=60,sex=female: conditions '
+    'that the prior was trained with (default: not known)',
+  )
   add_controls(sub)
   sub.add_argument(
     '--complete',

@@ -114,6 +114,42 @@ def calibrated_run(smoke_run, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
+def conditioned_run(smoke_run, tmp_path_factory) -> pathlib.Path:
+  """A run, to be read only, whose images have sex and age; without a prior.
+
+  Its VQ-VAE is that of `smoke_run`, its images are made up by `fabricate`, its
+  codes are encoded, in `data`.
+  """
+  import json
+
+  import fabricate
+
+  from dermvq_jax.data import prepare, prepared
+  from dermvq_jax.generation import encode
+  from dermvq_jax.runs import run as run_lib
+
+  folder = tmp_path_factory.mktemp('conditioned')
+  workdir, data_dir = folder / 'run', folder / 'run' / 'data'
+  (folder / 'images').mkdir()
+  fabricate.images_with_conditions(folder / 'images')
+  with _logging_restored():
+    prepare.run(
+      'image_folder/smoke',
+      data_dir,
+      folder / 'images',
+      columns={'condition': 'Sex,age:10'},
+    )
+    shutil.copytree(smoke_run / 'vqvae', workdir / 'vqvae')
+    file = workdir / 'vqvae' / 'config.json'
+    stored = json.loads(file.read_text())
+    stored['facts'] = prepared.Dataset('image_folder/smoke', data_dir).facts
+    stored['config']['data_dir'] = str(data_dir)
+    file.write_text(json.dumps(stored))
+    encode.encode(run_lib.Run(workdir), copies=2)
+  return workdir
+
+
+@pytest.fixture(scope='session')
 def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
   """A run, to be read only, in which each code sees little of the image.
 

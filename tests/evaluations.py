@@ -41,6 +41,13 @@ def an_evaluation():
     ),
     reconstruction=results.ReconstructionResult(2, 0.01, 0.3, 20.0, 0.9, 0.1),
     texture=results.TextureResult(['1/4 to 1/2'], {'samples': [0.9]}),
+    groups={
+      'sex': {
+        'male': results.GroupResult(
+          2, results.Estimate(5.0, 4.5, 5.5), None, None
+        )
+      }
+    },
     generation=results.GenerationResult(
       num_features=16,
       num_real=9,

@@ -127,6 +127,22 @@ def listed_images(folder):
   return examples
 
 
+def images_with_conditions(folder):
+  """Writes an image_folder whose table has the columns Sex and age."""
+  examples = listed_images(folder)
+  rows = [
+    (
+      *(e.id, e.label, e.group.removeprefix('group_')),
+      ('male', 'female', 'NA', '')[i % 4],
+      (7 * i) % 50 if i % 5 else 'unknown',
+    )
+    for i, e in enumerate(examples)
+  ]
+  columns = ('image', 'label', 'group', 'Sex', 'age')
+  (folder / 'metadata.csv').write_text(table(columns, rows))
+  return rows
+
+
 def isic2018(folder):
   """Writes zips and unpacked folders; training images have lesions."""
   examples = []

@@ -42,6 +42,13 @@ COMMANDS = (
       ['sample', '--workdir=x', '--out=y', '--counts=1', '--balance'],
       'not allowed with',
     ),
+    (['sample', '--workdir=x', '--out=y', '--where=age'], 'NAME=VALUE,...'),
+    (['sample', '--workdir=x', '--out=y', '--where=sex='], 'such as age=60,'),
+    (
+      ['sample', '--workdir=x', '--out=y', '--where=sex=male,sex=female'],
+      "'sex=male,sex=female' gives sex twice",
+    ),
+    (['sample', '--wheer=sex=male'], 'did you mean --where'),
     (['sample', '--workdir=x', '--out=y', '--seed=-1'], "'-1'"),
     (['sample', '--workdir=x', '--out=y', f'--seed={10**20}'], 'number from'),
     (['sample', '--workdir=x', '--out=y', '--temp=1'], '--temp'),

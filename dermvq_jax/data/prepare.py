@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -247,16 +247,24 @@ def _check_source(
 
 
 def summary(builder: tfds.core.DatasetBuilder) -> str:
-  """Returns a table of images by class and split, and the number of groups."""
+  """Returns tables of images by class, condition and split.
+
+  The last line has the number of groups.
+  """
   splits = {k: info.num_examples for k, info in builder.info.splits.items()}
   contents = _made_by(builder).get('contents') or {}
   try:
-    by_class = dict(contents['images'])
-    rows = [(k, *(by_class[k].get(s, 0) for s in splits)) for k in by_class]
+    rows = _rows(contents['images'], splits)
     groups = contents['num_groups']
+    by_condition = {
+      name: _rows(by_value, splits)
+      for name, by_value in contents.get('conditions', {}).items()
+    }
   except (AttributeError, KeyError, TypeError, ValueError):
-    rows, groups = [], None
+    rows, groups, by_condition = [], None, {}
   rows = [('', *splits), *rows, ('images', *splits.values())]
+  for name, more in by_condition.items():
+    rows += [(f'by {name}', *[''] * len(splits)), *more]
   texts = [[errors.printable(str(cell)) for cell in row] for row in rows]
   widths = [max(map(len, column)) for column in zip(*texts)]
   lines = [
@@ -265,7 +273,17 @@ def summary(builder: tfds.core.DatasetBuilder) -> str:
   ]
   if groups is not None:
     lines.append(_about_groups(groups, sum(splits.values())))
-  return '\n'.join(lines)
+  return '\n'.join(line.rstrip() for line in lines)
+
+
+def _rows(
+  counts: Mapping[str, Mapping[str, int]], splits: Iterable[str]
+) -> list[tuple[Any, ...]]:
+  """Returns the rows of a table of numbers by value and split."""
+  return [
+    (value or 'not known', *(by_split.get(split, 0) for split in splits))
+    for value, by_split in counts.items()
+  ]
 
 
 def _about_groups(num_groups: int, num_images: int) -> str:

@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -259,8 +259,22 @@ class Dataset:
     Raises:
       UserError: the dataset is not prepared, or it has no such split.
     """
+    return self.values(split, ['label'])['label']
+
+  def values(self, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Values of conditions of a split, int32 `[N]` each.
+
+    Args:
+      split: 'train', 'val' or 'test'; its images are not decoded.
+      names: names of conditions, of which `label` is one.
+
+    Raises:
+      UserError: the dataset is not prepared, or it has no such split.
+    """
     records = self.split(split, decode_images=False)
-    return np.array([record['label'] for record in records], np.int32)
+    rows = [[record[name] for name in names] for record in records]
+    columns = np.array(rows, np.int32).reshape(len(rows), len(names))
+    return {name: columns[:, i] for i, name in enumerate(names)}
 
 
 def names_in(data_dir: epath.PathLike, prefix: str) -> list[str]:

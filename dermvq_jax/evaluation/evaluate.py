@@ -9,6 +9,7 @@ from etils import epath
 from dermvq_jax import errors, files, inference
 from dermvq_jax.evaluation import (
   feature_spaces,
+  groups,
   image_split,
   measures,
   result_tables,
@@ -23,18 +24,87 @@ _CHANNELS = 3
 _MIN_SAMPLES = 10
 
 
-def _measure_prior(
+@dataclasses.dataclass(frozen=True)
+class _CodeBits:
+  """Bits per code of N grids of codes; several can be of the same image.
+
+  Attributes:
+    ids: the id of the image of each, str `[N]`.
+    of_class: given its class, float `[N]`.
+    given: given also what else the prior knows; None if it knows nothing else.
+  """
+
+  ids: np.ndarray
+  of_class: np.ndarray
+  given: np.ndarray | None
+
+  def of_images(self, ids: np.ndarray) -> dict[str, np.ndarray | None]:
+    """Means of the grids of each image, as in `results.GroupResult`."""
+    names, index = np.unique(self.ids, return_inverse=True)
+    places = np.searchsorted(names, ids)
+
+    def mean(bits: np.ndarray | None) -> np.ndarray | None:
+      if bits is None:
+        return None
+      return (np.bincount(index, bits) / np.bincount(index))[places]
+
+    return {
+      'bits_per_code': mean(self.of_class),
+      'bits_per_code_given': mean(self.given),
+    }
+
+
+def _measure_codes(
   run: run_lib.Run, subject: sample_measures.Subject
-) -> results.PriorResult:
+) -> tuple[results.PriorResult, _CodeBits]:
+  """Measures the prior on the codes of a split."""
   model, records = subject.model, list(run.codes.split(subject.split))
   codes = np.stack([record['codes'] for record in records])
-  return measures.measure_prior(
-    model.class_log_likelihoods(codes, show_progress=True),
-    np.array([record['label'] for record in records]),
+  labels = np.array([record['label'] for record in records])
+  likelihoods = model.class_log_likelihoods(codes, show_progress=True)
+  result = measures.measure_prior(
+    likelihoods,
+    labels,
     model.class_names,
     dataset=run.codes.name,
     num_codes=codes[0].size,
     num_values=model.image_size**2 * _CHANNELS,
+  )
+  nats, given = codes[0].size * np.log(2), None
+  if model.conditions:
+    values = {
+      name: [(*names, None)[record[name]] for record in records]
+      for name, names in model.conditions.items()
+    }
+    given = -model.log_likelihood(codes, labels, **values) / nats
+    result = dataclasses.replace(
+      result, bits_per_code_given=float(given.mean())
+    )
+  return result, _CodeBits(
+    ids=np.array([record['id'].decode() for record in records]),
+    of_class=-likelihoods[np.arange(len(labels)), labels] / nats,
+    given=given,
+  )
+
+
+def _measure_groups(
+  run: run_lib.Run, subject: sample_measures.Subject, bits: _CodeBits
+) -> dict[str, dict[str, results.GroupResult]]:
+  """Measures the groups of images that have the same value of a condition."""
+  conditions = dict(run.images.facts['conditions'])
+  del conditions['label']
+  if not conditions:
+    return {}
+  real = subject.real
+  squares = [
+    np.square(a / 255.0 - b / 255.0).mean()
+    for a, b in zip(real.images, real.reconstructions)
+  ]
+  return groups.measure(
+    {name: real.values(name) for name in conditions},
+    conditions,
+    real.groups,
+    {**bits.of_images(real.ids), 'mse': np.array(squares)},
   )
 
 
@@ -171,6 +241,7 @@ def evaluate(
   chosen = sampler.Controls(**controls)
   subject = _subject(run, split, space)
   num_samples = _check_num_samples(subject, num_samples)
+  prior, bits = _measure_codes(run, subject)
   evaluation = results.Evaluation(
     split=split,
     dataset=run.images.name,
@@ -179,7 +250,7 @@ def evaluate(
     space=_name(subject.space),
     weights=_weights(run),
     made_by=results.MadeBy(**phase_lib.made_by()),
-    prior=_measure_prior(run, subject),
+    prior=prior,
     reconstruction=measures.measure_reconstruction(
       subject.real.images,
       subject.real.reconstructions,
@@ -188,6 +259,7 @@ def evaluate(
     texture=measures.measure_texture(
       subject.real.images, {'reconstructions': subject.real.reconstructions}
     ),
+    groups=_measure_groups(run, subject, bits),
   )
   files.make_folder(run.report_dir)
   paths, arrays = [result_path(run, split)], {}

@@ -46,8 +46,8 @@ class ImageSplit:
     return len(self.records)
 
   @functools.cached_property
-  def _columns(self) -> dict[str, np.ndarray]:
-    """All fields of the records, each as one array."""
+  def _columns(self) -> dict[str, Any]:
+    """The fields of all records."""
     indices = progress.bar(
       range(len(self)), desc=f'{self.name}: read', unit='image'
     )
@@ -57,6 +57,10 @@ class ImageSplit:
       'labels': np.array([record['label'] for record in records], np.int32),
       'ids': np.array([record['id'].decode() for record in records]),
       'groups': np.array([record['group'].decode() for record in records]),
+      'values': [
+        {name: value for name, value in record.items() if name != 'image'}
+        for record in records
+      ],
     }
 
   @property
@@ -78,6 +82,11 @@ class ImageSplit:
   def groups(self) -> np.ndarray:
     """Their lesions or patients, str `[N]`."""
     return self._columns['groups']
+
+  def values(self, condition: str) -> np.ndarray:
+    """Their values of a condition, int32 `[N]`."""
+    values = [record[condition] for record in self._columns['values']]
+    return np.array(values, np.int32)
 
   @functools.cached_property
   def reconstructions(self) -> np.ndarray:

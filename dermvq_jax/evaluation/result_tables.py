@@ -146,6 +146,9 @@ def _prior(result: results.PriorResult) -> Table:
 
   rows = [row(name, c, c.recall) for name, c in result.classes.items()]
   rows.append(row('all', result, result.accuracy))
+  if result.bits_per_code_given is not None:
+    bits = _number(result.bits_per_code_given)
+    rows.append(('all, given conditions', '-', bits, '-', '-'))
   balanced = _number(result.balanced_accuracy)
   rows.append(('balanced accuracy', '-', '-', '-', balanced))
   return Table(
@@ -157,8 +160,37 @@ def _prior(result: results.PriorResult) -> Table:
     'the number of values in the image. Recall: the share of images whose '
     'codes are most likely under their own class (Bayes classifier, uniform '
     'class prior). Of all images it is the accuracy; the balanced accuracy is '
-    'the mean over the classes.',
+    'the mean over the classes. Given conditions: all that the prior knows of '
+    'an image beside its class.',
     'Lower is better for bits, higher for recall.',
+  )
+
+
+def _groups(name: str, found: Mapping[str, results.GroupResult]) -> Table:
+  def cell(estimate: results.Estimate | None, form: str) -> str:
+    if estimate is None:
+      return '-'
+    ends = f'{estimate.low:{form}}, {estimate.high:{form}}'
+    return f'{estimate.mean:{form}} [{ends}]'
+
+  return Table(
+    (name, 'images', 'bits per code', 'given conditions', 'MSE'),
+    [
+      (
+        value,
+        f'{group.num_images:,}',
+        cell(group.bits_per_code, '.3f'),
+        cell(group.bits_per_code_given, '.3f'),
+        cell(group.mse, '.5f'),
+      )
+      for value, group in found.items()
+    ],
+    f'Are some images modelled worse than others, by {name}?',
+    'Bits per code given the class alone, and given also all conditions that '
+    'the prior knows; the squared error of reconstructions. In brackets: the '
+    '95% interval of the mean over lesions. Groups also differ in their '
+    'classes and in how the images were taken.',
+    'Lower is better; in brackets the 95% interval.',
   )
 
 
@@ -293,6 +325,7 @@ def of_evaluation(evaluation: results.Evaluation) -> list[Table]:
     _reconstruction(evaluation.reconstruction),
     _texture(evaluation.texture),
     _prior(evaluation.prior),
+    *(_groups(name, found) for name, found in evaluation.groups.items()),
   ]
   if evaluation.generation:
     tables += _generation(evaluation.generation, evaluation.space)

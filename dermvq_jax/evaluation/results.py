@@ -24,6 +24,7 @@ from dermvq_jax import errors
 
 # Number of images, `[true class][predicted class]`.
 Confusion = list[list[int]]
+NOT_KNOWN = 'not known'  # the group of images whose value is not known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,8 @@ class PriorResult:
     balanced_accuracy: mean recall of the classes that occur.
     classes: the results of each class by its name.
     confusion: images by true and predicted class.
+    bits_per_code_given: bits per code given also all conditions that the prior
+      knows and that are known of an image; None if the prior knows none.
   """
 
   dataset: str
@@ -93,6 +96,7 @@ class PriorResult:
   balanced_accuracy: float
   classes: dict[str, ClassLikelihood]
   confusion: Confusion
+  bits_per_code_given: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +134,35 @@ class TextureResult:
 
   octaves: list[str]
   power: dict[str, list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A mean over lesions, and where it lies with a probability of 95%."""
+
+  mean: float
+  low: float
+  high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupResult:
+  """How well the images of one group are modelled.
+
+  The estimates are None for fewer than two lesions.
+
+  Attributes:
+    num_images: number of images.
+    bits_per_code: see `ClassLikelihood`, given the class.
+    bits_per_code_given: the same, given also all conditions that the prior
+      knows and that are known of an image; None if the prior knows none.
+    mse: see `ReconstructionResult`.
+  """
+
+  num_images: int
+  bits_per_code: Estimate | None
+  bits_per_code_given: Estimate | None
+  mse: Estimate | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +321,8 @@ class Evaluation:
     prior: the prior, on the codes of the split.
     reconstruction: the reconstructions of the images of the split.
     texture: the detail in the sets of images.
+    groups: the images by condition (but the label) and value, `NOT_KNOWN` among
+      them; empty if the images have no conditions.
     generation: None without samples or a space of features.
     labels: None without samples or a classifier.
     memorisation: None without samples.
@@ -303,6 +338,7 @@ class Evaluation:
   prior: PriorResult
   reconstruction: ReconstructionResult
   texture: TextureResult
+  groups: dict[str, dict[str, GroupResult]]
   generation: GenerationResult | None = None
   labels: LabelsResult | None = None
   memorisation: MemorisationResult | None = None

@@ -109,4 +109,11 @@ def encode(run: run_lib.Run, copies: int = augment.NUM_SYMMETRIES) -> str:
   )
   said = 'Each image is a grid of %dx%d codes%s. They are %s in %s'
   logging.info(said, *dataset.grid, turned, name, folder)
+  if conditions:
+    logging.info(
+      'They know %s beside the label; the prior learns one if it is told to, '
+      'for example with --config.conditions.%s=0.3.',
+      ', '.join(conditions),
+      next(iter(conditions)),
+    )
   return name

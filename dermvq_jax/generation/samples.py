@@ -17,6 +17,7 @@ from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
 
 _Counts = dict[str, int]  # number of images of each class
+_Where = dict[str, str]  # the name of a value of each condition
 _SHEET_COLUMNS = 16
 _MAX_IMAGES = 100_000  # They are in memory together.
 # In the text chunks of every image that `sample` writes.
@@ -60,26 +61,51 @@ def balancing_counts(
   return lacking
 
 
-def _check_seen(run: run_lib.Run, model: inference.Model, counts: _Counts):
-  """Checks that the prior has seen each class that is asked for.
+def _check_seen(
+  run: run_lib.Run, model: inference.Model, counts: _Counts, where: _Where
+):
+  """Checks that the prior has seen what is asked for.
 
-  Reads records of the training split only until each class has come. The codes
-  need not be where the samples are made; then nothing is checked.
+  Reads records of the training split only until each class has come, with the
+  values of all conditions. The codes need not be where the samples are made;
+  then nothing is checked.
 
   Raises:
-    UserError: a class has no training image, so its samples mean nothing.
+    UserError: a class or a value has no training image, so its samples mean
+      nothing.
   """
   names = [name for name, number in counts.items() if number]
   unseen = dict(zip(model.labels(names).tolist(), names))
+  values = model.condition_values(where)
+  values = {name: int(values[name][0]) for name in where}
+  unseen_values, never_together = dict(values), dict(unseen)
   try:
     for record in run.codes.split('train'):
-      unseen.pop(int(record['label']), None)
-      if not unseen:
+      label = int(record['label'])
+      shown = [name for name in values if record[name] == values[name]]
+      unseen.pop(label, None)
+      for name in shown:
+        unseen_values.pop(name, None)
+      if len(shown) == len(values):
+        never_together.pop(label, None)
+      if not never_together:
         return
   except errors.UserError as e:
     logging.info('Not checked if each class has training images: %s', e)
     return
-  _refuse_unseen(set(unseen.values()), counts)
+  if unseen:
+    _refuse_unseen(set(unseen.values()), counts)
+  for name in unseen_values:
+    raise errors.UserError(
+      f'no training image has {name} {where[name]}, so the prior has not '
+      'learned it; leave it out of --where'
+    )
+  logging.warning(
+    'No training image of %s has %s together: the prior combines what it '
+    'learned of each alone.',
+    errors.printable(', '.join(never_together.values())),
+    errors.printable(', '.join(f'{k} {v}' for k, v in where.items())),
+  )
 
 
 def _refuse_unseen(unseen: set[str], counts: _Counts):
@@ -96,11 +122,24 @@ def _refuse_unseen(unseen: set[str], counts: _Counts):
   )
 
 
+def _named(model: inference.Model, where: _Where) -> _Where:
+  """Returns the conditions with the names of their values.
+
+  Raises:
+    UserError: the prior knows no such condition or value.
+  """
+  if not where:
+    return {}
+  numbers, names = model.condition_values(where), model.conditions
+  return {name: names[name][int(numbers[name][0])] for name in where}
+
+
 def _choose_labels(
   run: run_lib.Run,
   model: inference.Model,
   counts: _Counts | None,
   balance: bool,
+  where: _Where,
 ) -> np.ndarray:
   """Returns the label of each image to make; arguments as in `sample`."""
   if balance:
@@ -132,9 +171,9 @@ def _choose_labels(
       if balance
       else '--counts asks for no image'
     )
-  if not balance:
-    model.check_prior()
-    _check_seen(run, model, counts)
+  model.check_prior()
+  if where or not balance:
+    _check_seen(run, model, counts, where)
   return labels
 
 
@@ -144,6 +183,7 @@ def sample(
   *,
   counts: dict[str, int] | None = None,
   balance: bool = False,
+  where: dict[str, str] | None = None,
   seed: int = 0,
   complete: epath.PathLike | None = None,
   mask: str | None = None,
@@ -167,7 +207,10 @@ def sample(
     counts: images of each class; the class '' stands for every class.
     balance: instead of counts, tops up every class until it is as large as the
       largest class of the training split.
-    seed: an image depends only on seed, class and its number in the class.
+    where: the name of a value, or a number inside of its range, for some of the
+      conditions that the prior knows. They are columns of `metadata.csv`.
+    seed: an image depends only on seed, class, `where` and its number in the
+      class.
     complete: an image file, cropped and resized as in training.
     mask: the part to hide: one of `images.MASKS`, or an image file that is
       white there.
@@ -180,11 +223,11 @@ def sample(
     **controls: how to sample; see `sampler.Controls`.
 
   Raises:
-    UserError: the run is not trained, a class is unknown or has no training
-      image, a control is out of its range, there is no such image or mask, the
-      mask leaves no code or hides nothing, `out` exists, there is nothing to
-      balance, the training images are needed and not found, or all images are
-      dropped.
+    UserError: the run is not trained, a class, condition or value is unknown or
+      has no training image, a control is out of its range, there is no such
+      image or mask, the mask leaves no code or hides nothing, `out` exists,
+      there is nothing to balance, the training images are needed and not
+      found, or all images are dropped.
   """
   settings = dataclasses.asdict(sampler.Controls(**controls))
   if (complete is None) != (mask is None):
@@ -194,7 +237,8 @@ def sample(
       '--balance cannot go with --counts or --complete; leave out one of them'
     )
   model = inference.Model(run)
-  labels = _choose_labels(run, model, counts, balance)
+  where = _named(model, where or {})
+  labels = _choose_labels(run, model, counts, balance, where)
   known, sheet = {}, []
   if complete is not None:
     original, masked = _hide(model, complete, mask)
@@ -206,7 +250,7 @@ def sample(
   ]
   with files.new_folder(out) as folder:
     new = model.sample(
-      labels, seed=seed, show_progress=True, **settings, **known
+      labels, seed=seed, show_progress=True, **settings, **known, **where
     )
     if complete is not None:
       images.save_png(folder / 'original.png', original)
@@ -219,7 +263,9 @@ def sample(
     kept = np.flatnonzero(~_rejected(rejections, new))
     names = [model.class_names[labels[i]] for i in kept]
     ids = randomness.count_within_labels(labels)[kept]
-    settings = {'seed': seed} | settings
+    settings = (
+      dict.fromkeys(model.conditions, '') | where | {'seed': seed} | settings
+    )
     stems = dict(zip(model.class_names, tables.file_stems(model.class_names)))
     sheet += _write_samples(folder, new[kept], names, ids, stems, settings)
     images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)

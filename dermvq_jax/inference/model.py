@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from dermvq_jax import errors, progress
+from dermvq_jax.data import conditions as conditions_lib
 from dermvq_jax.inference import classification, pictures, vqvae
 from dermvq_jax.models import arguments, bayes, build, chunks
 from dermvq_jax.models.priors import base, randomness, sampler
@@ -19,6 +20,7 @@ from dermvq_jax.runs import run as run_lib
 PyTree = Any
 Labels = Sequence[str | int]
 Images = pictures.Images
+Given = conditions_lib.Given
 
 
 def load(workdir: epath.PathLike) -> 'Model':
@@ -79,10 +81,32 @@ class Model(vqvae.Vqvae):
     """Raises UserError unless the run has a trained prior."""
     _ = self._prior
 
-  def _conditions(self, labels: np.ndarray) -> base.Conditions:
-    """Returns conditions in which only the label is known, int32 `[B]`."""
-    null = self._prior.model.null_conditions(len(labels))
-    return {name: np.asarray(x) for name, x in null.items()} | {'label': labels}
+  @functools.cached_property
+  def conditions(self) -> dict[str, list[str]]:
+    """The conditions that the prior knows, and the names of their values.
+
+    The label is not among them: `class_names` has its values.
+    """
+    self.check_prior()
+    values = self.run.prior.facts['conditions']
+    return {k: values[k] for k in self.config.prior.conditions if k != 'label'}
+
+  def condition_values(
+    self, given: Mapping[str, Given], count: int = 1
+  ) -> dict[str, np.ndarray]:
+    """Converts values of conditions to numbers, int32 `[count]` each.
+
+    Args:
+      given: see `conditions.numbers`; what is not given is not known.
+      count: the number of images.
+
+    Raises:
+      UserError: no trained prior, the prior knows no such condition or value,
+        or a wrong number of values.
+    """
+    known = self.conditions
+    in_data = self.run.prior.facts['conditions']
+    return conditions_lib.numbers(given, known, count, in_data)
 
   def labels(self, labels: Labels) -> np.ndarray:
     """Converts class names or numbers to numbers, int32 `[B]`.
@@ -99,52 +123,63 @@ class Model(vqvae.Vqvae):
       raise errors.UserError(f'{len(items)} images but {len(labels)} labels')
     return np.broadcast_to(labels, (len(items),))
 
-  def log_likelihood(self, codes: np.ndarray, labels: Labels) -> np.ndarray:
-    """Returns log p(codes | label) of int32 `[B, h, w]`, nats `[B]`."""
-    return self.predict(codes, labels)[1]
+  def log_likelihood(
+    self, codes: np.ndarray, labels: Labels, **conditions: Given
+  ) -> np.ndarray:
+    """Returns log p(codes | label, conditions), nats `[B]`; as `predict`."""
+    return self.predict(codes, labels, **conditions)[1]
 
   def predict(
-    self, codes: np.ndarray, labels: Labels
+    self, codes: np.ndarray, labels: Labels, **conditions: Given
   ) -> tuple[np.ndarray, np.ndarray]:
     """Replaces each code by the prior's most likely one given those before it.
 
     Args:
       codes: int32 `[B, h, w]`.
       labels: class names or numbers, `[B]`.
+      **conditions: what else is known, see `condition_values`.
 
     Returns:
       The predicted codes int32 `[B, h, w]` and the log-likelihood of the given
       ones, nats `[B]`.
 
     Raises:
-      UserError: no trained prior, an unknown class, codes outside [0, K), or
-        not as many labels as grids.
+      UserError: no trained prior, an unknown class, condition or value, codes
+        outside [0, K), or not as many labels as grids.
     """
-    predicted, log_probs = self._predict(codes, labels)
+    predicted, log_probs = self._predict(codes, labels, conditions)
     return predicted, log_probs.sum((1, 2))
 
-  def code_log_probs(self, codes: np.ndarray, labels: Labels) -> np.ndarray:
-    """Returns log p(code | codes before it, label), nats `[B, h, w]`."""
-    return self._predict(codes, labels)[1]
+  def code_log_probs(
+    self, codes: np.ndarray, labels: Labels, **conditions: Given
+  ) -> np.ndarray:
+    """Returns log p(code | codes before it, label, ...), nats `[B, h, w]`."""
+    return self._predict(codes, labels, conditions)[1]
 
   def _predict(
-    self, codes: np.ndarray, labels: Labels
+    self, codes: np.ndarray, labels: Labels, given: Mapping[str, Given]
   ) -> tuple[np.ndarray, np.ndarray]:
     codes = self._check_codes(codes)
-    labels = self._labels_of(codes, labels)
-    return chunks.apply(self._prior.score, codes, self._conditions(labels))
+    conditions = self.condition_values(given, len(codes))
+    conditions['label'] = self._labels_of(codes, labels)
+    return chunks.apply(self._prior.score, codes, conditions)
 
   def class_log_likelihoods(
-    self, codes: np.ndarray, *, show_progress: bool = False
+    self,
+    codes: np.ndarray,
+    *,
+    show_progress: bool = False,
+    **conditions: Given,
   ) -> np.ndarray:
-    """Returns log p(codes | class) of each class, nats float32 `[B, C]`.
+    """Returns log p(codes | class, conditions), nats float32 `[B, C]`.
 
     Args:
       codes: int32 `[B, h, w]`.
       show_progress: whether to show a progress bar.
+      **conditions: what else is known, see `condition_values`.
 
     Raises:
-      UserError: no trained prior, or codes outside [0, K).
+      UserError: no trained prior, codes outside [0, K), or no such condition.
     """
     codes, columns = self._check_codes(codes), []
     with progress.bar(
@@ -154,30 +189,38 @@ class Model(vqvae.Vqvae):
       disable=not show_progress,
     ) as bar:
       for label in range(len(self.class_names)):
-        columns.append(self.log_likelihood(codes, [label]))
+        columns.append(self.log_likelihood(codes, [label], **conditions))
         bar.update(len(codes))
     return np.stack(columns, axis=1)
 
   def classify(
-    self, images: Images, *, class_prior: Sequence[float] | None = None
+    self,
+    images: Images,
+    *,
+    class_prior: Sequence[float] | None = None,
+    **conditions: Given,
   ) -> classification.Classification:
     """Computes probabilities of the classes by Bayes' rule.
 
     Args:
       images: B images, see `preprocess`.
       class_prior: probability of each class before the image is seen, `[C]`,
-        up to a factor (counts, for example); uniform by default.
+        up to a factor (counts, for example); uniform by default. With
+        conditions it should be that of such images.
+      **conditions: what else is known, see `condition_values`.
 
     Returns:
-      p(class | codes of the image): a table when printed, with the numbers in
-      its attributes.
+      p(class | codes of the image, conditions): a table when printed, with the
+      numbers in its attributes.
 
     Raises:
-      UserError: wrong images, no trained prior, or a wrong class prior.
+      UserError: wrong images, no trained prior, a wrong class prior, or an
+        unknown condition or value.
     """
     class_prior = self.check_class_prior(class_prior)
     codes = self.encode(images)
-    log_probs = bayes.posterior(self.class_log_likelihoods(codes), class_prior)
+    by_class = self.class_log_likelihoods(codes, **conditions)
+    log_probs = bayes.posterior(by_class, class_prior)
     return classification.Classification(log_probs, self.class_names)
 
   def check_class_prior(
@@ -234,6 +277,7 @@ class Model(vqvae.Vqvae):
     known_mask: np.ndarray | None = None,
     ids: Sequence[int] | None = None,
     show_progress: bool = False,
+    **conditions: Given,
   ) -> np.ndarray:
     """Samples new codes, int32 `[B, h, w]`.
 
@@ -241,24 +285,27 @@ class Model(vqvae.Vqvae):
       labels: class names or numbers; or the number of images of each, such as
         `{'mel': 4}`.
       count: number of images of each label, one after the other.
-      seed: from 0 to 2**32 - 1; an image depends only on seed, label, id and
-        its known codes, not on the other images.
+      seed: from 0 to 2**32 - 1; an image depends only on seed, label,
+        conditions, id and its known codes, not on the other images.
       temperature: divides the log-probabilities; 0 takes the most likely code.
       top_k: samples only from the k most likely codes; 0: from all codes.
       top_p: samples only from the smallest set of codes whose probabilities sum
         to this; 1: off.
-      guidance_scale: above 1 exaggerates what distinguishes the class; 1: off.
+      guidance_scale: above 1 exaggerates what distinguishes the class and
+        the conditions that are given; 1: off.
       known_codes: int `[B, h, w]`, codes to complete; they stay as they are.
       known_mask: bool `[B, h, w]`, which of them are known. Each other code is
         sampled given all codes before it in raster order, and none after it.
       ids: the number of each image within its label; by default from 0.
       show_progress: whether to show a progress bar.
+      **conditions: what else the images show, see `condition_values`; for
+        example `age=60, sex='female'`.
 
     Raises:
-      UserError: no trained prior, an unknown class, a wrong count, seed or id,
-        a control out of its range (`sampler.Controls`), known codes that do not
-        fit, or guidance by a prior that was trained without dropping its
-        conditions.
+      UserError: no trained prior, an unknown class, condition or value, a wrong
+        count, seed or id, a control out of its range (`sampler.Controls`),
+        known codes that do not fit, or guidance by a prior that was trained
+        without dropping its conditions.
     """
     controls = sampler.Controls(temperature, top_k, top_p, guidance_scale)
     labels = arguments.requested(labels, count, self.class_names)
@@ -274,7 +321,7 @@ class Model(vqvae.Vqvae):
     return sampler.sample_in_batches(
       prior.model,
       prior.variables,
-      self._conditions(labels),
+      {'label': labels, **self.condition_values(conditions, len(labels))},
       keys,
       self.grid,
       controls,
@@ -300,6 +347,7 @@ class Model(vqvae.Vqvae):
     ids: Sequence[int] | None = None,
     output: pictures.Output = 'array',
     show_progress: bool = False,
+    **conditions: Given,
   ) -> np.ndarray:
     """Samples new images; for the arguments see `sample_codes` and `decode`.
 
@@ -319,6 +367,7 @@ class Model(vqvae.Vqvae):
       known_mask=known_mask,
       ids=ids,
       show_progress=show_progress,
+      **conditions,
     )
     return self.decode(codes, output=output)
 
@@ -336,6 +385,7 @@ class Model(vqvae.Vqvae):
     guidance_scale: float = 1.0,
     output: pictures.Output = 'array',
     show_progress: bool = False,
+    **conditions: Given,
   ) -> np.ndarray:
     """Samples what a hidden part of an image may look like.
 
@@ -351,6 +401,7 @@ class Model(vqvae.Vqvae):
       guidance_scale: as there.
       output: 'array' or 'pil', see `decode`.
       show_progress: whether to show a progress bar.
+      **conditions: as there.
 
     Raises:
       UserError: the image or the mask is wrong, see `hide`; the label is not
@@ -373,4 +424,5 @@ class Model(vqvae.Vqvae):
       output=output,
       show_progress=show_progress,
       **self.hide(image, mask).repeat(len(labels)),
+      **conditions,
     )

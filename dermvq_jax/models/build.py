@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dermvq_jax import errors
+from dermvq_jax import errors, spelling
 from dermvq_jax.models import classifier as classifier_lib
 from dermvq_jax.models import discriminator as discriminator_lib
 from dermvq_jax.models import (
@@ -260,6 +260,7 @@ def prior(config: Config, facts: Facts) -> base.Prior:
     raise errors.UserError(
       f'config.conditions has {", ".join(unknown)}; the codes have '
       + ', '.join(facts['conditions'])
+      + spelling.did_you_mean(unknown[0], facts['conditions'])
     )
   model = _make(
     component,

@@ -6,17 +6,15 @@ The page is self-contained: it opens without a network and can be mailed.
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
 from etils import epath
 
 from dermvq_jax import inference
-from dermvq_jax.data import splits
 from dermvq_jax.evaluation import result_tables, results
 from dermvq_jax.reporting import (
+  data_section,
   evaluation_page,
   figures,
   model_sections,
@@ -66,29 +64,6 @@ def _training(run: run_lib.Run) -> page.Section:
       )
     )
   return page.Section('training', 'Training', figures=charts)
-
-
-def _data(run: run_lib.Run, class_names: Sequence[str]) -> page.Section:
-  dataset = run.images
-  counts = {
-    split: np.bincount(dataset.labels(split), minlength=len(class_names))
-    for split in splits.SPLITS
-  }
-  rows = [
-    (name, *(f'{counts[split][i]:,}' for split in splits.SPLITS))
-    for i, name in enumerate(class_names)
-  ]
-  rows.append(('all', *(f'{counts[split].sum():,}' for split in splits.SPLITS)))
-  return page.Section(
-    'data',
-    'Data',
-    [
-      dataset.description,
-      f'Prepared as {dataset.name}, {dataset.facts["image_size"]} pixels a '
-      'side. All images of a lesion or patient are in the same split.',
-    ],
-    tables=[page.Table(('class', *splits.SPLITS), rows, 'Images')],
-  )
 
 
 def _steps(
@@ -169,7 +144,7 @@ def report(run: run_lib.Run, seed: int = 0) -> list[epath.Path]:
   sections += [
     model_sections.reconstructions(run, model, validation),
     _training(run),
-    _data(run, model.class_names),
+    data_section.section(run),
     _how(run, evaluated),
   ]
   h, w = model.grid

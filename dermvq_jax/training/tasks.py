@@ -62,6 +62,13 @@ def prior_task(
   model = build.prior(config, facts)
   names = tuple(config.conditions)
   drop_rates = tuple(config.conditions.values())
+  for name, rate in config.conditions.items():
+    if name != 'label' and not rate:
+      raise errors.UserError(
+        f'config.conditions.{name} is 0: the prior would need {name} for every '
+        'image; give the share of training images in which it is hidden, such '
+        'as 0.3'
+      )
 
   def init(rng, batches):
     batch = next(batches)

@@ -52,6 +52,9 @@ def test_levels_and_conditions_come_from_the_facts_of_the_codes():
     errors.UserError, match='has age; the codes have label, site'
   ):
     build.prior(config, FACTS)
+  config.conditions = {'sitee': 0.1}
+  with pytest.raises(errors.UserError, match='site; did you mean site'):
+    build.prior(config, FACTS)
 
 
 @pytest.mark.parametrize(

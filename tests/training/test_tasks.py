@@ -14,13 +14,20 @@ _FACTS = {
   'dataset': 'codes/0',
   'codebook_size': 5,
   'class_names': ['a', 'b'],
-  'conditions': {'label': ['a', 'b']},
+  'conditions': {'label': ['a', 'b'], 'site': ['x']},
 }
 
 
 def _task(*overrides):
   config = config_files.load('prior:smoke', overrides)
   return tasks.make(config, _FACTS), config
+
+
+def test_a_condition_must_be_hidden_now_and_then():
+  """Otherwise the prior could not do without it; the label may be needed."""
+  with pytest.raises(errors.UserError, match='conditions.site is 0: .*as 0.3'):
+    _task('--config.conditions.site=0')
+  _task('--config.conditions.label=0')
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.2])

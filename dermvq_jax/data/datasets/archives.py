@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from dermvq_jax import errors
+from dermvq_jax import errors, spelling
 from dermvq_jax.data import images
 
 # Both kinds of path have `name`, `stem`, `suffix` and `open('rb')`.
@@ -208,7 +208,7 @@ def read_table(
     there = ', '.join(found[:_MAX_COLUMNS_NAMED]) or 'nothing'
     raise errors.UserError(
       f'{file} lacks the columns {", ".join(missing)}; {advice} (its first '
-      f'line has {there})'
+      f'line has {there}){spelling.did_you_mean(missing[0], found)}'
     )
   ours = {name: column for column, name in renamed.items()}
   # A column that goes by the name of a renamed one is not read.

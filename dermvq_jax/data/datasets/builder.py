@@ -20,6 +20,7 @@ from etils import epath
 from PIL import Image
 
 from dermvq_jax import errors, files, progress
+from dermvq_jax.data import conditions as conditions_lib
 from dermvq_jax.data import images, splits
 
 # HAM10000's diagnoses in alphabetical order (Tschandl et al. 2018, Table 2).
@@ -141,13 +142,14 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     class_names: names of the labels; None: the labels of the records, in
       alphabetical order.
     conditions: what models can be conditioned on besides the label: for each
-      condition the names of its values.
+      condition the names of its values. `read_records` may set the latter.
     extra_fields: TFDS features of further fields that are stored but that no
       model reads.
     columns: names of the columns of the user's table, by the names that the
       dataset gives them; empty if it takes none.
-    contents: `images`, numbers by class and split, and `num_groups`; set when
-      the dataset is written.
+    contents: `images`, numbers by class and split, `conditions`, numbers by
+      condition, value and split, and `num_groups`; set when the dataset is
+      written.
     leave_out: ids or files of images that are left out; set it after the
       builder is made.
     left_out: the ids of the images that were left out, after preparation.
@@ -200,7 +202,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       # `train_variance` and the fingerprint of each split are added while the
       # splits are written.
       metadata=tfds.core.MetadataDict(
-        conditions={k: list(names) for k, names in self.conditions.items()},
+        conditions=_as_lists(self.conditions),
         fingerprint={},
         untrained_classes=[],
       ),
@@ -213,6 +215,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     records = self.read_records(folder)
     for record in records:
       self._condition_values(record)  # Raises before anything is written.
+    # They may have been read with the records, as the classes may.
+    self.info.metadata['conditions'] = _as_lists(self.conditions)
     if self.class_names is None:
       self.info.features['label'].names = sorted({r.label for r in records})
     free = [record for record in records if record.split is None]
@@ -236,6 +240,9 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
         for name in self.info.features['label'].names
       },
+      'conditions': conditions_lib.count(
+        zip([r.conditions for r in records], assigned), self.conditions
+      ),
       'num_groups': len({r.group for r in records}),
     }
     self._note_untrained(
@@ -363,23 +370,13 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     Raises:
       UserError: the dataset has no such condition or no such value.
     """
-    unknown = sorted(record.conditions.keys() - self.conditions.keys())
-    if unknown:
-      raise errors.UserError(
-        f'the image {record.id} has the condition {unknown[0]!r}, which the '
-        f'dataset {self.name} does not declare; add it to the conditions of '
-        'its Builder'
-      )
-    values = {}
-    for condition, names in self.conditions.items():
-      name = record.conditions.get(condition, '')
-      if name and name not in names:
-        raise errors.UserError(
-          f'the image {record.id} has {condition} {name!r}; it must be one of '
-          f'{", ".join(names)}, or blank if it is not known'
-        )
-      values[condition] = list(names).index(name) if name else len(names)
-    return values
+    return conditions_lib.of_record(
+      record.id, record.conditions, self.conditions, self.name
+    )
+
+
+def _as_lists(conditions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+  return {name: list(values) for name, values in conditions.items()}
 
 
 def _names(record: Record) -> set[str]:
@@ -438,12 +435,13 @@ def make(
       f'dataset {name!r} has no config {config!r}; choose one of: '
       + ', '.join(f'{name}/{c}' for c in known)
     )
-  builder = cls(config=config, data_dir=epath.Path(data_dir).expanduser())
-  if columns:
-    if not columns.keys() <= cls.columns.keys():
-      raise errors.UserError(
-        f'the columns of {name} have fixed names; only image_folder takes '
-        'other names for them'
-      )
-    builder.columns = {**cls.columns, **columns}
-  return builder
+  if columns and not columns.keys() <= cls.columns.keys():
+    raise errors.UserError(
+      f'the columns of {name} have fixed names; only image_folder takes other '
+      'names for them'
+    )
+  return cls(
+    config=config,
+    data_dir=epath.Path(data_dir).expanduser(),
+    **({'columns': columns} if columns else {}),
+  )

@@ -6,10 +6,10 @@ Tschandl, Rosendahl, Kittler: The HAM10000 dataset, Sci Data 5:180161, 2018.
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from dermvq_jax import errors
+from dermvq_jax.data import conditions
 from dermvq_jax.data.datasets import archives, builder, isic
 
 _COLUMNS = (
@@ -26,6 +26,16 @@ _METADATA_SUFFIXES = ('.csv', '.tab', '.tsv', '')
 _SOURCE = 'https://doi.org/10.7910/DVN/DBW86T'
 # Dataverse offers the test images of ISIC 2018 too; they are another dataset.
 _OTHER_ARCHIVES = ('isic2018',)
+# Ages are rounded to 5 years there, and at most 85.
+_AGE_WIDTH = 10
+_MAX_AGE = 90
+_AGES = [
+  conditions.range_of(age, _AGE_WIDTH) for age in range(0, _MAX_AGE, _AGE_WIDTH)
+]
+_LOCALIZATIONS = (
+  *('abdomen', 'acral', 'back', 'chest', 'ear', 'face', 'foot', 'genital'),
+  *('hand', 'lower extremity', 'neck', 'scalp', 'trunk', 'upper extremity'),
+)
 
 
 class Builder(builder.ImageBuilder):
@@ -35,12 +45,15 @@ class Builder(builder.ImageBuilder):
   multi-source dermatoscopic images of common pigmented skin lesions, Sci Data
   5:180161, 2018; licence CC BY-NC 4.0. Images are cropped to the central
   square and resized. `group` is the lesion; lesions that are known to be the
-  same are joined.
+  same are joined. Conditions are age in decades, sex and localization.
   """
 
   name = 'ham10000'
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First release.'}
+  VERSION = tfds.core.Version('2.0.0')
+  RELEASE_NOTES = {
+    '1.0.0': 'First release.',
+    '2.0.0': 'Age, sex and localization are conditions; age is in decades.',
+  }
   BUILDER_CONFIGS = builder.SIZES
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Download HAM10000_images_part_1.zip, HAM10000_images_part_2.zip and
@@ -61,13 +74,12 @@ class Builder(builder.ImageBuilder):
   enough if the metadata lists exactly those.
   """
 
-  extra_fields = {
-    # In years; NaN if it is not known.
-    'age': tfds.features.Scalar(np.float32),
-    'sex': tfds.features.Text(),
-    'localization': tfds.features.Text(),
-    'dx_type': tfds.features.Text(),
+  conditions = {
+    'age': _AGES,
+    'sex': ('female', 'male'),
+    'localization': _LOCALIZATIONS,
   }
+  extra_fields = {'dx_type': tfds.features.Text()}
 
   def read_records(self, folder: pathlib.Path | None) -> list[builder.Record]:
     """Returns one record for each image, in the order of the ids."""
@@ -89,12 +101,12 @@ class Builder(builder.ImageBuilder):
         label=row['dx'],
         group=groups[image_id],
         source=files[image_id],
-        extra_fields={
-          'age': _parse_age(row['age']),
+        conditions={
+          'age': _age_range(row['age']),
           'sex': row['sex'],
           'localization': row['localization'],
-          'dx_type': row['dx_type'],
         },
+        extra_fields={'dx_type': row['dx_type']},
       )
       for image_id, row in sorted(rows.items())
     ]
@@ -117,7 +129,7 @@ def read_metadata(
     'image_id',
     _COLUMNS,
     lambda where, row: _check_row(where, row, class_names),
-    may_be_unknown=('lesion_id', 'age'),
+    may_be_unknown=('lesion_id', 'age', 'sex', 'localization'),
     advice=f'use the {_METADATA_NAME} file of the archive',
   )
 
@@ -136,15 +148,21 @@ def _check_row(
       + ', '.join(class_names)
     )
   try:
-    _parse_age(row['age'])
+    _age_range(row['age'])
   except ValueError:
     raise errors.UserError(
-      f'{where}: age {row["age"]!r} is not a number; fix it or leave it blank'
+      f'{where}: age {row["age"]!r} is not a number from 0 to {_MAX_AGE - 1}; '
+      'fix it or leave it blank'
     ) from None
 
 
-def _parse_age(age: str) -> np.float32:
-  return np.float32(age or 'nan')
+def _age_range(age: str) -> str:
+  """Returns the decade of an age in years; '' if it is not known."""
+  if not age:
+    return ''
+  if not 0 <= float(age) < _MAX_AGE:
+    raise ValueError
+  return conditions.range_of(float(age), _AGE_WIDTH)
 
 
 def _find_metadata(folder: pathlib.Path) -> pathlib.Path:

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from dermvq_jax import errors
 from dermvq_jax.data import images
-from dermvq_jax.data.datasets import archives, builder
+from dermvq_jax.data.datasets import archives, builder, condition_columns
 
 _TABLE = 'metadata.csv'
 _SUFFIXES = images.SUFFIXES + images.OTHER_SUFFIXES
@@ -45,25 +45,60 @@ class Builder(builder.ImageBuilder):
   down, and zips too. Images that metadata.csv does not list
   are left out. Images with the same group are always in the same split. If
   there is a column synthetic, as `dermvq sample` writes it, images with true
-  are used for training only. A data_dir holds one image_folder; for another one
+  are used for training only. --condition_columns=sex,age:10 names further
+  columns that the prior can be given, here ages in ranges of 10. A data_dir
+  holds one image_folder; for another one
   choose another data_dir, or use --overwrite.
   """
 
   class_names = None
-  columns = {'image': 'image', 'label': 'label', 'group': 'group'}
+  # `condition` names several columns; see `condition_columns.parse`.
+  columns = {
+    'image': 'image',
+    'label': 'label',
+    'group': 'group',
+    'condition': '',
+  }
+
+  def __init__(self, *, columns: Mapping[str, str] | None = None, **kwargs):
+    """Makes a builder; `columns` are names in the table by those above.
+
+    Raises:
+      UserError: a column cannot be a condition.
+    """
+    self.columns = {**type(self).columns, **(columns or {})}
+    self._conditions = condition_columns.parse(self.columns['condition'])
+    used = {c for name, c in self.columns.items() if name != 'condition'}
+    for column in self._conditions:
+      if column.column in used:
+        raise errors.UserError(
+          f'the column {column.column} is used already; leave it out of '
+          '--condition_columns'
+        )
+    # Their values are known when the table is read.
+    self.conditions = {column.name: () for column in self._conditions}
+    super().__init__(**kwargs)
 
   def read_records(self, folder: pathlib.Path | None) -> list[builder.Record]:
     """Returns one record for each image, in the order of the ids."""
-    renamed = {k: v for k, v in self.columns.items() if k != v}
+    renamed = {
+      name: column
+      for name, column in self.columns.items()
+      if column != name != 'condition'
+    }
     if (folder / _TABLE).is_file():
-      records = _read_listed(folder, renamed)
-    elif renamed:
+      records = _read_listed(folder, renamed, self._conditions)
+    elif renamed or self._conditions:
       raise errors.UserError(
         f'{folder} has no {_TABLE}, so there are no columns; give the table '
         'that name'
       )
     else:
       records = _read_class_folders(folder)
+    self.conditions = {
+      column.name: column.names(r.conditions[column.name] for r in records)
+      for column in self._conditions
+    }
     records.sort(key=lambda record: record.id)
     for a, b in zip(records, records[1:]):
       if a.id == b.id:
@@ -142,18 +177,25 @@ def _keep_for_training(
 
 
 def _read_listed(
-  folder: pathlib.Path, renamed: Mapping[str, str]
+  folder: pathlib.Path,
+  renamed: Mapping[str, str],
+  conditions: Sequence[condition_columns.ConditionColumn],
 ) -> list[builder.Record]:
+  def check(where: str, row: archives.Row):
+    _check_row(where, row)
+    condition_columns.check_row(conditions, where, row)
+
+  names = [column.name for column in conditions]
   rows = archives.read_table(
     folder / _TABLE,
     'image',
-    ('image', 'label'),
-    _check_row,
+    ('image', 'label', *names),
+    check,
     optional=('group', 'synthetic'),
-    may_be_unknown=('group',),
+    may_be_unknown=('group', *names),
     advice='give it a header line with image, label and, if known, group, or '
     'name its columns with --image_column, --label_column and --group_column',
-    renamed=renamed,
+    renamed={**renamed, **{c.name: c.column for c in conditions}},
   )
   files = collections.defaultdict(list)
   num_files, others = 0, []
@@ -186,6 +228,7 @@ def _read_listed(
         # The prefix keeps it apart from the groups of single images.
         group=f'group_{row["group"]}' if row['group'] else image_id,
         source=source,
+        conditions={c.name: c.name_of(row[c.name]) for c in conditions},
       )
     )
   return _keep_for_training(

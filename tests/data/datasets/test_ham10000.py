@@ -211,7 +211,7 @@ def test_every_layout_gives_the_same_records(layout, tmp_path):
   for record in records:
     row = by_id[record.id]
     assert record.label == row['dx']
-    assert record.extra_fields['sex'] == row['sex']
+    assert record.extra_fields == {'dx_type': row['dx_type']}
     with Image.open(io.BytesIO(jpeg(record.id))) as image:
       expected = images_lib.crop_and_resize(image, 16)
     np.testing.assert_array_equal(reader.read_image(record), expected)
@@ -279,18 +279,25 @@ def test_prepared_examples_hold_images_and_metadata(prepared, fabricated):
   dataset = builder.make('ham10000/smoke', prepared)
   names = dataset.info.features['label'].names
   assert tuple(names) == builder.CLASS_NAMES
+  conditions = dataset.info.metadata['conditions']
   for example in (e for ex in read_all(prepared).values() for e in ex):
     row = row_of[example['id'].decode()]
     assert names[example['label']] == row['dx']
-    for column in ('sex', 'localization', 'dx_type'):
-      assert example[column].decode() == row[column]
-    expected_age = float(row['age'] or 'nan')
-    np.testing.assert_equal(float(example['age']), expected_age)
+    assert example['dx_type'].decode() == row['dx_type']
+    # What is not known is the null value.
+    sex = {'female': 0, 'male': 1, 'unknown': 2}[row['sex']]
+    assert example['sex'] == sex
+    assert example['age'] == (int(row['age']) // 10 if row['age'] else 9)
+    assert conditions['localization'][example['localization']] == (
+      'lower extremity'
+    )
     assert example['image'].dtype == np.uint8
     np.testing.assert_array_equal(
       example['image'], images_lib.read_square(images[row['image_id']], 16)
     )
-  assert dataset.info.features['age'].np_dtype == np.float32
+  decades = [f'{i}0-{i}9' for i in range(1, 9)]
+  assert conditions['age'] == ['0-9', *decades]
+  assert len(conditions['localization']) == 14
 
 
 def test_prepared_twice_gives_identical_records(prepared, fabricated, tmp_path):
@@ -314,7 +321,7 @@ def test_the_train_variance_is_that_of_the_train_images(prepared):
 def test_configs():
   sizes = {c.name: c.size for c in ham10000.Builder.BUILDER_CONFIGS}
   assert sizes == {'64': 64, '128': 128, '256': 256, 'smoke': 16}
-  assert tfds.core.Version('1.0.0') == ham10000.Builder.VERSION
+  assert tfds.core.Version('2.0.0') == ham10000.Builder.VERSION
 
 
 # Errors: each is one line and leaves no files.
@@ -413,6 +420,10 @@ def test_missing_columns(archive, tmp_path):
     ({'image_id': ''}, "image_id '' is not made of letters"),
     ({'lesion_id': ' '}, 'line 2: lesion_id is blank'),
     ({'age': 'old'}, "line 2: age 'old' is not a number"),
+    ({'age': '90'}, "line 2: age '90' is not a number from 0 to 89; fix it"),
+    ({'age': '-1'}, "line 2: age '-1' is not a number from 0 to 89; fix it"),
+    ({'sex': 'm'}, "has sex 'm'; it must be one of female, male, or blank"),
+    ({'localization': 'leg'}, "has localization 'leg'; .* one of abdomen, ac"),
   ],
 )
 def test_bad_rows(archive, tmp_path, values, match):

@@ -1,0 +1,70 @@
+"""Whether some groups of images are modelled worse: by condition and value."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.stats
+
+from dermvq_jax.evaluation import results
+
+_CONFIDENCE = 0.95
+
+
+def estimate(
+  values: np.ndarray, lesions: np.ndarray
+) -> results.Estimate | None:
+  """Returns a mean over lesions with its interval.
+
+  Images of a lesion are alike, so each lesion counts once, with the mean of its
+  images. The interval is Student's, which is wide where lesions are few.
+
+  Args:
+    values: float `[N]`, one for each image.
+    lesions: the lesion or patient of each image, `[N]`.
+
+  Returns:
+    None for fewer than two lesions: they have no interval.
+  """
+  _, index = np.unique(lesions, return_inverse=True)
+  means = np.bincount(index, np.float64(values)) / np.bincount(index)
+  if len(means) < 2:
+    return None
+  error = scipy.stats.sem(means)
+  reach = error * scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, len(means) - 1)
+  mean = float(means.mean())
+  return results.Estimate(mean, float(mean - reach), float(mean + reach))
+
+
+def measure(
+  values: Mapping[str, np.ndarray],
+  conditions: Mapping[str, Sequence[str]],
+  lesions: np.ndarray,
+  measured: Mapping[str, np.ndarray | None],
+) -> dict[str, dict[str, results.GroupResult]]:
+  """Measures the images of each value of each condition.
+
+  Args:
+    values: for each condition the number of each image's value, int `[N]`; the
+      number of values for images whose value is not known.
+    conditions: the names of the values of each condition.
+    lesions: the lesion or patient of each image, `[N]`.
+    measured: for each field of `GroupResult` float `[N]`, or None if it was not
+      measured.
+
+  Returns:
+    By condition and value; values that no image has are left out.
+  """
+  found = {}
+  for name, names in conditions.items():
+    found[name] = {}
+    for number, value in enumerate([*names, results.NOT_KNOWN]):
+      chosen = values[name] == number
+      if chosen.any():
+        found[name][value] = results.GroupResult(
+          num_images=int(chosen.sum()),
+          **{
+            field: None if x is None else estimate(x[chosen], lesions[chosen])
+            for field, x in measured.items()
+          },
+        )
+  return found

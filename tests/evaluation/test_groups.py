@@ -1,0 +1,50 @@
+"""Results of groups of images, by condition and value."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from dermvq_jax.evaluation import groups, results
+
+
+def test_each_lesion_counts_once():
+  values = np.array([1.0, 3.0, 5.0, 4.0])
+  found = groups.estimate(values, np.array(['a', 'a', 'b', 'c']))
+  means = [2.0, 5.0, 4.0]
+  interval = scipy.stats.t.interval(
+    0.95, 2, np.mean(means), scipy.stats.sem(means)
+  )
+  assert found.mean == pytest.approx(np.mean(means))
+  assert (found.low, found.high) == pytest.approx(interval)
+
+
+def test_one_lesion_has_no_interval():
+  assert groups.estimate(np.array([1.0, 2.0]), np.array(['a', 'a'])) is None
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  lesions = np.arange(6)
+  found = [groups.estimate(rng.normal(size=6), lesions) for _ in range(1000)]
+  covered = np.mean([e.low <= 0 <= e.high for e in found])
+  assert covered == pytest.approx(0.95, abs=0.03)
+
+
+def test_groups_are_by_condition_and_value():
+  found = groups.measure(
+    {'sex': np.array([0, 0, 2, 0])},
+    {'sex': ['female', 'male']},
+    np.array(['a', 'b', 'c', 'd']),
+    {
+      'bits_per_code': np.array([1.0, 2.0, 9.0, 3.0]),
+      'bits_per_code_given': None,
+      'mse': np.array([0.1, 0.2, 0.9, 0.3]),
+    },
+  )
+  assert list(found['sex']) == ['female', results.NOT_KNOWN]  # None is male.
+  female = found['sex']['female']
+  assert female.num_images == 3
+  assert female.bits_per_code.mean == pytest.approx(2)
+  assert female.mse.mean == pytest.approx(0.2)
+  assert female.bits_per_code_given is None
+  assert found['sex'][results.NOT_KNOWN].mse is None

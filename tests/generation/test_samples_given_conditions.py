@@ -1,0 +1,75 @@
+"""Conditions beside the label, from the CSV of the images to new PNG files."""
+
+import shutil
+
+import numpy as np
+import pytest
+from pictures import read_csv, read_png, sample_file
+
+import dermvq_jax
+from dermvq_jax import inference, main
+from dermvq_jax.evaluation import evaluate
+from dermvq_jax.runs import run as run_lib
+
+PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
+
+
+def train(conditioned_run, folder, name, *conditions):
+  """Trains a prior for one step; returns the workdir."""
+  workdir = folder / name
+  shutil.copytree(conditioned_run / 'vqvae', workdir / 'vqvae')
+  argv = ['train', f'--config=prior:{name}+smoke', f'--workdir={workdir}']
+  argv += ['--config.num_train_steps=1', '--config.optim.warmup_steps=0']
+  argv += [f'--config.conditions.{c}=0.3' for c in conditions]
+  assert main.main(argv) == 0
+  return workdir
+
+
+@pytest.fixture(scope='module', params=PRIORS)
+def workdir(request, conditioned_run, tmp_path_factory):
+  """A run with a prior that knows sex and age."""
+  folder = tmp_path_factory.mktemp('run')
+  return train(conditioned_run, folder, request.param, 'sex', 'age')
+
+
+def test_from_csv_to_png(workdir, tmp_path):
+  out = tmp_path / 'out'
+  argv = ['sample', f'--workdir={workdir}', f'--out={out}', '--counts=a=2']
+  assert main.main([*argv, '--where=age=33,sex=female']) == 0
+  rows = read_csv(out / 'metadata.csv')
+  assert [row['age'] for row in rows] == ['30-39'] * 2
+  assert [row['sex'] for row in rows] == ['female'] * 2
+  model = dermvq_jax.load(workdir)
+  expected = model.sample('a', 2, age='30-39', sex='female')
+  assert len(expected) == 2
+  for i, image in enumerate(expected):
+    np.testing.assert_array_equal(read_png(out / sample_file('a', i)), image)
+  codes = model.encode(expected)
+  given = model.log_likelihood(codes, ['a'], age=33, sex='female')
+  for other in ({}, {'age': 33}, {'age': 33, 'sex': 'male'}):
+    assert (model.log_likelihood(codes, ['a'], **other) != given).all()
+
+
+@pytest.mark.parametrize('workdir', ['gated_pixelcnn'], indirect=True)
+def test_groups_are_evaluated(workdir):
+  """By sex and age, given the class and given all that the prior knows."""
+  run = run_lib.Run(workdir)
+  result = evaluate.evaluate(run, 'train', num_samples=0)
+  assert evaluate.current_result(run, 'train') == result
+  assert result.groups.keys() == {'sex', 'age'}
+  model, records = inference.Model(run), list(run.codes.split('train'))
+  assert result.prior.bits_per_code_given != result.prior.bits_per_code
+  mine = [r for r in records if r['sex'] == 0]
+  codes, labels = (np.stack([r[k] for r in mine]) for k in ('codes', 'label'))
+  ages = [(*model.conditions['age'], None)[r['age']] for r in mine]
+  female = result.groups['sex']['female']
+  assert female.num_images == len(mine) / 2  # There are two copies of each.
+  for found, given in (
+    (female.bits_per_code, {}),
+    (female.bits_per_code_given, {'sex': 'female', 'age': ages}),
+  ):
+    nats = -model.log_likelihood(codes, labels, **given)
+    bits = nats / codes[0].size / np.log(2)
+    lesions = np.array([r['group'] for r in mine])
+    means = [bits[lesions == lesion].mean() for lesion in np.unique(lesions)]
+    assert found.mean == pytest.approx(np.mean(means), rel=1e-5)
