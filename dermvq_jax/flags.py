@@ -377,6 +377,11 @@ def parsers() -> tuple[
     help="write a trace of a few steps to the phase's folder, for TensorBoard "
     'and xprof',
   )
+  sub.add_argument(
+    '--verbose',
+    action='store_true',
+    help='show all metrics, which are in metrics.jsonl in any case',
+  )
   _add_hosts(sub)
 
   sub = command(
