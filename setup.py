@@ -34,6 +34,7 @@ setuptools.setup(
     'dermvq_jax.data.datasets',
     'dermvq_jax.evaluation',
     'dermvq_jax.generation',
+    'dermvq_jax.inference',
     'dermvq_jax.models',
     'dermvq_jax.models.priors',
     'dermvq_jax.outliers',
@@ -43,8 +44,10 @@ setuptools.setup(
   ],
   package_dir={'dermvq_jax.configs': 'configs'},
   package_data={
+    # demo_model is an export, made by make demo-model.
+    'dermvq_jax': ['py.typed', 'demo_model/**'],
     'dermvq_jax.models': ['weights/*'],
-    'dermvq_jax.reporting': ['templates/*.html'],
+    'dermvq_jax.reporting': ['templates/*'],
   },
   entry_points={'console_scripts': ['dermvq=dermvq_jax.main:main']},
   install_requires=[
@@ -67,6 +70,7 @@ setuptools.setup(
     'optax',
     'orbax-checkpoint>=0.12',
     'pillow',
+    'safetensors>=0.5',
     'scipy',
     f'tensorflow-cpu>=2.21; {_LINUX_X86}',
     f'tensorflow>=2.21; {_OTHERS}',

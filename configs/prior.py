@@ -74,13 +74,20 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optim.warmup_steps = 200
   config.params_ema_decay = 0.999
   config.num_epochs = 20.0
+  config.min_train_steps = 3000
 
   size = common.one_of(words, _SIZES, '')
   if size == 'demo':  # on codes of `dermvq encode`
-    config.prior.update({'num_layers': 8, 'head_features': 128})
+    _shrink(config, num_layers=8, head_features=128)
     config.num_train_steps = 2000
     config.eval_every_steps = 500
   elif size == 'smoke':
     common.shorten_to_smoke(config)
-    config.prior.update({'num_layers': 2, 'features': 8, 'head_features': 8})
+    _shrink(config, num_layers=2, features=8, head_features=8)
   return config
+
+
+def _shrink(config: ml_collections.ConfigDict, **fields: int) -> None:
+  """Sets those fields that the prior has, to at most what they were."""
+  for field in fields.keys() & config.prior.keys():
+    config.prior[field] = min(fields[field], config.prior[field])

@@ -38,13 +38,13 @@ def _add_workdir(sub: argparse.ArgumentParser):
   )
 
 
-def _add_out(sub: argparse.ArgumentParser):
+def _add_out(sub: argparse.ArgumentParser, content: str = 'images'):
   sub.add_argument(
     '--out',
     required=True,
     type=flag_types.folder,
     metavar='DIR',
-    help='new folder for the images, local or gs://BUCKET/...',
+    help=f'new folder for the {content}, local or gs://BUCKET/...',
   )
 
 
@@ -265,6 +265,21 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
   sampling_flags.add_seed(sub)
   _add_data_dir(sub)
   sub = command(
+    'export',
+    'Writes a folder to give away: weights, configs without paths, '
+    'evaluations, samples, a model card. It is used like the run.',
+    '--workdir=RUN --out=EXPORT',
+  )
+  _add_workdir(sub)
+  _add_out(sub, 'export')
+  sub.add_argument(
+    '--without_search',
+    action='store_true',
+    help='export although no dermvq evaluate has searched samples for copies '
+    'of training images',
+  )
+  _add_data_dir(sub)
+  sub = command(
     'check',
     "Verifies a run's files; exits with 1 if any is damaged.",
     '--workdir=RUN',
@@ -361,6 +376,11 @@ def parsers() -> tuple[
     action='store_true',
     help="write a trace of a few steps to the phase's folder, for TensorBoard "
     'and xprof',
+  )
+  sub.add_argument(
+    '--verbose',
+    action='store_true',
+    help='show all metrics, which are in metrics.jsonl in any case',
   )
   _add_hosts(sub)
 

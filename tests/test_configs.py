@@ -61,7 +61,7 @@ def _module(name):
 
 def _facts(argument):
   """Facts of seven classes and of the codes of this argument's VQ-VAE."""
-  size = argument if argument in ('demo', 'smoke') else ''
+  size = ''.join({'demo', 'smoke'} & set(argument.split('+')))
   quantizer = _module('vqvae').get_config(size).quantizer
   class_names = [str(i) for i in range(7)]
   return {
@@ -90,6 +90,13 @@ def _variables(name, argument):
 
 def _size(tree):
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('size', ['demo', 'smoke'])
+@pytest.mark.parametrize('prior', ['pixelcnn', 'rnn', 'transformer'])
+def test_small_priors_of_all_kinds(prior, size):
+  small = _size(_variables('prior', f'{prior}+{size}')['params'])
+  assert small < GOLDEN['prior', prior][0]
 
 
 @every_config

@@ -300,6 +300,21 @@ def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
   assert len(os.listdir(tmp_path / 'out')) == 7 + 2
 
 
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+  """After the small installation, which can use exports only."""
+
+  def fail(name):
+    def import_it(*args, **kwargs):
+      raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+    monkeypatch.setattr(samples, 'sample', import_it)
+    return ['sample', '--workdir=x', '--out=y']
+
+  assert 'needs the package orbax,' in mistake(capsys, fail('orbax.checkpoint'))
+  with pytest.raises(ModuleNotFoundError):  # a bug
+    main.main(fail('dermvq_jax.none'))
+
+
 def test_system_failures(monkeypatch, capsys):
   def fail_with(error):
     def fail(*args, **kwargs):

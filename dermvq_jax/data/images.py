@@ -237,14 +237,15 @@ def read_mask(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
   Raises:
     UserError: it is not a readable image, or has more than `MAX_PIXELS`.
   """
+  return _read(source, lambda image: convert_mask(image, size))
 
-  def convert(image: Image.Image) -> np.ndarray:
-    white = np.asarray(_as_shown(image, 'black').convert('L')) >= _WHITE
-    # As floats, so that negative weights of the filter count too.
-    parts = _resize(Image.fromarray(white.astype(np.float32)), size)
-    return np.abs(np.asarray(parts)) > _NO_PART
 
-  return _read(source, convert)
+def convert_mask(image: Image.Image, size: int) -> np.ndarray:
+  """Returns the central square of an opened mask, as `read_mask` does."""
+  white = np.asarray(_as_shown(image, 'black').convert('L')) >= _WHITE
+  # As floats, so that negative weights of the filter count too.
+  parts = _resize(Image.fromarray(white.astype(np.float32)), size)
+  return np.abs(np.asarray(parts)) > _NO_PART
 
 
 def named_mask(name: str, size: int) -> np.ndarray:

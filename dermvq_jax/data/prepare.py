@@ -386,7 +386,7 @@ def _check_manual_dir(
     )
   folder = pathlib.Path(manual_dir).expanduser()
   if not folder.is_dir():
-    raise errors.UserError(
+    raise errors.MissingError(
       f'there is no folder {folder}; give the one with the files of '
       f'{builder.name} as --manual_dir=FOLDER'
     )
