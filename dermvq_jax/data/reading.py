@@ -98,16 +98,20 @@ def read(
     yield from (_read_here(file, size) for file in files)
     return
   free: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
-  started = [_Worker() for _ in range(workers)]
-  for worker in started:
-    free.put(worker)
+  started = []
+  for _ in range(workers):
+    try:
+      started.append(_Worker())
+      free.put(started[-1])
+    except OSError:  # No memory is left for it, for example.
+      free.put(None)
 
   def read_some(some: Sequence[File]) -> list[Square | errors.UserError]:
     worker = free.get()
     try:
       if worker is not None:
         return worker.read(some, size)
-    except (OSError, EOFError, ValueError):  # It was killed or cannot start.
+    except (OSError, EOFError, ValueError):  # It was killed, for example.
       worker = None
     finally:
       free.put(worker)

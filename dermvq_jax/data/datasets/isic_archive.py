@@ -16,6 +16,7 @@ from dermvq_jax.data.datasets import archives, builder, isic, people
 _TABLE = 'metadata.csv'
 # Pairs of images of ISIC 2020 that are the same; from the challenge's page.
 _DUPLICATES = 'ISIC_2020_Training_Duplicates.csv'
+_IDS = ('isic_id', 'lesion_id', 'patient_id')
 _OPTIONAL = (
   'lesion_id',
   'patient_id',
@@ -135,11 +136,15 @@ def _read_metadata(folder: pathlib.Path, label: str) -> dict[str, archives.Row]:
       f'{folder} has no {_TABLE}; give the folder into which isic image '
       'download put the images'
     )
+  if label in _IDS:
+    raise errors.UserError(
+      f'--label_column={label}: an id is no label; choose another column'
+    )
   rows = archives.read_table(
     path,
     'isic_id',
     ('isic_id', 'label'),
-    _check_row,
+    lambda where, row: _check_row(where, {label: row['label'], **row}),
     # A column may be the label too.
     optional=[column for column in _OPTIONAL if column != label],
     may_be_unknown=('label', *(c for c in _OPTIONAL if c != label)),
@@ -157,10 +162,10 @@ def _check_row(where: str, row: archives.Row) -> None:
   archives.check_id(where, 'isic_id', row['isic_id'])
   # Ids become names of groups.
   for column in ('lesion_id', 'patient_id'):
-    if row.get(column):
+    if row[column]:
       archives.check_id(where, column, row[column])
   try:
-    people.age_name(row.get('age_approx', ''))
+    people.age_name(row['age_approx'])
   except ValueError:
     raise errors.UserError(
       f'{where}: age_approx {row["age_approx"]!r} is not a number from 0 to 99'

@@ -4,6 +4,7 @@ import fabricate
 import numpy as np
 import pytest
 
+from dermvq_jax import errors
 from dermvq_jax.data.datasets import builder, isic
 
 DATASET = 'isic_archive/smoke'
@@ -94,6 +95,17 @@ def test_any_column_is_the_label(rows, read):
   records = read(rows, label='anatom_site_general').values()
   assert {r.label for r in records} == {'head-neck'}
   assert {r.conditions['localization'] for r in records} == {'head/neck'}
+
+
+def test_ages_and_ids_as_labels(rows, read):
+  for row in rows:
+    row['age_approx'] = '55'
+  assert {r.label for r in read(rows, label='age_approx').values()} == {'55'}
+  rows[0]['age_approx'] = 'old'
+  with pytest.raises(errors.UserError, match="line 2: age_approx 'old' is not"):
+    read(rows, label='age_approx')
+  with pytest.raises(errors.UserError, match='lesion_id: an id is no label'):
+    read(rows, label='lesion_id')
 
 
 def test_conditions(rows, read, capsys):
