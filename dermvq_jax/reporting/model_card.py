@@ -124,6 +124,7 @@ def render(
     num_train=facts.get('num_train'),
     untrained=facts.get('untrained_classes', ()),
     sampled=sampled,
+    conditions=model.conditions if run.prior.started else {},
     evaluations=[
       (found, [_as_markdown(t) for t in result_tables.of_evaluation(found)])
       for found in evaluations
