@@ -34,6 +34,7 @@ setuptools.setup(
     'dermvq_jax.data.datasets',
     'dermvq_jax.evaluation',
     'dermvq_jax.generation',
+    'dermvq_jax.inference',
     'dermvq_jax.models',
     'dermvq_jax.models.priors',
     'dermvq_jax.outliers',
@@ -43,8 +44,8 @@ setuptools.setup(
   ],
   package_dir={'dermvq_jax.configs': 'configs'},
   package_data={
-    # An export, made by make demo-model.
-    'dermvq_jax': ['demo_model/**'],
+    # demo_model is an export, made by make demo-model.
+    'dermvq_jax': ['py.typed', 'demo_model/**'],
     'dermvq_jax.models': ['weights/*'],
     'dermvq_jax.reporting': ['templates/*'],
   },
@@ -89,6 +90,7 @@ setuptools.setup(
       'nbclient',
       'packaging',
       'pip-licenses',
+      'pydicom>=3',
       'pytest',
       'pytest-xdist',
       'ruff',
@@ -107,6 +109,7 @@ setuptools.setup(
     ],
     # They come with photographs; the isolation forest.
     'outliers': ['scikit-image', 'scikit-learn'],
+    'dicom': ['pydicom>=3'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],
   },

@@ -33,10 +33,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     {'learning_rate': 2e-3, 'warmup_steps': 50, 'weight_decay': 0.01}
   )
   config.params_ema_decay = 0.99
+  config.min_train_steps = 1000
   config.log_every_steps = 25
 
   if size == 'demo':
     config.num_train_steps = 300
+    config.optim.warmup_steps = 30
     config.eval_every_steps = 100
   elif size == 'smoke':
     common.shorten_to_smoke(config)

@@ -40,7 +40,9 @@ def base(task: str) -> ml_collections.ConfigDict:
   config.optim = {
     'learning_rate': 1e-3,  # the highest, after the warm-up
     'schedule': 'cosine',  # to zero at the last step; or 'constant'
-    'warmup_steps': 100,  # in which the learning rate rises from zero
+    # In which the learning rate rises from zero; with 'cosine' at most a tenth
+    # of the training.
+    'warmup_steps': 100,
     'b1': 0.9,  # Adam's decay of the mean of the gradients
     'b2': 0.99,  # Adam's decay of the mean of their squares
     'weight_decay': 0.0,  # AdamW's
@@ -48,10 +50,13 @@ def base(task: str) -> ml_collections.ConfigDict:
     'skip_nonfinite': False,  # True: skip steps with an infinite or NaN value
   }
   config.params_ema_decay = 0.0  # of averaged weights; 0: no averages
-  config.num_epochs = 10.0  # without effect if num_train_steps is given
-  config.num_train_steps = 0  # 0: derived from num_epochs
+  config.num_epochs = 10.0  # how often each image is seen
+  # What a model needs, however few images there are. On the command line,
+  # --config.num_epochs sets it to 0.
+  config.min_train_steps = 2500
+  config.num_train_steps = 0  # 0: num_epochs, but at least min_train_steps
   config.log_every_steps = 50  # metrics `step/...`
-  config.eval_every_steps = 0  # 0: after every epoch
+  config.eval_every_steps = 0  # 0: whole epochs, at most 20 times in all
   config.checkpoint_every_steps = 500  # states to resume from
   config.parallel = 'jit'  # how a step runs on several devices; or 'pmap'
   return config
@@ -60,7 +65,7 @@ def base(task: str) -> ml_collections.ConfigDict:
 def shorten_to_smoke(config: ml_collections.ConfigDict) -> None:
   """Shortens training to ten small steps, for tests."""
   config.batch_size = 8
-  config.optim.warmup_steps = 2
+  config.optim.warmup_steps = 1
   config.num_train_steps = 10
   config.log_every_steps = 5
   config.eval_every_steps = 5

@@ -74,6 +74,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optim.warmup_steps = 200
   config.params_ema_decay = 0.999
   config.num_epochs = 20.0
+  config.min_train_steps = 3000
 
   size = common.one_of(words, _SIZES, '')
   if size == 'demo':  # on codes of `dermvq encode`

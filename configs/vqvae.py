@@ -130,16 +130,16 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       {'lpips': float(size != 'smoke'), 'spectrum': 0.1, 'adversarial': 1.6}
     )
     config.optim.b1 = 0.5
-    if size == '64':
-      config.num_train_steps = 3500
+    config.min_train_steps = 3500
   if loss == 'sharpen':
     # Model, quantizer and dataset are those of the other run.
     config.start_from = config_dict.placeholder(str)
     config.discriminator.start = 0.0
     config.discriminator.num_samples = 4096 if size != 'smoke' else 16
     config.optim.learning_rate = 5e-4
+    config.min_train_steps = 1000
     if size == '64':
-      config.num_train_steps = 1000
+      config.num_epochs = 4.0
   return config
 
 

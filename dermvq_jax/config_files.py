@@ -85,14 +85,26 @@ def load(
     values(argv)
   except (flags.Error, TypeError, ValueError) as e:
     raise errors.UserError(errors.one_line(e)) from e
-  if loaded.get('num_train_steps') and any(
-    override.startswith(f'{_PREFIX}num_epochs=') for override in overrides
-  ):
-    raise errors.UserError(
-      'config.num_epochs has no effect, because config.num_train_steps is '
-      f'{loaded.num_train_steps}; change that instead, or set it to 0 as well'
-    )
+  _set_length(loaded, overrides)
   return loaded
+
+
+def _set_length(config: ml_collections.ConfigDict, overrides: Sequence[str]):
+  """Makes a number of epochs that is given count.
+
+  Raises:
+    UserError: `num_train_steps` decides alone how long the training is.
+  """
+  given = {text.removeprefix(_PREFIX).partition('=')[0] for text in overrides}
+  for name in ('num_epochs', 'min_train_steps'):
+    if name in given and config.get('num_train_steps'):
+      raise errors.UserError(
+        f'config.{name} has no effect, because config.num_train_steps is '
+        f'{config.num_train_steps}; change that instead, or set it to 0 as well'
+      )
+  is_least = 'min_train_steps' in given or 'min_train_steps' not in config
+  if 'num_epochs' in given and not is_least:
+    config.min_train_steps = 0
 
 
 def _get_config(path: str, argument: str) -> ml_collections.ConfigDict:

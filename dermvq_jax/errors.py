@@ -10,12 +10,16 @@ _ACTIVE = re.compile(
 )
 
 
-class UserError(Exception):
+class UserError(ValueError):
   """A problem the user can fix.
 
   The message says what is wrong and how to fix it, in one line. The command
   line prints it without a traceback and exits with code 2.
   """
+
+
+class MissingError(UserError, FileNotFoundError):
+  """A file, a run, its weights or a dataset is not there."""
 
 
 class StoppedError(Exception):

@@ -73,6 +73,7 @@ def _prepare(args: argparse.Namespace):
     overwrite=args.overwrite,
     columns=columns,
     leave_out=args.leave_out,
+    max_workers=args.max_workers,
   )
   print(prepare.summary(prepared))
   _say_next(
@@ -91,16 +92,17 @@ def _train(args: argparse.Namespace):
 
   config = config_files.load(args.config, args.overrides)
   hosts.initialize(args.coordinator, args.num_processes, args.process_id)
-  loop.train(config, _run_of(args), profile=args.profile)
+  run = _run_of(args)
+  loop.train(config, run, profile=args.profile, verbose=args.verbose)
   workdir = f'--workdir={args.workdir}'
   if not hosts.is_primary():
     return
-  if config.task == 'vqvae':
-    _say_next('encode', workdir)
-  elif config.task == 'prior':
+  if config.task == 'classifier':
+    _say_next('evaluate', workdir)
+  elif run.prior.has_weights:  # A VQ-VAE that is trained on has one, too.
     _say_next('sample', workdir, '--out=SAMPLES')
   else:
-    _say_next('evaluate', workdir)
+    _say_next('encode', workdir)
 
 
 def _encode(args: argparse.Namespace):

@@ -6,6 +6,10 @@ import tqdm
 
 # A log file gets a line now and then, a terminal gets a moving bar.
 _LOG_INTERVAL_SECONDS = 15
+_LINE = (
+  '{desc}: {n_fmt} of {total_fmt} {unit}s, {percentage:.0f}%, {elapsed} '
+  'passed, {remaining} left{postfix}'
+)
 
 
 class _Lines(tqdm.tqdm):
@@ -14,9 +18,10 @@ class _Lines(tqdm.tqdm):
   _shown = None
 
   def display(self, msg=None, pos=None):
-    """Writes a line, unless it was the last one too."""
+    """Writes a line, unless it was the last one too, or work is short."""
     del msg, pos
-    if self.n != self._shown:
+    is_short = self.format_dict['elapsed'] < _LOG_INTERVAL_SECONDS
+    if self.n != self._shown and not is_short:
       self._shown = self.n
       print(self, file=self.fp, flush=True)
 
@@ -41,6 +46,7 @@ def bar(iterable=None, **kwargs) -> tqdm.tqdm:
   return (tqdm.tqdm if is_terminal else _Lines)(
     iterable,
     mininterval=0.1 if is_terminal else _LOG_INTERVAL_SECONDS,
+    bar_format=None if is_terminal else _LINE,
     dynamic_ncols=True,
     file=sys.stderr,
     **kwargs,

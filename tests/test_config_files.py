@@ -105,14 +105,28 @@ def test_the_field_that_was_meant(override, meant):
   assert meant in str(e.value)
 
 
-def test_a_number_of_epochs_is_not_ignored():
-  for name in ('vqvae', 'prior:smoke'):
-    with pytest.raises(errors.UserError, match='num_epochs has no effect, bec'):
-      config_files.load(name, ['--config.num_epochs=5'])
-  both = ['--config.num_epochs=5', '--config.num_train_steps=0']
-  config = config_files.load('vqvae', both)
-  assert (config.num_epochs, config.num_train_steps) == (5, 0)
-  assert config_files.load('prior', both[:1]).num_epochs == 5
+@pytest.mark.parametrize('field', ['num_epochs', 'min_train_steps'])
+def test_a_length_is_not_ignored(field):
+  override = f'--config.{field}=5'
+  for config in (
+    ('prior:smoke', []),
+    ('prior', ['--config.num_train_steps=9']),
+  ):
+    with pytest.raises(errors.UserError, match=f'{field} has no effect, bec'):
+      config_files.load(config[0], [override, *config[1]])
+  config = config_files.load(
+    'prior:smoke', [override, '--config.num_train_steps=0']
+  )
+  assert (config[field], config.num_train_steps) == (5, 0)
+
+
+def test_a_number_of_epochs_alone_decides():
+  epochs, steps = '--config.num_epochs=5', '--config.min_train_steps=70'
+  for name in ('vqvae', 'prior', 'classifier'):
+    assert config_files.load(name).min_train_steps >= 1000
+    config = config_files.load(name, [epochs])
+    assert (config.num_epochs, config.min_train_steps) == (5, 0)
+    assert config_files.load(name, [epochs, steps]).min_train_steps == 70
 
 
 @pytest.mark.parametrize(
@@ -161,4 +175,4 @@ def test_a_mistyped_word():
 
 def test_fields_have_full_names():
   fields = config_files.fields(config_files.load('prior:smoke'))
-  assert fields['optim.warmup_steps'] == 2 and 'optim' not in fields
+  assert fields['optim.warmup_steps'] == 1 and 'optim' not in fields

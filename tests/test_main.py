@@ -198,7 +198,7 @@ SCORE = ['score', '--workdir={run}', '--out={new}']
     ([*RECONSTRUCT, '--split=val', '{image}'], 'either image files or --split'),
     ([*RECONSTRUCT, '{new}.jpg'], 'there is no file'),
     ([*RECONSTRUCT, '{text}'], 'unreadable'),
-    ([*RECONSTRUCT, '{empty}'], 'no .jpg or .png file'),
+    ([*RECONSTRUCT, '{empty}'], 'there is no JPEG'),
     ([*RECONSTRUCT, '--split=val', '--num_images=0'], '--num_images is 0'),
     (
       [*RECONSTRUCT, '{image}', '--through_prior', '--label=x'],

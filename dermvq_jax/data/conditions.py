@@ -26,7 +26,7 @@ RESERVED = frozenset(
     *('image', 'images', 'codes', 'label', 'labels', 'id', 'ids', 'group'),
     *('split', 'synthetic', 'count', 'complete', 'mask', 'reject_memorised'),
     *('reject_unlike', 'known_codes', 'known_mask', 'show_progress', 'self'),
-    *('class_prior', *_CONTROLS),
+    *('class_prior', 'output', *_CONTROLS),
   )
 )
 _RANGE = re.compile(r'(\d+)-(\d+)')

@@ -87,3 +87,8 @@ def check(facts: Mapping[str, Any]):
 def num_images(facts: Mapping[str, Any]) -> int:
   """The number of training images; their copies of codes do not count."""
   return facts['num_train'] // facts.get('copies', 1)
+
+
+def steps_per_epoch(facts: Mapping[str, Any], batch_size: int) -> int:
+  """The number of batches that show each training image once, at least 1."""
+  return max(1, num_images(facts) // batch_size)

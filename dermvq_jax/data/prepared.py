@@ -102,7 +102,7 @@ def _builder(dataset: str, data_dir: epath.Path) -> Any:
       _, _, copies = config.partition('_x')
       command = 'encode --workdir=WORKDIR'
       command += f' --copies={copies}' if copies else ''
-    raise errors.UserError(
+    raise errors.MissingError(
       f'{dataset} is not prepared in {data_dir}; run dermvq {command} '
       f'--data_dir={data_dir}'
     )

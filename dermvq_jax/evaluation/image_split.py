@@ -48,7 +48,9 @@ class ImageSplit:
   @functools.cached_property
   def _columns(self) -> dict[str, Any]:
     """The fields of all records."""
-    indices = progress.bar(range(len(self)), desc=f'{self.name}: read')
+    indices = progress.bar(
+      range(len(self)), desc=f'{self.name}: read', unit='image'
+    )
     records = [self.records[i] for i in indices]
     return {
       'images': np.stack([record['image'] for record in records]),

@@ -104,7 +104,11 @@ def encode(run: run_lib.Run, copies: int = augment.NUM_SYMMETRIES) -> str:
   )
   prepare.write(lambda: codes.Builder(data_dir=folder, config=dataset))
   name = f'codes/{dataset.name}'
-  logging.info('Codes: %s in %s', name, folder)
+  turned = (
+    f', each training image in {copies} flips and turns' if copies > 1 else ''
+  )
+  said = 'Each image is a grid of %dx%d codes%s. They are %s in %s'
+  logging.info(said, *dataset.grid, turned, name, folder)
   if conditions:
     logging.info(
       'They know %s beside the label; the prior learns one if it is told to, '

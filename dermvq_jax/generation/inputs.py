@@ -32,7 +32,7 @@ def find(
     is_folder = path.is_dir()
     try:
       if not is_folder and not path.exists():
-        raise errors.UserError(f'there is no file {path}')
+        raise errors.MissingError(f'there is no file {path}')
       found, unread = images.list_images(path) if is_folder else ([path], [])
     except errors.UserError as e:
       if not keep_going:

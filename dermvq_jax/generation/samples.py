@@ -12,7 +12,6 @@ from dermvq_jax import __version__, errors, files, inference
 from dermvq_jax.data import images
 from dermvq_jax.evaluation import nearest_images
 from dermvq_jax.generation import tables
-from dermvq_jax.models import masking
 from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
@@ -30,26 +29,12 @@ _MARKS = {
 }
 
 
-def _read_mask(mask: str, size: int) -> np.ndarray:
-  """A mask by its name or from a file: bool `[size, size]`."""
-  if mask in images.MASKS:
-    return images.named_mask(mask, size)
-  if epath.Path(mask).is_file():
-    return images.read_mask(epath.Path(mask), size)
-  raise errors.UserError(
-    f'there is no mask {mask!r}; give {", ".join(images.MASKS)} or an image '
-    'file that is white where the image is hidden'
-  )
-
-
 def _hide(
   model: inference.Model, image: epath.PathLike, mask: str
-) -> tuple[np.ndarray, masking.Masked]:
+) -> tuple[np.ndarray, inference.Masked]:
   """Reads an image, uint8 `[H, W, 3]`, and hides a part of it."""
-  if not epath.Path(image).is_file():
-    raise errors.UserError(f'there is no file {image} to complete')
-  original = images.read_square(epath.Path(image), model.image_size)
-  masked = model.hide(original, _read_mask(mask, model.image_size))
+  [original] = model.preprocess(image)
+  masked = model.hide(original, mask)
   logging.info(
     'Keeping %d of %d codes; resampling the rest.',
     masked.known.sum(),

@@ -5,7 +5,7 @@ would wrap them around in silence.
 """
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,18 +96,35 @@ def check_labels(
   return np.array(found, np.int32)
 
 
-def repeat(labels: np.ndarray, count: int) -> np.ndarray:
-  """Repeats each label `count` times: `[B]` to `[B * count]`.
+def requested(
+  labels: Mapping[str | int, int] | Sequence[str | int],
+  count: int,
+  class_names: Sequence[str],
+) -> np.ndarray:
+  """Returns the labels of the images that are asked for, int32 `[N]`.
+
+  Args:
+    labels: class names or numbers, as in `check_labels`; or the number of
+      images of each, such as `{'mel': 4}`.
+    count: how many images of each label, one after the other.
+    class_names: names of the labels.
 
   Raises:
-    UserError: the count is not a whole number of at least 0.
+    UserError: no such class, or a count is not a whole number of at least 0.
   """
-  if not is_number(count, numbers.Integral) or count < 0:
-    raise errors.UserError(
-      f'count is {errors.one_line(repr(count))}; give a whole number, how many '
-      'images of each label'
-    )
-  return np.repeat(labels, count)
+  counts = [count]
+  if isinstance(labels, Mapping):
+    if count != 1:
+      raise errors.UserError('give the counts in the dict only')
+    labels, counts = list(labels), list(labels.values())
+  for n in counts:
+    if not is_number(n, numbers.Integral) or n < 0:
+      raise errors.UserError(
+        f'count is {errors.one_line(repr(n))}; give a whole number of at least '
+        '0, how many images of a label'
+      )
+  found = check_labels(labels, class_names)
+  return np.repeat(found, counts if found.size else 0)
 
 
 def check_images(images: np.ndarray, downsampling: int) -> np.ndarray:
@@ -119,8 +136,9 @@ def check_images(images: np.ndarray, downsampling: int) -> np.ndarray:
   images = _array('images', images)
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
     raise errors.UserError(
-      f'images must be uint8 [B, H, W, 3], not {images.dtype} '
-      f'{list(images.shape)}'
+      'images must be files, PIL images, or arrays [B, H, W, 3] or [H, W, 3] '
+      'of uint8 or of floats in [0, 1], not '
+      f'{images.dtype} {list(images.shape)}'
     )
   _, height, width, _ = images.shape
   if not height or not width or height % downsampling or width % downsampling:

@@ -250,7 +250,7 @@ def check(run: run_lib.Run) -> bool:
   phases = [run.phase(name) for name in phase_lib.PHASES]
   phases = [phase for phase in phases if _is_there(phase)]
   if not phases:
-    raise errors.UserError(
+    raise errors.MissingError(
       f'{run.workdir} holds no run; give another --workdir'
     )
   damaged, seen = 0, set()

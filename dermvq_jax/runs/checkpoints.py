@@ -74,6 +74,15 @@ class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     await asyncio.to_thread(files.sync, complete.parent)
 
 
+def _read_like(folder: epath.Path, like: PyTree) -> PyTree:
+  """Reads a step with the structure of `like`; raises `DamagedError`."""
+  plain = steps_lib.read(folder)
+  try:
+    return flax.serialization.from_state_dict(like, plain)
+  except ValueError as e:
+    raise steps_lib.DamagedError(errors.one_line(e)) from e
+
+
 def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
@@ -203,9 +212,8 @@ class Checkpoints:
     damaged = {}
     for step in sorted(self._states.all_steps(), reverse=True):
       try:
-        plain = steps_lib.read(self._states.directory / str(step))
-        restored = flax.serialization.from_state_dict(like, plain)
-      except (steps_lib.DamagedError, ValueError) as e:
+        restored = _read_like(self._states.directory / str(step), like)
+      except steps_lib.DamagedError as e:
         damaged[step] = errors.one_line(e)
         continue
       self._put_aside(damaged)
@@ -283,8 +291,8 @@ class Checkpoints:
     if steps and steps[0] in self._states.all_steps():
       source = self._states.directory / str(steps[0])
       try:
-        tree = flax.serialization.from_state_dict(like, steps_lib.read(source))
-      except (steps_lib.DamagedError, ValueError) as e:
+        tree = _read_like(source, like)
+      except steps_lib.DamagedError as e:
         problem = f'{source} is damaged as well ({errors.one_line(e)})'
       else:
         self.save_best(steps[0], weights_of(tree))
@@ -378,7 +386,7 @@ def load_best(folder: epath.Path, like: PyTree | None = None) -> PyTree:
         f'restore them from a copy, or move {folder} away and train again: the '
         'same command gives the same weights'
       ) from e
-  raise errors.UserError(
+  raise errors.MissingError(
     f'{folder} holds no trained weights; run dermvq train '
     f'--config={folder.name} --workdir={folder.parent} first'
   )

@@ -189,9 +189,17 @@ class Trace:
       )
 
 
-def open_log(folder: epath.PathLike, step: int) -> 'Log | NoLog':
-  """Opens the log of a run at `step`; one process writes for all."""
-  return Log(folder, step) if hosts.is_primary() else NoLog()
+def open_log(
+  folder: epath.PathLike, step: int, *, is_verbose: bool = False
+) -> 'Log | NoLog':
+  """Opens the log of a run at `step`; one process writes for all.
+
+  Args:
+    folder: the phase's folder.
+    step: the step that the run resumes from; later rows are dropped.
+    is_verbose: whether rows are shown on the console as well.
+  """
+  return Log(folder, step, is_verbose) if hosts.is_primary() else NoLog()
 
 
 class NoLog:
@@ -213,12 +221,13 @@ class NoLog:
 class Log:
   """Writes a phase's metrics."""
 
-  def __init__(self, folder: epath.Path, step: int):
-    """Opens the log of a run at `step`; later rows are dropped."""
+  def __init__(self, folder: epath.Path, step: int, is_verbose: bool = False):
+    """Opens the log; for the arguments see `open_log`."""
     from clu import metric_writers  # needs TensorFlow
 
     rows = [row for row in read(folder) if row['step'] <= step]
     self._folder, self._files = folder, _Files(folder)
+    self._is_verbose = is_verbose
     path = epath.Path(self._files.path) / _FILE
     files.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
     self._files.upload()
@@ -241,6 +250,9 @@ class Log:
 
   def scalars(self, step: int, values: dict[str, float]):
     """Writes one row."""
+    if self._is_verbose:
+      shown = (f'  {name} {value:.4g}' for name, value in values.items())
+      absl_logging.info('%s', '\n'.join([f'step {step:,}:', *shown]))
     self._file.write(json.dumps({'step': step, **values}) + '\n')
     self._file.flush()
     with self._events():

@@ -80,7 +80,7 @@ class Phase:
     """
     path = self.folder / _FILE
     if not self.started:
-      raise errors.UserError(
+      raise errors.MissingError(
         f'{self.folder} holds no run; run dermvq train --config={self.name} '
         f'--workdir={self.folder.parent} first'
       )
@@ -230,7 +230,7 @@ class Phase:
     }
     if schedules == {'constant'}:
       # The steps so far do not depend on how many will follow.
-      free |= {'num_train_steps', 'num_epochs'}
+      free |= {'num_train_steps', 'min_train_steps', 'num_epochs'}
     differing = [
       f'config.{k} was {old.get(k)!r}, now it is {new.get(k)!r}'
       for k in sorted((old | new).keys() - free)

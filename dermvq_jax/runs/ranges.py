@@ -80,6 +80,7 @@ _RANGES = {
   'num_microbatches': _whole(1),
   'num_workers': _whole(0, 256),  # Each is a process.
   'num_epochs': _POSITIVE,
+  'min_train_steps': _whole(0),
   'num_train_steps': _whole(0),
   'log_every_steps': _whole(1),
   'eval_every_steps': _whole(0),

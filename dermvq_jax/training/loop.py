@@ -43,6 +43,30 @@ def _say(text: str):
     logging.info('%s', text)
 
 
+class _Pace:
+  """How long steps take, without compiling, validating and saving."""
+
+  def __init__(self, start: int, end: int):
+    """Starts the clock before step `start + 1` of `end`."""
+    self._first, self._end, self._is_told = start + 1, end, False
+    self.restart(start)
+
+  def restart(self, step: int):
+    """Leaves out the time since `steps_per_second(step)`."""
+    self._step, self._since = step, time.time()
+
+  def steps_per_second(self, step: int) -> float:
+    """Since the last restart."""
+    return (step - self._step) / (time.time() - self._since)
+
+  def time_left(self, step: int, steps_per_second: float) -> str:
+    """Says once how long the rest takes; before and after that ''."""
+    if self._is_told or step == self._first:
+      return ''
+    self._is_told = True
+    return messages.time_left(step, self._end, 1 / steps_per_second)
+
+
 def _is_due(step: int, every: int, end: int) -> bool:
   return step % every == 0 or step == end
 
@@ -53,7 +77,8 @@ def _loop(
   restored: PyTree,
   saved: checkpoints.Checkpoints,
   requests: stopping.Requests,
-  profile: bool,
+  log: logs.Log | logs.NoLog,
+  trace: logs.Trace,
   stack: contextlib.ExitStack,
 ):
   """Trains to the end.
@@ -65,18 +90,16 @@ def _loop(
       the best metric's value for the weights in best/.
     saved: where checkpoints go.
     requests: the signals that ask to stop.
-    profile: whether to write a trace of a few steps.
+    log: where metrics go.
+    trace: records where the time of a few steps goes.
     stack: closes everything that is opened here.
   """
   config, par, folder = trainer.config, trainer.parallel, saved.folder
   tree = par.put_tree(restored['tree'])
   best = float(restored['best'])
   end = config.num_train_steps
-  log = stack.enter_context(contextlib.closing(logs.open_log(folder, start)))
-  trace = logs.Trace(folder / 'profile' if profile else None, start, end)
-  stack.callback(trace.close)
   if start:
-    logging.info('Resuming %s at step %d.', config.task, start)
+    logging.info('Resuming %s at step %d of %d.', config.task, start, end)
   step_fn = trainer.compile_train_step()
   batches = trainer.train_batches(start)
   example = next(trainer.val_batches())
@@ -91,7 +114,7 @@ def _loop(
   )
   if signal := requests.agreed(start):
     raise errors.StoppedError(signal)
-  logged, since = start, time.time()
+  pace = _Pace(start, end)
   for step in range(start + 1, end + 1):
     logs_now = trainer.is_logged(step)
     old = trainer.copy(tree['state'].params) if logs_now else None
@@ -108,7 +131,7 @@ def _loop(
     if logs_now:
       tree, row = _fetch(tree, 'window', 'step/', par)
       _check_not_all_skipped(row, step, saved, folder)
-      row['step/steps_per_second'] = (step - logged) / (time.time() - since)
+      row['step/steps_per_second'] = speed = pace.steps_per_second(step)
       measured = {
         **trainer.learning_rates(step),
         **trainer.parameter_norms(old, tree['state'].params),
@@ -116,6 +139,7 @@ def _loop(
       row |= {f'step/{name}': value for name, value in measured.items()}
       log.scalars(step, row)
       bar.set_postfix(loss=f'{row["step/loss"]:.4g}', refresh=False)
+      _say(pace.time_left(step, speed))
     if evaluates:
       tree, row = _fetch(tree, 'epoch', 'train/', par)
       row |= trainer.evaluate(tree['state'])
@@ -128,9 +152,9 @@ def _loop(
       saved.save(step, {'tree': tree, 'best': np.float32(best)})
     if signal and step < end:
       raise errors.StoppedError(signal)
-    if step % config.log_every_steps == 0:
-      # Validation and saving at log steps are not counted as time of steps.
-      logged, since = step, time.time()
+    if step == start + 1 or step % config.log_every_steps == 0:
+      jax.block_until_ready(tree)  # of the first step, which compiles
+      pace.restart(step)
 
 
 def _keep_best(
@@ -204,6 +228,7 @@ def train(
   run: run_lib.Run,
   *,
   profile: bool = False,
+  verbose: bool = False,
 ):
   """Trains one phase of a run, or resumes where it stopped.
 
@@ -211,6 +236,7 @@ def train(
     config: from configs/vqvae.py, configs/prior.py or configs/classifier.py.
     run: the run; `config.task` names the phase.
     profile: whether to write a trace of a few steps to the phase's folder.
+    verbose: whether to show all metrics, as they are in metrics.jsonl.
 
   Raises:
     UserError: a mistake in the config, the data or the workdir.
@@ -222,7 +248,7 @@ def train(
     config = pretrained.resolve(config, source)
   dataset = run.dataset(config)
   facts = dataset.facts
-  config = trainer_lib.resolve(config, facts)
+  given, config = config, trainer_lib.resolve(config, facts)
   hosts.check_same(run_lib.what_hosts_share(config, facts))
   sources = {split: dataset.split(split) for split in ('train', 'val')}
   with contextlib.ExitStack() as stack:
@@ -259,9 +285,13 @@ def train(
       if not start:
         restored = {'tree': trainer.start(), 'best': np.float32(np.inf)}
         params = restored['tree']['state'].params
-        _say(messages.plan(config, facts, params))
-        _say(messages.short_training(config))
-      _loop(trainer, start, restored, saved, requests, profile, stack)
+        _say(messages.plan(given, config, facts, params))
+      log = logs.open_log(phase.folder, start, is_verbose=verbose)
+      stack.enter_context(contextlib.closing(log))
+      traces = phase.folder / 'profile' if profile else None
+      trace = logs.Trace(traces, start, config.num_train_steps)
+      stack.callback(trace.close)
+      _loop(trainer, start, restored, saved, requests, log, trace, stack)
       if hosts.is_primary():
         _say(messages.outcome(trainer.task, phase.folder, phase.metrics()))
     if source and hosts.is_primary():

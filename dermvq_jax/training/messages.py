@@ -1,5 +1,6 @@
 """What a training says on the console; metrics.jsonl has all numbers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,39 +11,64 @@ from etils import epath
 from dermvq_jax.data import facts as facts_lib
 from dermvq_jax.training import task as task_lib
 
-# A warm-up that takes a larger share of the steps leaves too few to learn in.
-_MAX_WARMUP_SHARE = 0.2
+_SHORT = 60  # seconds; nobody asks how long such a training takes
 
 
 def plan(
-  config: ml_collections.ConfigDict, facts: Mapping[str, Any], params: Any
+  given: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
+  facts: Mapping[str, Any],
+  params: Any,
 ) -> str:
-  """Says how large the model is and how long it is trained.
+  """Says how large the model is, how long it is trained, and why so long.
 
   Args:
-    config: the phase's config, from `trainer.resolve`.
+    given: the phase's config, before `trainer.resolve`.
+    config: the same after it.
     facts: the facts of its dataset.
     params: all parameters.
   """
   size = sum(leaf.size for leaf in jax.tree.leaves(params))
   steps, batch = config.num_train_steps, config.batch_size
   num_images = facts_lib.num_images(facts)
-  epochs = steps * batch / num_images
-  return (
-    f'{config.task}: {size:,} parameters, {steps:,} steps of {batch} images '
-    f'({epochs:.3g} times the {num_images:,} training images)'
-  )
+  lines = [
+    f'{config.task}: {size:,} parameters',
+    f'Plan: {steps:,} steps of {batch} images, '
+    f'{steps * batch / num_images:.3g} times the {num_images:,} training '
+    f'images. The learning rate warms up until step '
+    f'{config.optim.warmup_steps:,}; validation every '
+    f'{config.eval_every_steps:,} steps.',
+  ]
+  epochs = config.num_epochs * facts_lib.steps_per_epoch(facts, batch)
+  if not given.num_train_steps and math.ceil(epochs) < steps:
+    lines.append(
+      f'There are few images: {config.num_epochs:g} epochs would be fewer '
+      f'steps than config.min_train_steps={steps}.'
+    )
+  if given.optim.warmup_steps > config.optim.warmup_steps:
+    lines.append(
+      f'A warm-up of {given.optim.warmup_steps:,} steps would be more than a '
+      'tenth of the training, so it is shorter.'
+    )
+  return '\n'.join(lines)
 
 
-def short_training(config: ml_collections.ConfigDict) -> str:
-  """Says that most steps are warm-up, and what to do; '' if they are not."""
-  steps, warmup = config.num_train_steps, config.optim.warmup_steps
-  if warmup <= _MAX_WARMUP_SHARE * steps:
+def time_left(step: int, end: int, seconds: float) -> str:
+  """Says how long the rest takes.
+
+  Args:
+    step: number of the step.
+    end: number of the last step.
+    seconds: how long a step takes.
+  """
+  left = (end - step) * seconds
+  if left < _SHORT:
     return ''
+  hours, minutes = divmod(math.ceil(left / 60), 60)
+  text = f'{hours} h {minutes} min' if hours else f'{minutes} min'
   return (
-    f'The learning rate warms up in {warmup:,} of only {steps:,} steps, so '
-    f'little will be learned. A small dataset needs more epochs: give '
-    f'--config.num_train_steps (2,000 or more), in a new --workdir.'
+    f'A step takes {seconds:.2g} s, so the rest takes about {text}, plus '
+    'validations.'
   )
 
 

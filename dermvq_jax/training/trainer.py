@@ -29,15 +29,23 @@ from dermvq_jax.training import step as step_lib
 PyTree = Any
 # Batches up to this size are made for any number of images, which repeat.
 _ANY_BATCH = 2**12
+# So many validations show a curve; more cost time, and best/ gains little.
+_MAX_VALIDATIONS = 20
+# A longer warm-up leaves too few steps to learn in.
+_MAX_WARMUP_SHARE = 0.1
 
 
 def resolve(
   config: ml_collections.ConfigDict, facts: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-  """Turns epochs into steps.
+  """Decides how long a training is, from the number of images.
 
   An epoch is `num_images // batch_size` steps, also if each image has several
-  copies of codes.
+  copies of codes. Unless `num_train_steps` is given, it is `num_epochs` epochs,
+  but at least `min_train_steps`. Unless `eval_every_steps` is given, it is the
+  fewest epochs that make at most 20 validations. A warm-up takes at most a
+  tenth of the steps; with a constant learning rate it stays, because such a
+  training can be continued.
 
   Args:
     config: a phase's config.
@@ -57,15 +65,26 @@ def resolve(
       f'{facts["num_train"]} training images; give at most {most}'
     )
   config = ml_collections.ConfigDict(config.to_dict())
-  epoch = max(1, facts_lib.num_images(facts) // config.batch_size)
+  epoch = facts_lib.steps_per_epoch(facts, config.batch_size)
   if config.data_dir:  # later commands may run in another folder
     config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
-  config.num_train_steps = config.num_train_steps or math.ceil(
-    config.num_epochs * epoch
+  config.num_train_steps = config.num_train_steps or max(
+    math.ceil(config.num_epochs * epoch), config.min_train_steps
   )
-  config.eval_every_steps = config.eval_every_steps or epoch
+  steps = config.num_train_steps
+  config.eval_every_steps = config.eval_every_steps or epoch * math.ceil(
+    steps / (epoch * _MAX_VALIDATIONS)
+  )
+  for optimizer in config.values():
+    if _has_schedule(optimizer) and optimizer.schedule == 'cosine':
+      longest = int(_MAX_WARMUP_SHARE * steps)
+      optimizer.warmup_steps = min(optimizer.warmup_steps, longest)
   ranges.check_ranges(config)  # Many epochs may be too many steps.
   return config
+
+
+def _has_schedule(field: Any) -> bool:
+  return isinstance(field, ml_collections.ConfigDict) and 'schedule' in field
 
 
 class Trainer:

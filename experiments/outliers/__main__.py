@@ -116,7 +116,7 @@ class _Study:
       images = np.stack([record['image'] for record in records])
       log_p = self.model.classify(
         images, class_prior=self.calibration.class_prior
-      )
+      ).log_probs
       with files.replacing(path) as file:
         labels = np.array([record['label'] for record in records])
         np.savez(file, labels=labels, log_p=log_p)

@@ -34,7 +34,7 @@ def test_content(calibrated_run, smoke_run):
   codes = model.encode(images)
   expected = -model.log_likelihood(codes, [7]) / np.log(2) / codes[0].size
   np.testing.assert_allclose(bits, expected, rtol=1e-5)
-  log_p = model.classify(images, class_prior=found.class_prior)
+  log_p = model.classify(images, class_prior=found.class_prior).log_probs
   np.testing.assert_allclose(
     found.label_log_probs, log_p[np.arange(len(labels)), labels], rtol=1e-5
   )

@@ -60,7 +60,7 @@ def test_bits(model, images, records, scores):
 def test_labels(model, images, records, scores):
   calibration = model.calibration
   labels = np.array([record['label'] for record in records])
-  log_p = model.classify(images, class_prior=calibration.class_prior)
+  log_p = model.classify(images, class_prior=calibration.class_prior).log_probs
   probs = np.exp(log_p[np.arange(len(labels)), labels])
   np.testing.assert_allclose(scores.label_probs, probs, rtol=1e-4)
   i = 0

@@ -33,6 +33,17 @@ def test_rows(folder):
   assert [json.loads(line) for line in lines] == rows
 
 
+def test_all_metrics_are_shown_only_when_asked_for(folder, caplog):
+  for is_verbose, said in (
+    (False, []),
+    (True, ['step 1,500:\n  step/loss 0.1235\n  val/psnr 20']),
+  ):
+    log = logs.open_log(folder, 0, is_verbose=is_verbose)
+    log.scalars(1500, {'step/loss': 0.123456, 'val/psnr': 20.0})
+    log.close()
+    assert caplog.messages == said
+
+
 def test_no_rows(folder):
   assert logs.read(folder) == []
   logs.Log(folder, 0).close()

@@ -1,12 +1,11 @@
 """Tests of what a training says."""
 
-import ml_collections
 import numpy as np
 import pytest
 from etils import epath
 
 from dermvq_jax import config_files
-from dermvq_jax.training import messages
+from dermvq_jax.training import messages, trainer
 from dermvq_jax.training import task as task_lib
 
 _TASK = task_lib.Task(
@@ -20,16 +19,53 @@ _ROWS = [
 ]
 
 
+_PARAMS = {'a': np.zeros((100, 20)), 'b': np.zeros(5)}
+
+
+def _plan(facts, *overrides):
+  given = config_files.load('vqvae:mse', overrides)
+  return messages.plan(given, trainer.resolve(given, facts), facts, _PARAMS)
+
+
 def test_plan():
-  config = ml_collections.ConfigDict(
-    {'task': 'vqvae', 'num_train_steps': 2500, 'batch_size': 16}
-  )
-  params = {'a': np.zeros((100, 20)), 'b': np.zeros(5)}
   for facts in ({'num_train': 4000}, {'num_train': 32000, 'copies': 8}):
-    assert messages.plan(config, facts, params) == (
-      'vqvae: 2,005 parameters, 2,500 steps of 16 images (10 times the 4,000 '
-      'training images)'
+    assert _plan(facts, '--config.num_epochs=11') == (
+      'vqvae: 2,005 parameters\n'
+      'Plan: 2,750 steps of 16 images, 11 times the 4,000 training images. '
+      'The learning rate warms up until step 100; validation every 250 steps.'
     )
+
+
+def test_the_plan_says_why_a_training_is_so_long():
+  assert _plan({'num_train': 240}).splitlines()[1:] == [
+    'Plan: 2,500 steps of 16 images, 167 times the 240 training images. '
+    'The learning rate warms up until step 100; validation every 135 steps.',
+    'There are few images: 10 epochs would be fewer steps than '
+    'config.min_train_steps=2500.',
+  ]
+
+
+def test_enough_images_are_not_called_few():
+  """10 epochs are exactly `min_train_steps`."""
+  assert len(_plan({'num_train': 4001}).splitlines()) == 2
+
+
+def test_the_plan_says_that_a_warm_up_is_shorter():
+  lines = _plan({'num_train': 240}, '--config.num_train_steps=150').splitlines()
+  assert lines[1].startswith('Plan: 150 steps') and 'until step 15;' in lines[1]
+  assert lines[2:] == [
+    'A warm-up of 100 steps would be more than a tenth of the training, so it '
+    'is shorter.'
+  ]
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'said'),
+  [(0.45, 'about 26 min, plus'), (4.5, 'about 4 h 19 min, plus'), (0.01, '')],
+)
+def test_time_left(seconds, said):
+  text = messages.time_left(50, 3500, seconds)
+  assert said in text if said else text == ''
 
 
 def test_evaluation():
@@ -44,19 +80,3 @@ def test_outcome():
     'Trained. RUN/vqvae/best has the weights of step 1,000: val/mse 0.0006, '
     'val/psnr 32.22'
   )
-
-
-@pytest.mark.parametrize(
-  ('steps', 'is_short'), [(150, True), (499, True), (500, False), (2500, False)]
-)
-def test_a_training_that_is_mostly_warm_up_is_told(steps, is_short):
-  config = config_files.load('vqvae', [f'--config.num_train_steps={steps}'])
-  said = messages.short_training(config)
-  assert bool(said) == is_short
-  if is_short:
-    assert f'100 of only {steps} steps' in said and 'num_train_steps' in said
-
-
-@pytest.mark.parametrize('name', ['vqvae', 'prior', 'classifier'])
-def test_the_demo_is_long_enough(name):
-  assert not messages.short_training(config_files.load(f'{name}:demo'))

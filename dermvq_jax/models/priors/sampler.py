@@ -377,7 +377,7 @@ def sample_in_batches(
   codes = np.zeros((len(keys), *grid), np.int32)
   known = check_known(known_codes, known_mask, codes.shape, prior.codebook_size)
   with progress.bar(
-    total=len(keys), desc='sample', unit='img', disable=not show_progress
+    total=len(keys), desc='sample', unit='image', disable=not show_progress
   ) as bar:
     for start in range(0, len(keys), chunk_size):
       chosen = np.arange(start, start + chunk_size)

@@ -1,5 +1,6 @@
 """Tests of the Python interface to a trained run."""
 
+import inspect
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import dermvq_jax
 from dermvq_jax import errors, inference
@@ -107,22 +109,36 @@ def test_other_sizes_of_images(model):
 @pytest.mark.parametrize(
   ('images', 'message'),
   [
-    (np.zeros((1, 16, 16, 3)), r'uint8 \[B, H, W, 3\], not float64'),
-    (np.zeros((1, 16, 16, 3), np.int32), 'uint8'),
-    (np.zeros((16, 16, 3), np.uint8), r'not uint8 \[16, 16, 3\]'),
+    (np.zeros((1, 16, 16, 3), np.int32), r'of uint8 or .*, not int32'),
+    (np.zeros((1, 1, 16, 16, 3), np.uint8), r'not uint8 \[1, 1, 16, 16, 3\]'),
+    (np.full((1, 16, 16, 3), 255.0), r'floats must be in \[0, 1\]'),
     (np.zeros((1, 16, 16), np.uint8), 'uint8'),
+    (np.zeros((16, 16), np.uint8), 'uint8'),
     (np.zeros((1, 16, 16, 4), np.uint8), 'uint8'),
     (np.zeros((1, 3, 16, 16), np.uint8), 'uint8'),
     (np.zeros((1, 18, 16, 3), np.uint8), '18x16 px .* downsampling, 4'),
     (np.zeros((1, 16, 15, 3), np.uint8), '16x15 px'),
     ([], 'uint8'),
-    ('lesion.jpg', 'uint8'),
+    ('lesion.jpg', 'there is no file lesion.jpg'),
   ],
 )
 def test_refuses_images(model, images, message):
-  for method in (model.encode, model.reconstruct):
+  for method in (model.encode, model.reconstruct, model.classify, model.score):
     with pytest.raises(errors.UserError, match=message):
       method(images)
+
+
+def test_images_as_people_have_them(model, images, tmp_path):
+  expected = model.encode(images[:1])
+  pil = Image.fromarray(images[0])
+  pil.save(tmp_path / 'a.png')
+  for given in (images[0], images[0] / 255, pil, str(tmp_path / 'a.png')):
+    np.testing.assert_array_equal(model.encode(given), expected)
+    np.testing.assert_array_equal(model.preprocess(given), images[:1])
+  [made] = model.reconstruct(pil, output='pil')
+  np.testing.assert_array_equal(made, model.decode(expected)[0])
+  table = model.classify([pil, tmp_path / 'a.png'])
+  assert len(table) == 2 and table.labels[0] in str(table)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +212,36 @@ def test_unknown_class(model, codes, label):
 
 
 # Samples.
+
+
+def test_how_many_samples(model):
+  expected = model.sample(['mel', 'mel', 'nv', 'nv'], seed=1)
+  for images in (
+    model.sample(['mel', 'nv'], 2, seed=1),
+    model.sample({'mel': 2, 'nv': 2}, seed=1),
+    model.sample([4, 5], count=2, seed=1),
+    np.stack(model.sample({4: 2, 'nv': 2}, seed=1, output='pil')),
+  ):
+    np.testing.assert_array_equal(images, expected)
+  np.testing.assert_array_equal(model.sample('mel', 2, seed=1), expected[:2])
+  np.testing.assert_array_equal(model.sample('mel', seed=1), expected[:1])
+  with pytest.raises(errors.UserError, match='count is -1'):
+    model.sample('mel', -1)
+  with pytest.raises(errors.UserError, match="give 'array' or 'pil'"):
+    model.sample('mel', output='png')
+
+
+def test_every_option_is_in_the_signatures(model):
+  """So that editors complete them, and `help` shows them."""
+  names = {
+    name: set(inspect.signature(getattr(model, name)).parameters)
+    for name in ('sample', 'sample_codes', 'complete')
+  }
+  controls = {'seed', 'temperature', 'top_k', 'top_p', 'guidance_scale'}
+  for found in names.values():
+    assert controls | {'count', 'show_progress'} <= found
+    assert 'kwargs' not in found
+  assert names['sample'] - {'output'} == names['sample_codes']
 
 
 @pytest.mark.parametrize('n', BATCH_SIZES)
@@ -378,7 +424,7 @@ def _all_likelihoods(workdir, codes, loss='cross_entropy'):
 
 @pytest.mark.parametrize('n', BATCH_SIZES)
 def test_classify_is_bayes_rule(smoke_run, model, images, codes, n):
-  log_p = model.classify(images[:n])
+  log_p = model.classify(images[:n]).log_probs
   assert log_p.shape == (n, 7) and log_p.dtype == np.float32
   if not n:
     return
@@ -390,7 +436,7 @@ def test_classify_is_bayes_rule(smoke_run, model, images, codes, n):
   expected = p / p.sum(1, keepdims=True)
   np.testing.assert_allclose(np.exp(log_p), expected, rtol=1e-3)
   counts = [3, 1, 0, 2, 5, 60, 1]
-  log_p = model.classify(images[:n], class_prior=counts)
+  log_p = model.classify(images[:n], class_prior=counts).log_probs
   expected = p * counts / (p * counts).sum(1, keepdims=True)
   np.testing.assert_allclose(np.exp(log_p), expected, rtol=1e-3)
   assert (log_p[:, 2] == -np.inf).all()
@@ -531,14 +577,42 @@ def test_a_mask_must_leave_a_code(narrow_run):
     dermvq_jax.load(narrow_run).hide(np.zeros((16, 16, 3), np.uint8), hidden)
 
 
-@pytest.mark.parametrize(
-  'image', [np.zeros((16, 8, 3), np.uint8), np.zeros((16, 16, 3)), 'a.png']
-)
-def test_refuses_images_that_do_not_fit_the_mask(narrow_run, image):
-  hidden = np.zeros((16, 16), bool)
+def test_refuses_images_that_do_not_fit_the_mask(narrow_run):
+  hidden, image = np.zeros((16, 16), bool), np.zeros((16, 8, 3), np.uint8)
   hidden[:, :8] = True
   with pytest.raises(errors.UserError, match=r'uint8 \[16, 16, 3\] like'):
     dermvq_jax.load(narrow_run).hide(image, hidden)
+
+
+def test_complete(narrow_run):
+  model = dermvq_jax.load(narrow_run)
+  image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  masked = model.hide(image, 'bottom')
+  assert masked.known[:4].all() and not masked.known[4:].any()
+  for label, number in (('mel', 4), (None, 7)):
+    expected = model.sample([number] * 3, seed=2, **masked.repeat(3))
+    completed = model.complete(image, 'bottom', 3, label=label, seed=2)
+    np.testing.assert_array_equal(completed, expected)
+  [pil] = model.complete(
+    Image.fromarray(image), 'bottom', label='mel', seed=2, output='pil'
+  )
+  np.testing.assert_array_equal(
+    pil, model.sample('mel', seed=2, **masked.repeat(1))[0]
+  )
+  with pytest.raises(errors.UserError, match='give one image, not 2'):
+    model.complete([image, image], 'bottom')
+  with pytest.raises(FileNotFoundError, match="no mask 'nowhere'"):
+    model.complete(image, 'nowhere')
+
+
+def test_completing_without_a_label_needs_a_null_label(run_copy):
+  file = run_copy / 'prior' / 'config.json'
+  stored = json.loads(file.read_text())
+  stored['config']['conditions']['label'] = 0.0
+  file.write_text(json.dumps(stored))
+  model = dermvq_jax.load(run_copy)
+  with pytest.raises(errors.UserError, match='give label=CLASS'):
+    model.complete(np.zeros((16, 16, 3), np.uint8), 'bottom')
 
 
 # Incomplete runs.
@@ -569,8 +643,9 @@ def test_prior_without_weights(run_copy, codes):
 
 def test_nothing_trained(tmp_path):
   for workdir in (tmp_path, tmp_path / 'missing'):
-    with pytest.raises(errors.UserError, match='train --config=vqvae'):
-      dermvq_jax.load(workdir)
+    for kind in (errors.UserError, ValueError, FileNotFoundError):
+      with pytest.raises(kind, match='train --config=vqvae'):
+        dermvq_jax.load(workdir)
 
 
 def test_prior_of_another_vqvae(run_copy):

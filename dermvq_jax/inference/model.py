@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from etils import epath
 
 from dermvq_jax import errors, progress
 from dermvq_jax.data import conditions as conditions_lib
-from dermvq_jax.models import arguments, bayes, build, chunks, masking
+from dermvq_jax.inference import classification, pictures, vqvae
+from dermvq_jax.models import arguments, bayes, build, chunks
 from dermvq_jax.models.priors import base, randomness, sampler
 from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
 Labels = Sequence[str | int]
+Images = pictures.Images
 Given = conditions_lib.Given
 
 
@@ -36,37 +36,6 @@ def load(workdir: epath.PathLike) -> 'Model':
   return Model(run_lib.find(workdir))
 
 
-def load_part(
-  workdir: epath.PathLike, part: str
-) -> Callable[[np.ndarray], np.ndarray] | np.ndarray:
-  """Loads one part of the VQ-VAE in `workdir`, without the others.
-
-  Args:
-    workdir: the folder of a run with a trained VQ-VAE.
-    part: 'encoder', 'codebook' or 'decoder'.
-
-  Returns:
-    The encoder as a function from uint8 images `[B, H, W, 3]` to latents
-    float32 `[B, h, w, D]`; the codebook as float32 `[K, D]`, the vector of each
-    code, or with L levels `[L*K, D]`, what each code adds; or the decoder as a
-    function from such vectors `[B, h, w, D]` to uint8 images.
-
-  Raises:
-    UserError: there is no such part, or no trained VQ-VAE.
-  """
-  if part not in build.VQVAE_PARTS:
-    raise errors.UserError(
-      f'a VQ-VAE has no part {part!r}; there are '
-      + ', '.join(build.VQVAE_PARTS)
-    )
-  vqvae = run_lib.find(workdir).vqvae
-  apply, variables = build.vqvae_part(vqvae.config, vqvae.weights, part)
-  if part == 'codebook':
-    return np.asarray(apply(variables))
-  apply, variables = jax.jit(apply), jax.device_put(variables)
-  return lambda x: np.asarray(apply(variables, jnp.asarray(x)))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Prior:
   """A trained prior: what sampling and scoring need."""
@@ -77,37 +46,15 @@ class _Prior:
   score: Callable[..., tuple[jax.Array, jax.Array]]
 
 
-class Model:
+class Model(vqvae.Vqvae):
   """VQ-VAE and prior of one run, with their best weights.
 
   Any number of images may be given: they are processed in chunks.
-
-  Attributes:
-    run: the run that everything is read from.
-    class_names: names of the labels 0, 1, ...; the label `len(class_names)`
-      is the null label, which stands for any class.
-    config: the configs of the phases: `config.vqvae`, `config.prior`.
-    image_size: pixels a side that the VQ-VAE was trained on.
-    grid: height and width of the codes of such an image, (h, w*L).
-    codebook_size: number of codes, of all levels together.
-    num_levels: codes per latent, L; they are adjacent, from level 0 to L - 1.
   """
 
   def __init__(self, run: run_lib.Run):
     """Loads the weights; raises the errors of `load`."""
-    self.run = run
-    # The weights first: they are there only if config and facts are right.
-    weights = run.vqvae.weights
-    config, facts = run.vqvae.config, run.vqvae.facts
-    self.config = ml_collections.ConfigDict({'vqvae': config})
-    self.class_names = tuple(facts['class_names'])
-    self.image_size = facts['image_size']
-    self._codec = build.codec(config, weights)
-    quantizer = self._codec.model.quantizer
-    self.num_levels = quantizer.num_levels
-    side = self.image_size // config.model.downsampling
-    self.grid = (side, side * self.num_levels)
-    self.codebook_size = quantizer.num_codes
+    super().__init__(run)
     if run.prior.started:
       self.config.prior = run.prior.config
       run.check_codes()
@@ -179,58 +126,6 @@ class Model:
       raise errors.UserError(f'{len(items)} images but {len(labels)} labels')
     return np.broadcast_to(labels, (len(items),))
 
-  def encode(self, images: np.ndarray) -> np.ndarray:
-    """Encodes uint8 images `[B, H, W, 3]` as codes int32 `[B, h, w]`.
-
-    Raises:
-      UserError: wrong shape or dtype, or H or W not divisible by downsampling.
-    """
-    images = arguments.check_images(
-      images, self.config.vqvae.model.downsampling
-    )
-    return chunks.apply(self._codec.encode, images)
-
-  def decode(self, codes: np.ndarray) -> np.ndarray:
-    """Decodes codes int32 `[B, h, w]` to uint8 images `[B, H, W, 3]`.
-
-    Raises:
-      UserError: codes outside [0, K).
-    """
-    return chunks.apply(self._codec.decode, self._check_codes(codes))
-
-  def embed(self, codes: np.ndarray) -> np.ndarray:
-    """Looks up the decoder's input `[B, h, w, D]` of codes int32 `[B, h, w]`.
-
-    Raises:
-      UserError: codes outside [0, K).
-    """
-    return chunks.apply(self._codec.embed, self._check_codes(codes))
-
-  def hide(self, image: np.ndarray, hidden: np.ndarray) -> masking.Masked:
-    """Hides a part of an image and encodes the rest.
-
-    Each hidden pixel is replaced by the nearest visible one, so no code depends
-    on what was hidden. (A grey area would change the codes beside it far more.)
-
-    Args:
-      image: uint8 `[H, W, 3]`, H and W divisible by downsampling.
-      hidden: bool `[H, W]`, whether a pixel is hidden.
-
-    Raises:
-      UserError: wrong shapes or dtypes, nothing is hidden, or every code stands
-        for a hidden pixel.
-    """
-    image, hidden = np.asarray(image), np.asarray(hidden)
-    factor = self.config.vqvae.model.downsampling
-    masking.check(image, hidden, factor)
-    known = masking.known(hidden, factor, self.num_levels)
-    codes = self.encode(masking.filled(image, hidden)[None])[0]
-    return masking.Masked(masking.blanked(image, hidden), codes, known)
-
-  def reconstruct(self, images: np.ndarray) -> np.ndarray:
-    """Encodes and decodes uint8 images `[B, H, W, 3]`."""
-    return self.decode(self.encode(images))
-
   def log_likelihood(
     self, codes: np.ndarray, labels: Labels, **conditions: Given
   ) -> np.ndarray:
@@ -264,13 +159,6 @@ class Model:
     """Returns log p(code | codes before it, label, ...), nats `[B, h, w]`."""
     return self._predict(codes, labels, conditions)[1]
 
-  def latent_distances(self, images: np.ndarray) -> np.ndarray:
-    """Returns mean squared distances to the codebook, float32 `[B, h, w]`."""
-    images = arguments.check_images(
-      images, self.config.vqvae.model.downsampling
-    )
-    return chunks.apply(self._codec.distances, images)
-
   def _predict(
     self, codes: np.ndarray, labels: Labels, given: Mapping[str, Given]
   ) -> tuple[np.ndarray, np.ndarray]:
@@ -300,7 +188,7 @@ class Model:
     with progress.bar(
       total=len(codes) * len(self.class_names),
       desc='likelihood',
-      unit='img',
+      unit='image',
       disable=not show_progress,
     ) as bar:
       for label in range(len(self.class_names)):
@@ -310,22 +198,23 @@ class Model:
 
   def classify(
     self,
-    images: np.ndarray,
+    images: Images,
     *,
     class_prior: Sequence[float] | None = None,
     **conditions: Given,
-  ) -> np.ndarray:
-    """Computes log-probabilities of the classes by Bayes' rule.
+  ) -> classification.Classification:
+    """Computes probabilities of the classes by Bayes' rule.
 
     Args:
-      images: uint8 `[B, H, W, 3]`.
+      images: B images, see `preprocess`.
       class_prior: probability of each class before the image is seen, `[C]`,
         up to a factor (counts, for example); uniform by default. With
         conditions it should be that of such images.
       **conditions: what else is known, see `condition_values`.
 
     Returns:
-      log p(class | codes of the image, conditions), float32 `[B, C]`.
+      p(class | codes of the image, conditions): a table when printed, with the
+      numbers in its attributes.
 
     Raises:
       UserError: wrong images, no trained prior, a wrong class prior, or an
@@ -334,7 +223,8 @@ class Model:
     class_prior = self.check_class_prior(class_prior)
     codes = self.encode(images)
     by_class = self.class_log_likelihoods(codes, **conditions)
-    return bayes.posterior(by_class, class_prior)
+    log_probs = bayes.posterior(by_class, class_prior)
+    return classification.Classification(log_probs, self.class_names)
 
   def check_class_prior(
     self, class_prior: Sequence[float] | None
@@ -358,7 +248,7 @@ class Model:
     return reference.load(self.run, self)
 
   def score(
-    self, images: np.ndarray, label: str | int | Labels | None = None
+    self, images: Images, label: str | int | Labels | None = None
   ) -> scoring.Scores:
     """Says how unlike the run's held-out images other images are, and where.
 
@@ -366,18 +256,19 @@ class Model:
     stores the result in the workdir; later ones need no data.
 
     Args:
-      images: uint8 `[B, H, W, 3]`.
+      images: B images, see `preprocess`.
       label: the class of all images, or of each of them; None: not known.
 
     Raises:
       UserError: wrong images or labels, no prior, or no data for a first call.
     """
+    images = self.preprocess(images)
     labels = None if label is None else self._labels_of(images, label)
     return scoring.score(self, self.calibration, images, labels)
 
   def sample_codes(
     self,
-    labels: Labels,
+    labels: Labels | Mapping[str | int, int],
     count: int = 1,
     *,
     seed: int = 0,
@@ -394,7 +285,8 @@ class Model:
     """Samples new codes, int32 `[B, h, w]`.
 
     Args:
-      labels: class names or numbers.
+      labels: class names or numbers; or the number of images of each, such as
+        `{'mel': 4}`.
       count: number of images of each label, one after the other.
       seed: from 0 to 2**32 - 1; an image depends only on seed, label,
         conditions, id and its known codes, not on the other images.
@@ -419,7 +311,7 @@ class Model:
         without dropping its conditions.
     """
     controls = sampler.Controls(temperature, top_k, top_p, guidance_scale)
-    labels = arguments.repeat(self.labels(labels), count)
+    labels = arguments.requested(labels, count, self.class_names)
     keys = randomness.image_keys(seed, labels, ids)
     prior = self._prior
     drop_rates = self.config.prior.conditions
@@ -439,13 +331,101 @@ class Model:
       known_codes=known_codes,
       known_mask=known_mask,
       loss=prior.loss,
-      chunk_size=chunks.SIZE,
+      chunk_size=chunks.size_for(len(labels)),
       show_progress=show_progress,
     )
 
-  def sample(self, labels: Labels, count: int = 1, **kwargs) -> np.ndarray:
-    """Samples new uint8 images `[B, H, W, 3]`; arguments: `sample_codes`."""
-    return self.decode(self.sample_codes(labels, count, **kwargs))
+  def sample(
+    self,
+    labels: Labels | Mapping[str | int, int],
+    count: int = 1,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance_scale: float = 1.0,
+    known_codes: np.ndarray | None = None,
+    known_mask: np.ndarray | None = None,
+    ids: Sequence[int] | None = None,
+    output: pictures.Output = 'array',
+    show_progress: bool = False,
+    **conditions: Given,
+  ) -> np.ndarray:
+    """Samples new images; for the arguments see `sample_codes` and `decode`.
 
-  def _check_codes(self, codes: np.ndarray) -> np.ndarray:
-    return arguments.check_codes(codes, self.codebook_size, self.num_levels)
+    `sample('mel', 4)`, `sample(['mel', 'nv'], 2)` and `sample({'mel': 2,
+    'nv': 2})` all sample four.
+    """
+    pictures.check_output(output)
+    codes = self.sample_codes(
+      labels,
+      count,
+      seed=seed,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      guidance_scale=guidance_scale,
+      known_codes=known_codes,
+      known_mask=known_mask,
+      ids=ids,
+      show_progress=show_progress,
+      **conditions,
+    )
+    return self.decode(codes, output=output)
+
+  def complete(
+    self,
+    image: Images,
+    mask: Any,
+    count: int = 1,
+    *,
+    label: str | int | None = None,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance_scale: float = 1.0,
+    output: pictures.Output = 'array',
+    show_progress: bool = False,
+    **conditions: Given,
+  ) -> np.ndarray:
+    """Samples what a hidden part of an image may look like.
+
+    Args:
+      image: one image.
+      mask: the hidden part, see `hide`, as is the image.
+      count: number of completions.
+      label: the class of the image; None: not known.
+      seed: as in `sample_codes`, as are the next four arguments.
+      temperature: as there.
+      top_k: as there.
+      top_p: as there.
+      guidance_scale: as there.
+      output: 'array' or 'pil', see `decode`.
+      show_progress: whether to show a progress bar.
+      **conditions: as there.
+
+    Raises:
+      UserError: the image or the mask is wrong, see `hide`; the label is not
+        known, but the prior always was given it; or as in `sample_codes`.
+    """
+    self.check_prior()
+    if label is None and not self.knows_null_label:
+      raise errors.UserError(
+        'the prior was always told the class; give label=CLASS'
+      )
+    label = len(self.class_names) if label is None else label
+    labels = arguments.requested([label], count, self.class_names)
+    return self.sample(
+      labels,
+      seed=seed,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      guidance_scale=guidance_scale,
+      output=output,
+      show_progress=show_progress,
+      **self.hide(image, mask).repeat(len(labels)),
+      **conditions,
+    )
