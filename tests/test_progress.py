@@ -1,5 +1,11 @@
 """Tests of progress in a log file."""
 
+import os
+import pty
+import sys
+import termios
+
+import pytest
 import tqdm
 
 from dermvq_jax import progress
@@ -26,3 +32,18 @@ def test_a_file_gets_no_line_of_short_work(capsys):
   with progress.bar(total=100, desc='read') as bar:
     bar.update(100)
   assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('size', [(24, 80), (0, 0)])
+def test_terminals_with_and_without_a_size(size, monkeypatch):
+  monkeypatch.setattr(progress, '_LOG_INTERVAL_SECONDS', 0)
+  reader, writer = pty.openpty()
+  termios.tcsetwinsize(writer, size)
+  with os.fdopen(writer, 'w') as terminal:
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    assert list(progress.bar(range(2), desc='read')) == [0, 1]
+    terminal.flush()
+    shown = os.read(reader, 10_000).decode()
+  os.close(reader)
+  assert ('read: 100%|' in shown) == all(size)
+  assert ('read: 2 of 2 its, 100%' in shown) != all(size)
