@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install
 WORKDIR ?= runs/demo
 
-.PHONY: install demo test test-all fuzz soak power-cuts bench docs lint \
+.PHONY: install demo demo-model test test-all fuzz soak power-cuts bench docs lint \
   format constraints licences clean
 
 install: $(VENV)/.installed
@@ -22,6 +22,12 @@ $(VENV)/.installed: setup.py pyproject.toml requirements/build.txt \
 
 demo: install
 	$(BIN)/dermvq demo --workdir=$(WORKDIR)
+
+# The model of dermvq_jax.load('demo'): its data are drawn, so it may be given
+# away. Commit the folder; it has about 5 MB.
+demo-model: demo
+	rm -rf dermvq_jax/demo_model
+	$(BIN)/dermvq export --workdir=$(WORKDIR) --out=dermvq_jax/demo_model
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist=worksteal
@@ -76,6 +82,7 @@ constraints: install
 	$(LOCK) $(UPGRADE) --all-extras -o constraints.txt setup.py requirements/build.in requirements/uv.in
 	$(HASHED) -o requirements/build.txt requirements/build.in
 	$(HASHED) -o requirements/uv.txt requirements/uv.in
+	$(HASHED) --no-deps -o requirements/inference.txt requirements/inference.in
 	$(HASHED) --extra=test -o requirements/test.txt setup.py
 	$(HASHED) --extra=tpu -o requirements/tpu.txt setup.py
 

@@ -44,9 +44,10 @@ setuptools.setup(
   ],
   package_dir={'dermvq_jax.configs': 'configs'},
   package_data={
-    'dermvq_jax': ['py.typed'],
+    # demo_model is an export, made by make demo-model.
+    'dermvq_jax': ['py.typed', 'demo_model/**'],
     'dermvq_jax.models': ['weights/*'],
-    'dermvq_jax.reporting': ['templates/*.html'],
+    'dermvq_jax.reporting': ['templates/*'],
   },
   entry_points={'console_scripts': ['dermvq=dermvq_jax.main:main']},
   install_requires=[
@@ -69,6 +70,7 @@ setuptools.setup(
     'optax',
     'orbax-checkpoint>=0.12',
     'pillow',
+    'safetensors>=0.5',
     'scipy',
     f'tensorflow-cpu>=2.21; {_LINUX_X86}',
     f'tensorflow>=2.21; {_OTHERS}',
@@ -88,6 +90,7 @@ setuptools.setup(
       'nbclient',
       'packaging',
       'pip-licenses',
+      'pydicom>=3',
       'pytest',
       'pytest-xdist',
       'ruff',
@@ -106,6 +109,7 @@ setuptools.setup(
     ],
     # They come with photographs; the isolation forest.
     'outliers': ['scikit-image', 'scikit-learn'],
+    'dicom': ['pydicom>=3'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],
   },

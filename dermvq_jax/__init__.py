@@ -13,7 +13,7 @@ __version__ = '0.2.0.dev0'
 
 
 def load(workdir):
-  """Returns the trained run in `workdir`, a `dermvq_jax.inference.Model`."""
+  """Returns the run or export in `workdir`, a `dermvq_jax.inference.Model`."""
   from dermvq_jax import inference
 
   return inference.load(workdir)

@@ -38,13 +38,13 @@ def _add_workdir(sub: argparse.ArgumentParser):
   )
 
 
-def _add_out(sub: argparse.ArgumentParser):
+def _add_out(sub: argparse.ArgumentParser, content: str = 'images'):
   sub.add_argument(
     '--out',
     required=True,
     type=flag_types.folder,
     metavar='DIR',
-    help='new folder for the images, local or gs://BUCKET/...',
+    help=f'new folder for the {content}, local or gs://BUCKET/...',
   )
 
 
@@ -133,9 +133,10 @@ def _add_preparing(sub: argparse.ArgumentParser):
     '--dataset',
     required=True,
     metavar='NAME/SIZE',
-    help='ham10000, isic2018, isic2019, image_folder (your own images) or '
-    'synthetic_dermoscopy with /64, /128 or /256 pixels; dermamnist with /28, '
-    '/64, /128 or /224. Without --manual_dir the command says what to download',
+    help='image_folder (your own images), ham10000, isic_archive, isic2018, '
+    'isic2019, pad_ufes_20, ph2 or synthetic_dermoscopy with /64, /128 or /256 '
+    'pixels; dermamnist with /28, /64, /128 or /224. Without --manual_dir the '
+    'command says what to download',
   )
   sub.add_argument(
     '--manual_dir',
@@ -145,16 +146,21 @@ def _add_preparing(sub: argparse.ArgumentParser):
   )
   sub.add_argument('--overwrite', action='store_true', help='prepare again')
   for name, said in (
-    ('image', 'file names'),
-    ('label', 'classes'),
-    ('group', 'lesions or patients'),
+    ('image', 'image_folder: column of metadata.csv with the file names'),
+    ('label', 'image_folder, isic_archive: column with the classes'),
+    ('group', 'image_folder: column with the lesions or patients'),
   ):
+    default = f'{name}, diagnosis_3' if name == 'label' else name
     sub.add_argument(
-      f'--{name}_column',
-      metavar='NAME',
-      help=f'image_folder: column of metadata.csv with the {said} (default: '
-      f'{name})',
+      f'--{name}_column', metavar='NAME', help=f'{said} (default: {default})'
     )
+  sub.add_argument(
+    '--max_workers',
+    type=int,
+    metavar='N',
+    help='read images in at most so many processes (default: one a core); the '
+    'records do not depend on it',
+  )
   sub.add_argument(
     '--condition_columns',
     metavar='NAME,NAME:WIDTH,...',
@@ -257,6 +263,21 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
   )
   _add_workdir(sub)
   sampling_flags.add_seed(sub)
+  _add_data_dir(sub)
+  sub = command(
+    'export',
+    'Writes a folder to give away: weights, configs without paths, '
+    'evaluations, samples, a model card. It is used like the run.',
+    '--workdir=RUN --out=EXPORT',
+  )
+  _add_workdir(sub)
+  _add_out(sub, 'export')
+  sub.add_argument(
+    '--without_search',
+    action='store_true',
+    help='export although no dermvq evaluate has searched samples for copies '
+    'of training images',
+  )
   _add_data_dir(sub)
   sub = command(
     'check',

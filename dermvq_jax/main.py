@@ -18,6 +18,7 @@ _INTERRUPTED = 130  # exit code, the same as the shell's
 # Exit code after SIGTERM and SIGHUP, EX_TEMPFAIL of sysexits.h: everything is
 # saved, and the same command resumes. 143 would mean that the process died.
 _STOPPED = 75
+_MAKES_RUNS = ('train', 'encode')
 # Errors of a wrong path, missing permissions, and a full or failing disk.
 _SYSTEM_ERRORS = {
   errno.EACCES,
@@ -37,10 +38,11 @@ _SYSTEM_ERRORS = {
 
 
 def _run_of(args: argparse.Namespace):
-  """The run that the arguments name."""
+  """The run that the arguments name; of most commands it is there already."""
   from dermvq_jax.runs import run
 
-  return run.Run(args.workdir, getattr(args, 'data_dir', None) or '')
+  open_run = run.Run if args.command in _MAKES_RUNS else run.find
+  return open_run(args.workdir, getattr(args, 'data_dir', None) or '')
 
 
 def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:
@@ -71,6 +73,7 @@ def _prepare(args: argparse.Namespace):
     overwrite=args.overwrite,
     columns=columns,
     leave_out=args.leave_out,
+    max_workers=args.max_workers,
   )
   print(prepare.summary(prepared))
   _say_next(
@@ -89,16 +92,17 @@ def _train(args: argparse.Namespace):
 
   config = config_files.load(args.config, args.overrides)
   hosts.initialize(args.coordinator, args.num_processes, args.process_id)
-  loop.train(config, _run_of(args), profile=args.profile, verbose=args.verbose)
+  run = _run_of(args)
+  loop.train(config, run, profile=args.profile, verbose=args.verbose)
   workdir = f'--workdir={args.workdir}'
   if not hosts.is_primary():
     return
-  if config.task == 'vqvae':
-    _say_next('encode', workdir)
-  elif config.task == 'prior':
+  if config.task == 'classifier':
+    _say_next('evaluate', workdir)
+  elif run.prior.has_weights:  # A VQ-VAE that is trained on has one, too.
     _say_next('sample', workdir, '--out=SAMPLES')
   else:
-    _say_next('evaluate', workdir)
+    _say_next('encode', workdir)
 
 
 def _encode(args: argparse.Namespace):
@@ -178,6 +182,12 @@ def _report(args: argparse.Namespace):
   report.report(_run_of(args), args.seed)
 
 
+def _export(args: argparse.Namespace):
+  from dermvq_jax.reporting import export
+
+  export.export(_run_of(args), args.out, without_search=args.without_search)
+
+
 def _demo(args: argparse.Namespace):
   from dermvq_jax import demo
 
@@ -199,6 +209,7 @@ _COMMANDS = {
   'score': _score,
   'evaluate': _evaluate,
   'report': _report,
+  'export': _export,
   'check': _check,
   'demo': _demo,
 }
@@ -223,6 +234,16 @@ def _run(args: argparse.Namespace) -> int:
     code = _COMMANDS[args.command](args)
   except errors.UserError as e:
     _say_error(args, str(e))
+    return _MISTAKE
+  except ModuleNotFoundError as e:
+    package = (e.name or '').partition('.')[0]
+    if package in ('', 'dermvq_jax'):
+      raise
+    _say_error(
+      args,
+      f'this needs the package {package}, which is not installed; install '
+      'all that dermvq_jax needs, as its README says',
+    )
     return _MISTAKE
   except OSError as e:
     if e.errno not in _SYSTEM_ERRORS:

@@ -96,6 +96,18 @@ def run_copy(smoke_run, tmp_path) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
+def exported_run(smoke_run, tmp_path_factory) -> pathlib.Path:
+  """An export of `smoke_run`, to be read only."""
+  from dermvq_jax import main
+
+  out = tmp_path_factory.mktemp('exported') / 'export'
+  with _logging_restored():
+    words = ['export', f'--workdir={smoke_run}', f'--out={out}']
+    assert main.main(words) == 0
+  return out
+
+
+@pytest.fixture(scope='session')
 def calibrated_run(smoke_run, tmp_path_factory) -> pathlib.Path:
   """A copy of `smoke_run` without its images, to be read only.
 

@@ -55,6 +55,7 @@ def write_folder(folder, names):
 
 
 def write_zip(path, names, prefix=''):
+  path.parent.mkdir(parents=True, exist_ok=True)
   with zipfile.ZipFile(path, 'w') as archive:
     for name in names:
       archive.writestr(f'{prefix}{name}.jpg', jpeg(name))
@@ -189,6 +190,126 @@ def isic2019(folder):
   (folder / 'ISIC_2019_Training_Metadata.csv').write_text(
     table(('image', 'age_approx', 'sex', 'lesion_id'), rows)
   )
+  return examples
+
+
+def isic_archive_rows():
+  """Returns the examples of `isic_archive` and the rows of its metadata.csv."""
+  labels = {'Nevus': 'Nevus', 'Melanoma, NOS': 'Melanoma NOS'}
+  examples = _examples(labels.values(), 10, 'IL')
+  rows = []
+  for i, e in enumerate(examples):
+    lesion, patient = (
+      f'{e.group.replace(" ", "")}',
+      f'IP_{i // 3}' * (i % 3 > 0),
+    )
+    if i % 5 == 4:
+      lesion = patient = ''
+    e.group = ''  # test_isic_archive tests them
+    rows.append(
+      {
+        'isic_id': e.id,
+        'attribution': 'A hospital, B',
+        'copyright_license': 'CC-BY-NC',
+        'age_approx': ('', '55', '85', '5.0')[i % 4],
+        'anatom_site_general': ('', 'head/neck', 'palms/soles')[i % 3],
+        'diagnosis_1': 'Benign' if e.label == 'Nevus' else 'Malignant',
+        'diagnosis_3': next(k for k, v in labels.items() if v == e.label),
+        'fitzpatrick_skin_type': ('', 'II')[i % 2],
+        'image_type': ('dermoscopic', '')[i % 7 == 6],
+        'lesion_id': lesion,
+        'patient_id': patient,
+        'sex': ('', 'female', 'male')[i % 3],
+      }
+    )
+  return examples, rows
+
+
+def write_isic_archive(folder, rows):
+  """Writes images and tables as the ISIC Archive's own tool does."""
+  folder.mkdir(parents=True, exist_ok=True)
+  write_folder(folder, [row['isic_id'] for row in rows])
+  (folder / 'licenses').mkdir(exist_ok=True)
+  (folder / 'licenses' / 'CC-BY-NC.txt').write_text('licence')
+  (folder / 'attribution.txt').write_text('A hospital, B')
+  columns = list(rows[0])
+  lines = [[row[c] for c in columns] for row in rows]
+  (folder / 'metadata.csv').write_text(table(columns, lines))
+
+
+def isic_archive(folder):
+  """Writes dermoscopic images, and others that are left out."""
+  examples, rows = isic_archive_rows()
+  for i, changes in enumerate(
+    (
+      {'image_type': 'clinical: close-up'},
+      {'image_type': 'TBP tile: close-up'},
+      {'diagnosis_3': ''},
+    )
+  ):
+    rows.append(rows[0] | {'isic_id': f'ISIC_900000{i}'} | changes)
+  write_isic_archive(folder, rows)
+  return examples
+
+
+PAD_COLUMNS = (
+  *('patient_id', 'lesion_id', 'smoke', 'age', 'gender', 'fitspatrick'),
+  *('region', 'diameter_1', 'diagnostic', 'img_id', 'biopsed'),
+)
+
+
+def pad_ufes_20(folder):
+  """Writes photographs of which some have no patient, or no lesion either."""
+  examples, rows = [], []
+  for label in ('ack', 'bcc', 'mel', 'nev', 'scc', 'sek'):
+    for i in range(12):
+      number = len(examples)
+      patient, lesion = f'PAT_{label}{i // 2}', str(number)
+      name = f'PAT_{label}{i}_{number}'
+      group = patient
+      if i > 9:
+        patient, lesion = '', ('', '7000')[i % 2]
+        group = f'lesion_{lesion}' if lesion else name
+        lesion = lesion and f'{lesion}{number}'
+        group = f'lesion_{lesion}' if lesion else name
+      examples.append(Example(name, label, group, pixels(name)))
+      known = (55 + i, 'FEMALE', '2.0', 'FOREARM') if i % 3 else ('',) * 4
+      rows.append(
+        (patient, lesion, 'UNK', *known)
+        + (6.0, label.upper(), f'{name}.png', 'True')
+      )
+  names = [e.id for e in examples]
+  write_zip(folder / 'images' / 'imgs_part_1.zip', names[:9], 'imgs_part_1/')
+  write_folder(folder / 'images' / 'imgs_part_2', names[9:30])
+  write_folder(folder / 'imgs_part_3', names[30:])
+  (folder / 'metadata.csv').write_text(table(PAD_COLUMNS, rows))
+  return examples
+
+
+PH2_LABELS = ('common_nevus', 'atypical_nevus', 'melanoma')
+
+
+def ph2(folder):
+  """Writes images with masks beside them, and a table with a legend."""
+  examples, lines = [], []
+  head = '||   Name ||   Histological Diagnosis || Clinical Diagnosis ||'
+  lines.append(f'{head} Asymmetry | Pigment Network || Colors ||')
+  for i in range(30):
+    name, code = f'IMD{i:03d}', i % 3
+    path = folder / 'PH2 Dataset images' / name
+    for part, file in (
+      (f'{name}_Dermoscopic_Image', name),
+      (f'{name}_lesion', f'{name}_lesion'),
+      (f'{name}_roi', f'{name}_R1_Label3'),
+    ):
+      (path / part).mkdir(parents=True)
+      with Image.open(io.BytesIO(jpeg(file))) as image:
+        image.save(path / part / f'{file}.bmp')
+    histology = 'Melanoma' if code == 2 else ''
+    lines.append(f'|| {name} || {histology:>20} ||    {code} ||  0 | T || 4 ||')
+    examples.append(Example(name, PH2_LABELS[code], name, pixels(name)))
+  lines += ['', 'Legends for Clinical Diagnosis:', '0 - Common Nevus;']
+  (folder / 'PH2_dataset.txt').write_text('\r\n'.join(lines))
   return examples
 
 

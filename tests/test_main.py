@@ -198,7 +198,7 @@ SCORE = ['score', '--workdir={run}', '--out={new}']
     ([*RECONSTRUCT, '--split=val', '{image}'], 'either image files or --split'),
     ([*RECONSTRUCT, '{new}.jpg'], 'there is no file'),
     ([*RECONSTRUCT, '{text}'], 'unreadable'),
-    ([*RECONSTRUCT, '{empty}'], 'no .jpg or .png file'),
+    ([*RECONSTRUCT, '{empty}'], 'there is no JPEG'),
     ([*RECONSTRUCT, '--split=val', '--num_images=0'], '--num_images is 0'),
     (
       [*RECONSTRUCT, '{image}', '--through_prior', '--label=x'],
@@ -298,6 +298,21 @@ def test_prior_of_another_vqvae(run_copy, tmp_path, capsys):
   argv = ['sample', f'--workdir={run_copy}', out, '--counts=1']
   assert main.main(argv) == 0
   assert len(os.listdir(tmp_path / 'out')) == 7 + 2
+
+
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+  """After the small installation, which can use exports only."""
+
+  def fail(name):
+    def import_it(*args, **kwargs):
+      raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+    monkeypatch.setattr(samples, 'sample', import_it)
+    return ['sample', '--workdir=x', '--out=y']
+
+  assert 'needs the package orbax,' in mistake(capsys, fail('orbax.checkpoint'))
+  with pytest.raises(ModuleNotFoundError):  # a bug
+    main.main(fail('dermvq_jax.none'))
 
 
 def test_system_failures(monkeypatch, capsys):

@@ -49,7 +49,7 @@ def test_every_download_has_a_digest(path):
 
 
 def test_what_setup_py_asks_for_is_locked():
-  assert len(_LOCKED) == 4
+  assert len(_LOCKED) == 5
   base, tests = _needed('install_requires'), _needed("'test'")
   assert base <= _ALL.keys(), _ADVICE
   assert base | tests <= _pins(_ROOT / 'requirements/test.txt').keys(), _ADVICE

@@ -8,7 +8,9 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import dermvq_jax
 
@@ -251,7 +253,8 @@ import json, sys
 loaded = {}
 def note(step):
   names = {name.partition('.')[0] for name in sys.modules}
-  loaded[step] = sorted(names & {'jax', 'tensorflow', 'clu', 'orbax'})
+  heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'clu', 'orbax', 'grain'}
+  loaded[step] = sorted(names & heavy)
 import dermvq_jax
 note('dermvq_jax')
 import dermvq_jax.main
@@ -289,4 +292,40 @@ def test_what_importing_and_reading_loads(tmp_path):
     assert 'tensorflow' not in names, step
   # These are instant.
   assert loaded['dermvq_jax'] == loaded['dermvq_jax.main'] == []
-  assert 'jax' in loaded['sampler']
+  assert loaded['sampler'] == loaded['dermvq_jax.inference'] == ['jax']
+
+
+_EXPORT_SCRIPT = """
+import sys
+class Missing:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition('.')[0] in sys.argv[2].split(','):
+      raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, Missing())
+import numpy as np
+import dermvq_jax
+np.save(sys.argv[3], dermvq_jax.load(sys.argv[1]).sample(['mel', 'nv']))
+"""
+
+
+def test_an_export_is_used_without_what_only_trainings_need(
+  exported_run, tmp_path
+):
+  """The images are those that `dermvq sample` made of the run."""
+  locked = (_REPOSITORY / 'requirements' / 'inference.in').read_text()
+  needed = {line.replace('-', '_') for line in locked.splitlines()}
+  missing = {'tensorflow', 'tensorflow_datasets', 'grain', 'orbax', 'clu'}
+  missing |= {'array_record', 'optax', 'tensorstore', 'dacite', 'matplotlib'}
+  missing |= {'jinja2', 'tensorboard'}
+  assert not missing & needed
+  words = [str(exported_run), ','.join(missing), str(tmp_path / 'made.npy')]
+  done = subprocess.run(
+    [sys.executable, '-c', _EXPORT_SCRIPT, *words],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  for name, made in zip(['mel', 'nv'], np.load(tmp_path / 'made.npy')):
+    file = f'samples/{name}/synthetic_{name}_00000.png'
+    with Image.open(exported_run / file) as image:
+      np.testing.assert_array_equal(made, np.asarray(image))

@@ -12,14 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+from PIL import (
+  ExifTags,
+  Image,
+  ImageCms,
+  PngImagePlugin,
+  UnidentifiedImageError,
+)
 
 from dermvq_jax import errors
+from dermvq_jax.data import dicom
 
 # Dermoscopic cameras reach 24 million pixels. An image with far more is a
 # mistake or an attack, and decoding it would fill the memory.
 MAX_PIXELS = 50_000_000
-_IMAGE_FORMATS = ('JPEG', 'PNG')
+_IMAGE_FORMATS = ('JPEG', 'PNG', 'TIFF', 'BMP', 'WEBP')
 # What Pillow, zipfile and NumPy raise for files that are damaged or of another
 # kind.
 DAMAGES = (
@@ -54,21 +61,19 @@ _MODES = {'RGB': 'RGB', 'GRAY': 'L', 'CMYK': 'CMYK'}
 # Descriptions of the profile that images are converted to; converting from it
 # would only add rounding errors.
 _SRGB_NAMES = ('sRGB IEC61966', 'sRGB built-in')
-_16_BIT_STEP = 257  # 65535 / 255
-SUFFIXES = ('.jpg', '.jpeg', '.png')
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and its value
+_MAX = 2**16 - 1
+_16_BIT_STEP = 257  # _MAX / 255
+SUFFIXES = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif', '.png'),
+  *('.tif', '.tiff', '.bmp', '.webp'),
+  *((dicom.SUFFIX,) if dicom.IS_INSTALLED else ()),
+)
+KINDS = 'JPEG, PNG, TIFF, BMP or WebP'
 # Other images, which are not read; to leave them out in silence would be wrong.
 OTHER_SUFFIXES = (
-  '.avif',
-  '.bmp',
-  '.dcm',
-  '.gif',
-  '.heic',
-  '.heif',
-  '.jfif',
-  '.jp2',
-  '.tif',
-  '.tiff',
-  '.webp',
+  *('.avif', '.gif', '.heic', '.heif', '.jp2'),
+  *(() if dicom.IS_INSTALLED else (dicom.SUFFIX,)),
 )
 # Files and folders of macOS, Windows, Linux and NAS devices; some hold small
 # copies of the images. Hidden ones begin with a dot.
@@ -89,6 +94,10 @@ _WHITE = 128  # Pixels of a mask are white from this value on.
 _NO_PART = 1e-6  # Weights of the filter below this are rounding errors.
 
 _GAP = 2  # pixels between the images of a sheet
+
+
+class _DepthError(ValueError):
+  """An image has too many bits."""
 
 
 def save_png(
@@ -189,9 +198,7 @@ def list_images(
   )
   found = [path for path in files if path.suffix.lower() in SUFFIXES]
   if not found:
-    raise errors.UserError(
-      f'there is no .jpg or .png file in {folder}; {advice}'
-    )
+    raise errors.UserError(f'there is no {KINDS} image in {folder}; {advice}')
   return found, [path for path in files if is_other(path.name)]
 
 
@@ -202,7 +209,7 @@ def read_square(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
   has an ICC profile, and 16 bits to 8. What is transparent becomes white.
 
   Args:
-    source: a JPEG or PNG file.
+    source: an image file.
     size: the side in pixels.
 
   Returns:
@@ -218,7 +225,7 @@ def read_mask(source: pathlib.Path | zipfile.Path, size: int) -> np.ndarray:
   """Reads the central square of a mask, to go with `read_square`.
 
   Args:
-    source: a JPEG or PNG file in black and white; what is transparent is
+    source: an image file, in black and white; what is transparent is
       black.
     size: the side in pixels.
 
@@ -276,6 +283,8 @@ def _read(
       if isinstance(source, zipfile.Path):
         # The checksum is compared when all is read; a decoder may stop before.
         file = io.BytesIO(file.read())
+      if source.suffix.lower() == dicom.SUFFIX and dicom.IS_INSTALLED:
+        return convert(dicom.read(file, MAX_PIXELS))
       with Image.open(file, formats=_IMAGE_FORMATS) as image:
         # Only the header has been read so far.
         if image.width * image.height > MAX_PIXELS:
@@ -286,10 +295,14 @@ def _read(
       f'the image {source} has more than {MAX_PIXELS:,} pixels '
       f'({e}); replace it with the published one or scale it down'
     ) from None
+  except _DepthError as e:
+    raise errors.UserError(f'the image {source} is not used: {e}') from None
   except DAMAGES as e:
+    # Pillow names the object that it read from, which says nothing.
+    unknown = isinstance(e, UnidentifiedImageError)
+    why = f'it is not {KINDS}' if unknown else errors.one_line(e)
     raise errors.UserError(
-      f'the image {source} is unreadable ({errors.one_line(e)}); copy or '
-      'download it again'
+      f'the image {source} is unreadable ({why}); copy or download it again'
     ) from e
 
 
@@ -336,10 +349,19 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-  """Returns a grey image of 16 bits in 8 bits; others as they are."""
+  """Returns a grey image of 16 bits in 8 bits; others as they are.
+
+  Raises:
+    _DepthError: it has more bits. Their range is not agreed on.
+  """
+  if image.mode == 'F' or (image.mode == 'I' and image.getextrema()[1] > _MAX):
+    raise _DepthError('it has more than 16 bits a value; save it with 8 or 16')
   if not image.mode.startswith('I'):  # Pillow reads RGB in 8 bits anyway.
     return image
-  values = np.asarray(image).clip(0, 2**16 - 1).astype(np.uint32)
+  values = np.asarray(image).clip(0, _MAX).astype(np.uint32)
+  # Pillow inverts grey TIFF files whose lowest value is white in 8 bits only.
+  if getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    values = _MAX - values
   rounded = (values + _16_BIT_STEP // 2) // _16_BIT_STEP
   grey = Image.fromarray(rounded.astype(np.uint8))
   transparent = image.info.get('transparency')  # One value is transparent.

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from dermvq_jax import errors, files, provenance
-from dermvq_jax.data import images, prepared
+from dermvq_jax.data import images, prepared, spill
 from dermvq_jax.data.datasets import builder as builder_lib
 
 # TFDS' names for a folder that it is still writing, and for a note that it
@@ -39,6 +39,7 @@ def run(
   overwrite: bool = False,
   columns: Mapping[str, str] | None = None,
   leave_out: epath.PathLike | None = None,
+  max_workers: int | None = None,
 ) -> tfds.core.DatasetBuilder:
   """Writes `dataset` as ArrayRecord files, unless that was done before.
 
@@ -56,6 +57,8 @@ def run(
     leave_out: a table of `dermvq score`; images with 'yes' in its column
       `flagged` are left out, counted, and listed in `left_out.txt` beside the
       records. The others stay in the splits that they would be in anyway.
+    max_workers: upper limit of the processes that read files; None: one for
+      each core. The records do not depend on it.
 
   Returns:
     The prepared builder.
@@ -70,11 +73,13 @@ def run(
       f'datasets cannot be stored in {data_dir}; give a local folder as '
       '--data_dir'
     )
+  if max_workers is not None and max_workers < 1:
+    raise errors.UserError(f'--max_workers is {max_workers}; give 1 or more')
   names = () if leave_out is None else _flagged(epath.Path(leave_out))
 
   def make_builder() -> tfds.core.DatasetBuilder:
     builder = builder_lib.make(dataset, data_dir, columns)
-    builder.leave_out = names
+    builder.leave_out, builder.max_workers = names, max_workers
     return builder
 
   if names and not overwrite and _is_prepared(make_builder()):
@@ -189,6 +194,7 @@ def _write(
       # TFDS prints messages about downloads, although there are none.
       open(os.devnull, 'w') as devnull,
       contextlib.redirect_stdout(devnull),
+      spill.bounded_memory(),
     ):
       builder.download_and_prepare(
         download_dir=unused_downloads,
@@ -196,9 +202,9 @@ def _write(
         file_format='array_record',
       )
   finally:
-    bar = getattr(builder, '_progress', None)
-    if bar is not None:
-      bar.close()
+    close = getattr(builder, 'close', None)
+    if close is not None:
+      close()
 
 
 def _source(

@@ -1,4 +1,7 @@
-"""Reads prepared datasets, from their files only, without their builders."""
+"""Reads prepared datasets, from their files only, without their builders.
+
+TFDS is imported only when one is read: an export is used without it.
+"""
 
 import functools
 import json
@@ -7,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from etils import epath
 
 from dermvq_jax import errors
@@ -88,7 +90,8 @@ def _versions(folder: epath.Path) -> list[epath.Path]:
   ]
 
 
-def _builder(dataset: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
+def _builder(dataset: str, data_dir: epath.Path) -> Any:
+  """Opens a dataset: a `tfds.core.DatasetBuilder`."""
   if not re.fullmatch('[a-z0-9_]+/[a-z0-9_]+', dataset):
     raise errors.UserError(f'dataset {dataset!r} is not of the form name/size')
   name, _, config = dataset.partition('/')
@@ -106,6 +109,8 @@ def _builder(dataset: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
   # Versions are x.y.z; the newest counts.
   newest = max(versions, key=lambda p: tuple(map(int, p.name.split('.'))))
   _check_features(newest)
+  import tensorflow_datasets as tfds
+
   try:
     builder = tfds.builder_from_directory(newest)
     _ = builder.info.metadata == {}  # TFDS reads its file only on access.
@@ -138,7 +143,7 @@ class Dataset:
     self.data_dir = epath.Path(data_dir).expanduser()
 
   @functools.cached_property
-  def _builder(self) -> tfds.core.DatasetBuilder:
+  def _builder(self) -> Any:
     return _builder(self.name, self.data_dir)
 
   def check(self):
@@ -246,6 +251,8 @@ class Dataset:
       )
     decoders = None
     if not decode_images and 'image' in builder.info.features:
+      import tensorflow_datasets as tfds
+
       decoders = {'image': tfds.decode.SkipDecoding()}
     try:
       source = builder.as_data_source(name, decoders=decoders)

@@ -24,13 +24,16 @@ Given = conditions_lib.Given
 
 
 def load(workdir: epath.PathLike) -> 'Model':
-  """Loads the run in `workdir`; the prior may still be missing.
+  """Loads the run, or export, in `workdir`; the prior may still be missing.
+
+  An export needs neither TensorFlow nor Orbax: see `dermvq export`. 'demo' is
+  the model that comes with this package, see `runs.run.find`.
 
   Raises:
     UserError: there is no trained VQ-VAE, or the prior was trained on the codes
       of another VQ-VAE.
   """
-  return Model(run_lib.Run(workdir))
+  return Model(run_lib.find(workdir))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def load_part(
       f'a VQ-VAE has no part {part!r}; there are '
       + ', '.join(build.VQVAE_PARTS)
     )
-  vqvae = run_lib.Run(workdir).vqvae
+  vqvae = run_lib.find(workdir).vqvae
   apply, variables = build.vqvae_part(vqvae.config, vqvae.weights, part)
   if part == 'codebook':
     return np.asarray(apply(variables))

@@ -160,9 +160,26 @@ def load(
   return found
 
 
+def copy(run: run_lib.Run, exported: run_lib.Run):
+  """Copies what is stored of a run's images to its export.
+
+  Numbers take the place of the names of lesions or patients.
+  """
+  for reconstructed in _FILES:
+    file = path(run, reconstructed)
+    if _read(file, _identity(run)) is None:
+      continue
+    arrays = files.read_arrays(file)
+    _, numbers = np.unique(arrays['groups'], return_inverse=True)
+    # In the same order, so that results stay the same to the last bit.
+    arrays['groups'] = np.array([f'{number:08}' for number in numbers])
+    with path(exported, reconstructed).open('wb') as opened:
+      np.savez_compressed(opened, **arrays)
+
+
 def _read(file: epath.Path, identity: str) -> Calibration | None:
   """Reads a calibration; None if there is none for this identity."""
-  if not file.exists():
+  if not file.is_file():  # A link could lead to a device.
     return None
   try:
     arrays = files.read_arrays(file)

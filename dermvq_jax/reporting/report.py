@@ -86,9 +86,9 @@ def _commands(steps: dict[str, dict[str, Any]]) -> str:
   """The commands, each once, with the parts that the command made."""
   lines = []
   for command, parts in itertools.groupby(
-    steps.items(), lambda step: step[1]['command']
+    steps.items(), lambda step: step[1].get('command', '')
   ):
-    lines.append(command)
+    lines.append(command or 'unknown: this is an export')
     for name, made_by in parts:
       versions = [f'{k} {v}' for k, v in made_by['versions'].items()]
       devices = [made_by['devices']] if 'devices' in made_by else []
@@ -143,7 +143,8 @@ def report(run: run_lib.Run, seed: int = 0) -> list[epath.Path]:
     ]
   sections += [
     model_sections.reconstructions(run, model, validation),
-    _training(run),
+    # An export has no metrics.
+    *([] if run.is_exported else [_training(run)]),
     data_section.section(run),
     _how(run, evaluated),
   ]

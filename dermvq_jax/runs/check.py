@@ -38,6 +38,7 @@ def _is_there(phase: phase_lib.Phase) -> bool:
   parts = (phase.folder / name for name in ('checkpoints', 'best'))
   return (
     phase.started
+    or phase.is_exported
     or logs.exists(phase.folder)
     or any(part.is_dir() for part in parts)
   )
@@ -106,6 +107,19 @@ def _missing_weights(
 def _is_validation(row: dict[str, Any]) -> bool:
   values = [v for name, v in row.items() if name.startswith('val/')]
   return bool(values) and all(map(math.isfinite, values))
+
+
+def _check_exported(phase: phase_lib.Phase) -> Iterator[_Finding]:
+  """Checks a phase of an export, which has its config and weights only."""
+  for part, read in (
+    ('config.json', lambda: phase.config),
+    ('weights.safetensors', lambda: phase.weights),
+  ):
+    try:
+      read()
+      yield f'{phase.name}/{part}', '', ''
+    except errors.UserError as e:
+      yield f'{phase.name}/{part}', str(e), ''
 
 
 def _check_phase(phase: phase_lib.Phase) -> Iterator[_Finding]:
@@ -204,7 +218,7 @@ def _check_report(run: run_lib.Run) -> Iterator[_Finding]:
         files.read_arrays(folder / name)
       else:
         content, arrays = json.loads((folder / name).read_text()), []
-        if content['memorisation'] is not None:
+        if content['memorisation'] is not None and not run.is_exported:
           arrays = [f'nearest_{split}.npz']
         missing = [p for p in content['weights'] if not _is_there(run.phase(p))]
         missing += [file for file in arrays if file not in names]
@@ -221,7 +235,8 @@ def check(run: run_lib.Run) -> bool:
   Configs, metrics and evaluations must be readable. Checkpoints and best
   weights must be as they were saved (`runs.checkpoints`). Every record of the
   images and codes that the phases were trained on must be readable. What must
-  be there follows from the configs, the metrics and the steps.
+  be there follows from the configs, the metrics and the steps. An export has no
+  checkpoints and no data.
 
   Args:
     run: a run in any state.
@@ -241,6 +256,9 @@ def check(run: run_lib.Run) -> bool:
   damaged, seen = 0, set()
   parts = []
   for phase in phases:
+    if phase.is_exported:  # Its data are elsewhere.
+      parts.append(_check_exported(phase))
+      continue
     parts.append(_check_phase(phase))
     if phase.started:
       parts.append(_check_data_of(run, phase, seen))

@@ -24,6 +24,11 @@ def unpack(tree: PyTree) -> PyTree:
   return flax.serialization.msgpack_restore(tree[_PACKED].tobytes())
 
 
+def name_of(path: Any) -> str:
+  """The name of an array, such as 'params/encoder/bias', from a key path."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
 def checksums(step: int, tree: PyTree) -> dict[str, Any]:
   """Returns the CRC-32 of each array, with its type and shape, for JSON."""
   sums = {}
@@ -31,9 +36,7 @@ def checksums(step: int, tree: PyTree) -> dict[str, Any]:
     array = np.ascontiguousarray(leaf)
     start = zlib.crc32(f'{array.dtype}{array.shape}'.encode())
     data = array.reshape(-1).view(np.uint8)
-    sums[jax.tree_util.keystr(path, simple=True, separator='/')] = zlib.crc32(
-      data, start
-    )
+    sums[name_of(path)] = zlib.crc32(data, start)
   return {'step': step, 'crc32': sums}
 
 

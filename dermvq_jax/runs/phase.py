@@ -10,7 +10,7 @@ from etils import epath
 
 from dermvq_jax import errors, files, provenance
 from dermvq_jax.data import facts as facts_lib
-from dermvq_jax.runs import checkpoints, logs, ranges, shapes
+from dermvq_jax.runs import exported, logs, ranges, shapes
 
 PyTree = Any
 PHASES = ('vqvae', 'prior', 'classifier')
@@ -23,11 +23,22 @@ _FREE = {'parallel', 'num_workers', 'data_dir'}
 _FREE_SUFFIX = '_every_steps'
 
 
+# They name folders of this machine, and no result depends on them.
+_PATHS = ('data_dir', 'start_from')
+
+
 def made_by() -> dict[str, Any]:
   """Returns `provenance.describe()` of this process, and its `devices`."""
   return provenance.describe('jax', 'flax') | {
     'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}'
   }
+
+
+def _checkpoints():
+  """The module of checkpoints. It imports orbax, which an export needs not."""
+  from dermvq_jax.runs import checkpoints
+
+  return checkpoints
 
 
 class EarlierVersionError(errors.UserError):
@@ -54,6 +65,11 @@ class Phase:
     """Whether the phase was started."""
     return (self.folder / _FILE).exists()
 
+  @property
+  def is_exported(self) -> bool:
+    """Whether this is a phase of an export: see `export`."""
+    return exported.is_there(self.folder)
+
   @functools.cached_property
   def _stored(self) -> dict[str, Any]:
     """The content of config.json.
@@ -68,6 +84,8 @@ class Phase:
         f'{self.folder} holds no run; run dermvq train --config={self.name} '
         f'--workdir={self.folder.parent} first'
       )
+    if self.is_exported:
+      exported.check_file(path)
     try:
       stored = json.loads(path.read_text())
       content = {k: dict(stored[k]) for k in ('config', 'facts', 'made_by')}
@@ -111,19 +129,23 @@ class Phase:
 
   @property
   def has_weights(self) -> bool:
-    """Whether there are weights in `best/`."""
-    return checkpoints.has_best(self.folder)
+    """Whether there are weights in `best/`, or exported ones."""
+    return self.is_exported or _checkpoints().has_best(self.folder)
 
   @functools.cached_property
   def weights(self) -> PyTree:
-    """The weights in `best/`: `{'params': ..., 'model_state': ...}`.
+    """The weights in `best/`, or the exported ones.
+
+    They are `{'params': ..., 'model_state': ...}`.
 
     Raises:
       UserError: there are none, they are damaged, or they are of other shapes
         than the config says.
     """
-    like = self.shapes if self.started else None
-    return checkpoints.load_best(self.folder, like)
+    like = self.shapes if self.started or self.is_exported else None
+    if self.is_exported:
+      return exported.load(self.folder, like)
+    return _checkpoints().load_best(self.folder, like)
 
   @functools.cached_property
   def shapes(self) -> PyTree:
@@ -141,8 +163,10 @@ class Phase:
 
   @property
   def weights_id(self) -> str:
-    """Identifies the weights in `best/`; '' if there are none."""
-    return checkpoints.best_id(self.folder)
+    """Identifies the weights; '' if there are none. An export keeps it."""
+    if self.is_exported:
+      return exported.read_id(self.folder)
+    return _checkpoints().best_id(self.folder)
 
   def metrics(self) -> list[dict[str, Any]]:
     """Reads all rows of metrics.jsonl; none if there is no such file.
@@ -152,21 +176,41 @@ class Phase:
     """
     return logs.read(self.folder)
 
+  def check_trainable(self):
+    """Raises UserError if this is a phase of an export."""
+    if self.is_exported:
+      raise errors.UserError(
+        f'{self.folder} is an export, which cannot be trained on; use the run '
+        'that it was made from, or another --workdir'
+      )
+
   def start(self, config: ml_collections.ConfigDict, facts: dict[str, Any]):
     """Runs `check`, then stores what the phase is started with."""
+    self.check_trainable()
     files.refuse_links(self.folder)
     self.check(config, facts)
     first = self.made_by if self.started else made_by()
     files.make_folder(self.folder)
-    stored = {
-      'format': _FORMAT,
-      'config': config.to_dict(),
-      'facts': facts,
-      'made_by': first,
-    }
-    files.write_text(self.folder / _FILE, json.dumps(stored, indent=2) + '\n')
+    text = _as_text(config.to_dict(), facts, first)
+    files.write_text(self.folder / _FILE, text)
     for name in ('_stored', 'config', 'shapes', 'weights'):
       self.__dict__.pop(name, None)
+
+  def export(self, folder: epath.Path):
+    """Writes config and weights to a new folder, for use without a training.
+
+    The config has no paths, and not the commands that made it.
+
+    Raises:
+      UserError: there are no weights, or they are damaged.
+    """
+    weights, weights_id = self.weights, self.weights_id
+    folder.mkdir(parents=True)
+    config = self.config.to_dict()
+    config |= {name: '' for name in _PATHS if name in config}
+    said = {k: v for k, v in self.made_by.items() if k != 'command'}
+    (folder / _FILE).write_text(_as_text(config, self.facts, said))
+    exported.save(folder, weights, weights_id)
 
   def check(self, config: ml_collections.ConfigDict, facts: dict[str, Any]):
     """Checks that a phase is resumed with the values that it was started with.
@@ -203,6 +247,19 @@ class Phase:
         f'{self.folder} was started differently: {"; ".join(differing)}. Use '
         'another --workdir, or the old values to resume'
       )
+
+
+def _as_text(
+  config: dict[str, Any], facts: dict[str, Any], made_by: dict[str, Any]
+) -> str:
+  """The content of config.json."""
+  stored = {
+    'format': _FORMAT,
+    'config': config,
+    'facts': facts,
+    'made_by': made_by,
+  }
+  return json.dumps(stored, indent=2) + '\n'
 
 
 def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -9,11 +9,15 @@ WORKDIR/data/        prepared datasets, unless they are elsewhere; codes, if
                      the folder of the images cannot be written
 ```
 
+An export (`dermvq export`) has in each phase only config.json and, in place of
+best/, weights.safetensors. It is read as a run is.
+
 The workdir may be in a bucket (gs://). Datasets are always on a local disk.
 """
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +52,31 @@ def what_hosts_share(
   shared = {k: v for k, v in config.to_dict().items() if k not in own}
   versions = phase_lib.made_by()['versions']
   return {'config': shared, 'data': facts, 'versions': versions}
+
+
+DEMO = 'demo'
+_DEMO_FOLDER = epath.Path(__file__).parent.parent / 'demo_model'
+
+
+def find(workdir: epath.PathLike, data_dir: epath.PathLike = '') -> 'Run':
+  """Opens a run or an export that is there already.
+
+  Args:
+    workdir: its folder. `DEMO` stands for the model that comes with this
+      package, unless there is a folder of this name.
+    data_dir: as for `Run`.
+
+  Raises:
+    UserError: `DEMO` is given, and there is neither.
+  """
+  if str(workdir) != DEMO or os.path.isdir(DEMO):
+    return Run(workdir, data_dir)
+  if not _DEMO_FOLDER.is_dir():
+    raise errors.UserError(
+      'this installation comes without a demo model; train one, dermvq demo '
+      '--workdir=runs/demo, and give runs/demo'
+    )
+  return Run(_DEMO_FOLDER, data_dir)
 
 
 class Run:
@@ -86,6 +115,11 @@ class Run:
     return [
       phase for name in phase_lib.PHASES if (phase := self.phase(name)).started
     ]
+
+  @property
+  def is_exported(self) -> bool:
+    """Whether this is an export: see `export`."""
+    return self.vqvae.is_exported
 
   @property
   def report_dir(self) -> epath.Path:
@@ -275,6 +309,20 @@ class Run:
         + (f', or give one of: {", ".join(found)}' if found else '')
       )
     return config.dataset
+
+  def export(self, folder: epath.PathLike) -> 'Run':
+    """Writes what is needed to use the phases, see `Phase.export`.
+
+    Returns:
+      The export, which can be used like this run, but not trained on.
+
+    Raises:
+      UserError: a phase has no trained weights, or they are damaged.
+    """
+    exported = Run(folder)
+    for phase in self.phases:
+      phase.export(exported.phase(phase.name).folder)
+    return exported
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:

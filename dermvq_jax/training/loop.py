@@ -242,6 +242,7 @@ def train(
     UserError: a mistake in the config, the data or the workdir.
     StoppedError: a signal asked the training to stop; the state is saved.
   """
+  run.phase(config.task).check_trainable()
   source = pretrained.source(config)
   if source:
     config = pretrained.resolve(config, source)

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import struct
 import zipfile
 
 import numpy as np
@@ -156,6 +157,88 @@ def test_damaged_exif_is_ignored(tmp_path, exif):
   assert images.read_square(tmp_path / 'a.jpg', 40).std() > 50
 
 
+@pytest.mark.parametrize(
+  ('suffix', 'options'),
+  [
+    ('.png', {}),
+    ('.bmp', {}),
+    ('.webp', {'lossless': True}),
+    ('.tif', {}),
+    ('.tif', {'compression': 'tiff_lzw'}),
+    ('.jpg', {'quality': 100, 'subsampling': 0}),
+    ('.tif', {'compression': 'jpeg'}),
+  ],
+)
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'P', 'CMYK'])
+def test_kinds_of_files(tmp_path, suffix, options, mode):
+  image = gradient(32, 32).convert(mode)
+  if mode == 'CMYK' and suffix not in ('.jpg', '.tif'):
+    image = image.convert('RGB')
+  if mode == 'P' and (suffix == '.jpg' or 'compression' in options):
+    image = gradient(32, 32)
+  image.save(tmp_path / f'a{suffix}', **options)
+  assert f'a{suffix}'.endswith(images.SUFFIXES)
+  result = images.read_square(tmp_path / f'a{suffix}', 32).astype(int)
+  expected = np.asarray(image.convert('RGB')).astype(int)
+  assert np.abs(result - expected).max() <= (8 if 'jp' in f'{options}' else 3)
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.tif', '.webp'])
+def test_exif_and_profiles_of_each_kind_of_file(tmp_path, suffix):
+  image, exif = gradient(32, 20), Image.Exif()
+  exif[0x0112] = 6  # Turn it to the right.
+  options = {'lossless': True} if suffix == '.webp' else {'quality': 100}
+  path = tmp_path / f'a{suffix}'
+  image.save(path, exif=exif, icc_profile=swapped_profile(), **options)
+  result = images.read_square(path, 20).astype(int)
+  expected = np.asarray(image)[:, 6:26][..., [1, 0, 2]]
+  assert np.abs(result - np.rot90(expected, -1)).max() <= 9
+
+
+@pytest.mark.parametrize('suffix', ['.tif', '.webp'])
+def test_transparent_pixels_of_each_kind_of_file(tmp_path, suffix):
+  image = Image.new('RGBA', (8, 8), (100, 100, 100, 255))
+  image.paste((9, 9, 9, 0), (0, 0, 8, 4))
+  options = {'lossless': True, 'exact': True} if suffix == '.webp' else {}
+  image.save(tmp_path / f'a{suffix}', **options)
+  result = images.read_square(tmp_path / f'a{suffix}', 8)
+  assert (result[:4] == 255).all() and (result[4:] == 100).all()
+
+
+def tiff(values, white=1):
+  """A TIFF file of grey values of 8 or 16 bits, without Pillow.
+
+  With white=0 the lowest value is white.
+  """
+  data, bits = values.tobytes(), 8 * values.itemsize
+  height, width = values.shape
+  tags = [(256, width), (257, height), (258, bits), (259, 1), (262, white)]
+  start = 8 + 2 + 12 * 9 + 4
+  tags += [(273, start), (277, 1), (278, height), (279, len(data))]
+  entries = [struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags]
+  head = b'II*\0' + struct.pack('<IH', 8, len(tags))
+  return head + b''.join(entries) + bytes(4) + data
+
+
+@pytest.mark.parametrize('white', [0, 1])
+@pytest.mark.parametrize('bits', [8, 16])
+def test_grey_tiff_files(tmp_path, white, bits):
+  grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+  values = grey if bits == 8 else grey.astype('<u2') * 257
+  (tmp_path / 'a.tif').write_bytes(tiff(values, white))
+  result = images.read_square(tmp_path / 'a.tif', 16)
+  expected = grey if white else 255 - grey
+  np.testing.assert_array_equal(result, np.stack([expected] * 3, -1))
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.int32])
+def test_more_than_16_bits_are_refused(tmp_path, dtype):
+  values = np.linspace(0, 1e6, 64).reshape(8, 8).astype(dtype)
+  Image.fromarray(values).save(tmp_path / 'a.tif')
+  with pytest.raises(errors.UserError, match='a.tif is not used: it has more'):
+    images.read_square(tmp_path / 'a.tif', 8)
+
+
 def test_16_bits_are_scaled(tmp_path):
   grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
   Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / 'a.png')
@@ -300,7 +383,7 @@ def test_images_of_a_folder(tmp_path):
 
 def test_a_folder_without_images(tmp_path):
   (tmp_path / '._a.jpg').write_bytes(b'')
-  match = 'there is no .jpg or .png file in .*; give a folder with images'
+  match = 'there is no JPEG.* image in .*; give a folder with images'
   with pytest.raises(errors.UserError, match=match):
     images.list_images(tmp_path)
 

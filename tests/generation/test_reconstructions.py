@@ -163,14 +163,14 @@ def test_junk_and_bad_files_in_a_folder(smoke_run, tmp_path, out, caplog):
     (folder / name).write_bytes(b'x')
   cut = (folder / 'b.png').read_bytes()[:60]
   (folder / 'c\x1b[2J.png').write_bytes(cut)
-  for name in ('e.heic', 'f.TIF'):  # Other images, which are not read.
+  for name in ('e.heic', 'f.GIF'):  # Other images, which are not read.
     (folder / name).write_bytes(b'x')
   reconstructions.reconstruct(run_lib.Run(smoke_run), out, paths=[folder])
   rows = read_csv(out / 'errors.csv')
   assert [row['image'] for row in rows] == ['a.png', 'b.png', 'd.png']
   said = [record.getMessage() for record in caplog.records]
   assert 'c\\x1b[2J.png is unreadable' in said[-2]
-  assert '2 images left out' in said[-1] and '(e.heic, f.TIF)' in said[-1]
+  assert '2 images left out' in said[-1] and '(e.heic, f.GIF)' in said[-1]
   assert ['left out' in line for line in said].count(True) == 2
   for name in ('a.png', 'b.png', 'd.png'):
     (folder / name).write_bytes(cut)
@@ -188,7 +188,7 @@ def test_junk_and_bad_files_in_a_folder(smoke_run, tmp_path, out, caplog):
     ({'split': 'val', 'num_images': 0}, 'num_images is 0'),
     ({'paths': ['/nowhere/a.png']}, 'no file /nowhere/a.png'),
     ({'paths': [__file__]}, 'unreadable'),
-    ({'paths': ['EMPTY']}, 'no .jpg or .png file'),
+    ({'paths': ['EMPTY']}, 'there is no JPEG'),
     ({'paths': ['GOOD', 'BAD'], 'through_prior': True}, 'bad.png is unread'),
     (
       {'paths': ['GOOD'], 'through_prior': True, 'label': 'melanoma'},

@@ -10,6 +10,7 @@ import pytest
 
 from dermvq_jax import config_files, errors
 from dermvq_jax.runs import checkpoints, shapes
+from dermvq_jax.runs import run as run_lib
 from dermvq_jax.runs.run import Run
 
 FACTS = {'dataset': 'toy/4', 'num_train': 9, 'grid': [4, 4], 'variance': 0.1}
@@ -40,6 +41,19 @@ def test_places():
   assert Run('a', '~/given').data_dir('~/data') == home / 'given'
   assert Run('a').report_dir == pathlib.Path('a/report')
   assert str(Run('gs://bucket/a').prior.folder) == 'gs://bucket/a/prior'
+
+
+def test_the_model_that_comes_with_the_package(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(run_lib, '_DEMO_FOLDER', tmp_path / 'shipped')
+  with pytest.raises(errors.UserError, match='without a demo model; train one'):
+    run_lib.find('demo')
+  (tmp_path / 'shipped').mkdir()
+  assert run_lib.find('demo').workdir == tmp_path / 'shipped'
+  assert run_lib.find('./demo').workdir == pathlib.Path('demo')
+  (tmp_path / 'demo').mkdir()
+  assert run_lib.find('demo').workdir == pathlib.Path('demo')
+  assert run_lib.find('a').workdir == Run('a').workdir
 
 
 def test_data_of_a_bucket_are_refused():

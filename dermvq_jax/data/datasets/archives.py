@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -16,9 +17,6 @@ File = pathlib.Path | zipfile.Path
 Row = dict[str, str]
 
 JPEG_SUFFIXES = ('.jpg', '.jpeg')
-# A folder holds files, folders of files, or (where unpacking added a level)
-# folders of folders of files.
-_MAX_DEPTH = 2
 # The largest published table has 2 MB; a much larger one would fill the memory.
 MAX_TABLE_BYTES = 100_000_000
 # The published images have a few MB at most; larger files are not unpacked.
@@ -42,7 +40,7 @@ def list_files(
   """Yields the files in a folder and its zips that have one of `suffixes`.
 
   Args:
-    folder: the folder, which is searched two levels down.
+    folder: the folder, which is searched with all its sub-folders.
     suffixes: the suffixes, in lower case.
     ignored: files and folders are left out if their name starts with one of
       these, in lower case.
@@ -54,7 +52,7 @@ def list_files(
     UserError: a zip is damaged or has unsafe member names, or the name of a
       file is not UTF-8.
   """
-  files = list(_walk(folder, _MAX_DEPTH, ignored))
+  files = list(_walk(folder, ignored))
   wanted = [path for path in files if path.suffix.lower() in suffixes]
   images.check_names(wanted)
   yield from wanted
@@ -67,7 +65,7 @@ def by_stem(files: Iterable[File]) -> dict[str, File]:
   """Returns name without suffix -> file; the first of several is used."""
   found: dict[str, File] = {}
   for file in files:
-    found.setdefault(file.stem, file)
+    found.setdefault(normal(file.stem), file)
   return found
 
 
@@ -117,18 +115,31 @@ def find_table(folder: pathlib.Path, name: str, source: str) -> File:
 
 
 def _walk(
-  folder: pathlib.Path, depth: int, ignored: Sequence[str]
+  folder: pathlib.Path,
+  ignored: Sequence[str],
+  above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[pathlib.Path]:
-  """Yields the files at most `depth` levels down, in a fixed order."""
+  """Yields the files in a folder and its sub-folders, in a fixed order.
+
+  Args:
+    folder: the folder.
+    ignored: see `list_files`.
+    above: the device and the number of each folder that this one is in; a link
+      to one of them is not followed.
+  """
+  status = folder.stat()
+  here = status.st_dev, status.st_ino
+  if here in above:
+    return
   with os.scandir(folder) as found:
     entries = sorted(found, key=lambda entry: entry.name)
   for entry in entries:
     if _is_other(entry.name, ignored):
       continue
-    if not entry.is_dir():
+    if entry.is_dir():
+      yield from _walk(folder / entry.name, ignored, above | {here})
+    else:
       yield folder / entry.name
-    elif depth:
-      yield from _walk(folder / entry.name, depth - 1, ignored)
 
 
 def _is_other(name: str, ignored: Sequence[str]) -> bool:
@@ -169,7 +180,7 @@ def _zip_members(
 
 def read_table(
   file: File,
-  key: str,
+  key: str | None,
   columns: Sequence[str],
   check: Callable[[str, Row], None],
   *,
@@ -182,8 +193,10 @@ def read_table(
 
   Args:
     file: text with a header, separated by commas, tabs or semicolons, quoted
-      or not; the line `sep=;` may come first.
-    key: the column with the name of the image.
+      or not; the line `sep=;` may come first. Names of columns may differ in
+      capitals.
+    key: the column with the name of the image; None if rows have no name. They
+      then go by their place.
     columns: the columns that the table must have; others are left out.
     check: a function of the place of a row, as text, and of the row; it raises
       UserError if the row is wrong.
@@ -199,20 +212,16 @@ def read_table(
   """
   lines = _read_lines(file)
   where, header = next(lines, ('', []))
-  found = [name.strip() for name in header]
-  renamed = dict(renamed or {})
-  needed = [c for c in (*columns, *optional) if c in columns or c in renamed]
-  renamed = {c: c for c in (*columns, *optional)} | renamed
-  missing = [renamed[c] for c in needed if renamed[c] not in found]
+  table_names = {c: c for c in (*columns, *optional)} | dict(renamed or {})
+  names = _our_names([name.strip() for name in header], table_names)
+  needed = [c for c in table_names if c in columns or c in (renamed or {})]
+  missing = [table_names[c] for c in needed if c not in names]
   if missing:
-    there = ', '.join(found[:_MAX_COLUMNS_NAMED]) or 'nothing'
+    there = ', '.join(header[:_MAX_COLUMNS_NAMED]) or 'nothing'
     raise errors.UserError(
       f'{file} lacks the columns {", ".join(missing)}; {advice} (its first '
-      f'line has {there}){spelling.did_you_mean(missing[0], found)}'
+      f'line has {there}){spelling.did_you_mean(missing[0], header)}'
     )
-  ours = {name: column for column, name in renamed.items()}
-  # A column that goes by the name of a renamed one is not read.
-  names = [ours.get(name, '' if name in renamed else name) for name in found]
   doubled = sorted({name for name in names if name and names.count(name) > 1})
   if doubled:
     raise errors.UserError(
@@ -230,14 +239,41 @@ def read_table(
     unknown = [c for c in may_be_unknown if row[c].lower() in _UNKNOWN]
     row |= dict.fromkeys(unknown, '')
     check(where, row)
-    if row[key] in rows:
+    name = where if key is None else row[key]
+    if name in rows:
       raise errors.UserError(
-        f'{where}: {key} {row[key]} is there twice; keep one row per image'
+        f'{where}: {key} {name} is there twice; keep one row per image'
       )
-    rows[row[key]] = row
+    rows[name] = row
   if not rows:
     raise errors.UserError(f'{file} holds no rows; download it again')
   return rows
+
+
+def _our_names(
+  header: Sequence[str], table_names: Mapping[str, str]
+) -> list[str]:
+  """Returns what this package calls the columns of a table.
+
+  Args:
+    header: the names in the table.
+    table_names: the names that our columns have there, in any capitals.
+
+  Returns:
+    For each column our name, or its own if we have none. A column is '' if it
+    has a name of ours but stands for something else.
+  """
+  ours = {normal(there): c for c, there in table_names.items()}
+  # A column in the right capitals comes before others.
+  folded = {
+    there.casefold(): c for there, c in ours.items() if there not in header
+  }
+
+  def our_name(name: str) -> str:
+    own = '' if name in table_names else name
+    return ours.get(name, folded.get(name.casefold(), own))
+
+  return [our_name(name) for name in header]
 
 
 def _read_lines(file: File) -> Iterator[tuple[str, list[str]]]:
@@ -284,11 +320,19 @@ def _read_text(file: File) -> str:
       'published table, download it again'
     )
   try:
-    return data.decode('utf-8-sig')
+    return normal(data.decode('utf-8-sig'))
   except UnicodeDecodeError:
     raise errors.UserError(
       f'{file} is not text in UTF-8; save or download it again'
     ) from None
+
+
+def normal(text: str) -> str:
+  """Returns text with each accented letter as one character (NFC).
+
+  Macs write such a letter in names of files as two.
+  """
+  return unicodedata.normalize('NFC', text)
 
 
 def check_id(where: str, column: str, value: str) -> None:
@@ -318,8 +362,7 @@ def check_complete(
   """
   if not images:
     raise errors.UserError(
-      f'{where} has a table but no {JPEG_SUFFIXES[0]} images; download '
-      f'{images_name} into it'
+      f'{where} has a table but no images; download {images_name} into it'
     )
   without_image = sorted(set(rows) - set(images))
   without_row = sorted(set(images) - set(rows))
@@ -350,9 +393,12 @@ def count(items: Sequence[str], noun: str) -> str:
 def left_out(folder: File, others: Sequence[str]) -> str:
   """Says that some images in a folder are not read, by their names."""
   named = errors.printable(name_some(others))
+  advice = 'convert them to use them'
+  if any(name.lower().endswith('.dcm') for name in others):
+    advice += ', or pip install pydicom for .dcm'
   return (
-    f'{folder}: {count(others, "image")} left out, as only .jpg and .png are '
-    f'read ({named}); convert them to use them'
+    f'{folder}: {count(others, "image")} left out, as they are not '
+    f'{images.KINDS} ({named}); {advice}'
   )
 
 

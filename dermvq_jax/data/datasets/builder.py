@@ -2,6 +2,7 @@
 
 import abc
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -9,7 +10,6 @@ import json
 import pathlib
 import re
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,16 +17,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 from etils import epath
-from PIL import Image
 
 from dermvq_jax import errors, files, progress
 from dermvq_jax.data import conditions as conditions_lib
-from dermvq_jax.data import images, splits
+from dermvq_jax.data import images, reading, splits
+from dermvq_jax.data.datasets import leaving_out
 
 # HAM10000's diagnoses in alphabetical order (Tschandl et al. 2018, Table 2).
 CLASS_NAMES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
 _FINGERPRINT_DIGITS = 16
-_MAX_NAMED = 20
 # A variance below this is zero, but for rounding errors.
 _NO_VARIANCE = 1e-9
 
@@ -153,6 +152,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     leave_out: ids or files of images that are left out; set it after the
       builder is made.
     left_out: the ids of the images that were left out, after preparation.
+    max_workers: upper limit of the processes that read files; None: the cores.
   """
 
   class_names: Sequence[str] | None = CLASS_NAMES
@@ -162,8 +162,16 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   contents: Mapping[str, Any] = {}
   leave_out: Sequence[str] = ()
   left_out: Sequence[str] = ()
-  _progress: tqdm.tqdm | None = None
-  _unread: collections.deque[Record]
+  max_workers: int | None = None
+  _progress: tqdm.tqdm
+  _squares: Iterator[reading.Square | errors.UserError]
+
+  def __init__(self, *, columns: Mapping[str, str] | None = None, **kwargs):
+    """Makes a builder; `columns` are names in the table by ours."""
+    if columns:
+      self.columns = {**type(self).columns, **columns}
+    self._resources = contextlib.ExitStack()
+    super().__init__(**kwargs)
 
   @abc.abstractmethod
   def read_records(self, folder: pathlib.Path | None) -> list[Record]:
@@ -179,6 +187,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def read_image(self, record: Record) -> np.ndarray:
     """Returns the central square of an image, uint8 `[size, size, 3]`.
+
+    Files are read in several processes if this method is not overridden.
 
     Raises:
       UserError: the file is not a readable image, or it is far too large.
@@ -248,15 +258,37 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self._note_untrained(
       {r.label for r, split in zip(records, assigned) if split == 'train'}
     )
-    self._progress = progress.bar(
-      desc=self.name, total=len(records), unit='image'
-    )
     parts = {
       split: [r for r, s in zip(records, assigned) if s == split]
       for split in splits.SPLITS
     }
-    self._unread = collections.deque(r for part in parts.values() for r in part)
+    self._start_reading([r for part in parts.values() for r in part])
     return {s: self._generate_examples(part, s) for s, part in parts.items()}
+
+  def _start_reading(self, records: Sequence[Record]) -> None:
+    """Prepares to read all images, in this order; `close` ends it."""
+    if type(self).read_image is ImageBuilder.read_image:
+      workers = reading.num_workers(len(records), self.max_workers)
+      files = [record.source for record in records]
+      squares = reading.read(files, self.builder_config.size, workers)
+    else:
+      squares = (reading.square(self.read_image(r)) for r in records)
+    bar = self._resources.enter_context(
+      progress.bar(desc=self.name, total=len(records), unit='image')
+    )
+
+    def counted():
+      with contextlib.closing(squares):
+        for square in squares:
+          bar.update()
+          yield square
+
+    self._progress = bar
+    self._squares = self._resources.enter_context(contextlib.closing(counted()))
+
+  def close(self) -> None:
+    """Ends what the preparation started."""
+    self._resources.close()
 
   def _without_left_out(
     self, records: list[Record], assigned: list[str]
@@ -268,8 +300,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
     if not self.leave_out:
       return records, assigned
-    names = {*self.leave_out, *map(_absolute, self.leave_out)}
-    dropped = [not names.isdisjoint(_names(record)) for record in records]
+    is_named = leaving_out.finder(self.leave_out)
+    dropped = [is_named(record.id, record.source) for record in records]
     self.left_out = [r.id for r, drop in zip(records, dropped) if drop]
     if not self.left_out:
       raise errors.UserError(
@@ -300,18 +332,17 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     digest = hashlib.sha256()
     self._progress.set_description(f'{self.name} {split}')
     for record in records:
-      image = self._read(record)
-      self._progress.update()
-      digest.update(_identity(record) + image.tobytes())
+      square = reading.take(self._squares)
+      digest.update(_identity(record) + square.pixels.tobytes())
       if split == 'train':
-        pixels = image.astype(np.float64) / 255
+        pixels = square.pixels.astype(np.float64) / 255
         total += pixels.sum()
         total_squares += np.square(pixels).sum()
         count += pixels.size
       yield (
         record.id,
         {
-          'image': Image.fromarray(image),
+          'image': square.png,
           'label': record.label,
           'id': record.id,
           'group': record.group,
@@ -319,8 +350,6 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           **record.extra_fields,
         },
       )
-    if self._progress.n == self._progress.total:
-      self._progress.close()
     fingerprint = digest.hexdigest()[:_FINGERPRINT_DIGITS]
     self.info.metadata['fingerprint'][split] = fingerprint
     if split == 'train' and count:
@@ -333,36 +362,6 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
       # The variance of all values in [0, 1] is the denominator of NMSE.
       self.info.metadata['train_variance'] = variance
-
-  def _read(self, record: Record) -> np.ndarray:
-    """Reads the next of the unread images.
-
-    Raises:
-      UserError: it is not usable; other unreadable files are named too.
-    """
-    self._unread.popleft()
-    try:
-      return self.read_image(record)
-    except errors.UserError as e:
-      names = self._unreadable_files() if _is_file(record) else []
-      if not names:
-        raise
-      more = ', ...' if len(names) > _MAX_NAMED else ''
-      raise errors.UserError(
-        f'{e}; {len(names)} more cannot be used either: '
-        f'{", ".join(names[:_MAX_NAMED])}{more}'
-      ) from e
-
-  def _unreadable_files(self) -> list[str]:
-    """Returns the unread files that are not usable images."""
-    names = []
-    for record in filter(_is_file, self._unread):
-      try:
-        self.read_image(record)
-      except errors.UserError:
-        names.append(str(record.source))
-      self._progress.update()
-    return names
 
   def _condition_values(self, record: Record) -> dict[str, int]:
     """Returns the number of each condition's value, or its null value.
@@ -377,21 +376,6 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def _as_lists(conditions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
   return {name: list(values) for name, values in conditions.items()}
-
-
-def _names(record: Record) -> set[str]:
-  """By which names an image may be left out: its id, its file."""
-  if not _is_file(record):
-    return {record.id}
-  return {record.id, str(record.source), _absolute(record.source)}
-
-
-def _absolute(path: str | pathlib.Path | zipfile.Path) -> str:
-  return str(pathlib.Path(str(path)).resolve())
-
-
-def _is_file(record: Record) -> bool:
-  return isinstance(record.source, pathlib.Path | zipfile.Path)
 
 
 def _identity(record: Record) -> bytes:
@@ -435,10 +419,10 @@ def make(
       f'dataset {name!r} has no config {config!r}; choose one of: '
       + ', '.join(f'{name}/{c}' for c in known)
     )
-  if columns and not columns.keys() <= cls.columns.keys():
+  for column in sorted((columns or {}).keys() - cls.columns.keys()):
+    flag = 'condition_columns' if column == 'condition' else f'{column}_column'
     raise errors.UserError(
-      f'the columns of {name} have fixed names; only image_folder takes other '
-      'names for them'
+      f'{name} takes no --{flag}: its columns have fixed names'
     )
   return cls(
     config=config,

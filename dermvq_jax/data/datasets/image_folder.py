@@ -15,6 +15,7 @@ from dermvq_jax.data.datasets import archives, builder, condition_columns
 
 _TABLE = 'metadata.csv'
 _SUFFIXES = images.SUFFIXES + images.OTHER_SUFFIXES
+_SPLIT_NAMES = ('train', 'training', 'val', 'valid', 'validation', 'test')
 # Class names are parts of commands (CLASS=NUMBER,...) and of file names.
 _CLASS_NAME = re.compile(r'\w([\w .-]*[\w.-])?')
 
@@ -32,23 +33,22 @@ class Builder(builder.ImageBuilder):
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = builder.SIZES
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
-  Put your images (.jpg or .png) into one folder: either with one sub-folder for
-  each class, or in any order beside a file metadata.csv with the columns image,
-  label and, if known, group (the lesion or patient).
+  Put your images (JPEG, PNG, TIFF, BMP or WebP) into one folder: either with
+  one sub-folder for each class, or in any order beside a file metadata.csv with
+  the columns image, label and, if known, group (the lesion or patient).
 
-    FOLDER/mel/*.jpg          or          FOLDER/metadata.csv
-    FOLDER/nv/*.jpg                       FOLDER/**/*.jpg
+    FOLDER/mel/**/*.jpg       or          FOLDER/metadata.csv
+    FOLDER/nv/**/*.jpg                    FOLDER/**/*.jpg
 
   The column image has file names, with or without .jpg, or paths inside the
   folder. If the columns have other names, give them: --image_column=NAME,
-  --label_column=NAME, --group_column=NAME. Folders are searched two levels
-  down, and zips too. Images that metadata.csv does not list
-  are left out. Images with the same group are always in the same split. If
-  there is a column synthetic, as `dermvq sample` writes it, images with true
-  are used for training only. --condition_columns=sex,age:10 names further
-  columns that the prior can be given, here ages in ranges of 10. A data_dir
-  holds one image_folder; for another one
-  choose another data_dir, or use --overwrite.
+  --label_column=NAME, --group_column=NAME. Sub-folders are searched, and zips
+  too. Images that metadata.csv does not list are left out. Images with the same
+  group are always in the same split. If there is a column synthetic, as `dermvq
+  sample` writes it, images with true are used for training only.
+  --condition_columns=sex,age:10 names further columns that the prior can be
+  given, here ages in ranges of 10. A data_dir holds one image_folder; for
+  another one choose another data_dir, or use --overwrite.
   """
 
   class_names = None
@@ -119,29 +119,71 @@ def _read_class_folders(folder: pathlib.Path) -> list[builder.Record]:
       f'{folder} has neither a {_TABLE} nor folders; sort the images into one '
       'folder for each class'
     )
-  records, others = [], []
-  for path in classes:
-    _check_class_name(str(path), path.name)
-    files, unread = images.list_images(
-      path,
-      'put the images of a class directly into its folder (the splits train, '
-      'val and test are made here), or remove that folder',
+  by_folder = collections.defaultdict(list)
+  for file in archives.list_files(folder, _SUFFIXES):
+    top, *rest = _on_disk(file).relative_to(folder).parts
+    by_folder[top if rest else ''].append(file)
+  if by_folder['']:
+    print(
+      f'{folder}: {archives.count(by_folder[""], "image")} left out, as they '
+      'are in no folder of a class',
+      file=sys.stderr,
     )
-    others += [f'{path.name}/{file.name}' for file in unread]
+  records, others, num_below = [], [], 0
+  for path in classes:
+    name = archives.normal(path.name)
+    _check_class_name(str(path), name)
+    files = by_folder[path.name]
+    others += [f.name for f in files if images.is_other(f.name)]
+    files = [f for f in files if not images.is_other(f.name)]
+    below = [f for f in files if len(_path_in(path, f).parts) > 1]
+    _check_class(path, files, alone=len(classes) == 1 and files == below)
+    num_below += len(below)
     for file in files:
-      # Images of other classes may have the same name.
-      name = f'{path.name}_{file.stem}'
+      # Images of other classes, or in other folders, may have the same name.
+      parts = _path_in(path, file).with_suffix('').parts
+      image_id = archives.normal('_'.join((name, *parts)))
       records.append(
-        builder.Record(
-          id=name, label=path.name, group=name, source=pathlib.Path(file)
-        )
+        builder.Record(id=image_id, label=name, group=image_id, source=file)
       )
-  images.check_names([record.source for record in records])
+  if num_below:
+    print(
+      f'{folder}: {num_below} of {len(records)} images are in sub-folders of '
+      'their class',
+      file=sys.stderr,
+    )
   _say_left_out(folder, others)
   _say_not_read(folder)
   return _keep_for_training(
     records, [r.source.name.startswith('synthetic_') for r in records]
   )
+
+
+def _check_class(
+  path: pathlib.Path, files: Sequence[archives.File], alone: bool
+) -> None:
+  """Raises UserError unless a folder has images and is no split.
+
+  Args:
+    path: the folder.
+    files: its images.
+    alone: whether it is the only class and has its images in sub-folders.
+  """
+  if path.name.lower() in _SPLIT_NAMES:
+    raise errors.UserError(
+      f'{path} has the name of a split, not of a class; make one folder for '
+      'each class (the splits train, val and test are made here)'
+    )
+  if not files:
+    raise errors.UserError(
+      f'there is no {images.KINDS} image in {path}; put the images of that '
+      'class there, or remove that folder'
+    )
+  if alone:
+    raise errors.UserError(
+      f'{path.parent} has only one folder, {path.name}, which has only '
+      f'folders; if those are the classes, give {path}'
+    )
 
 
 def _say_left_out(folder: pathlib.Path, others: Sequence[str]) -> None:
@@ -206,8 +248,9 @@ def _read_listed(
     num_files += 1
     path = _path_in(folder, file)
     names = {file.name, file.stem, str(path), str(path.with_suffix(''))}
-    for name in names:
-      files[name].append(file)
+    for name in map(archives.normal, names):
+      if file not in files[name]:
+        files[name].append(file)
   _say_left_out(folder, others)
   _check_found(folder, rows, files)
   if num_files > len(rows):
@@ -220,7 +263,8 @@ def _read_listed(
   for name, row in rows.items():
     [source] = files[_normal(name)]
     # Files in several folders may have the same name.
-    image_id = '_'.join((*_normal(name).split('/')[:-1], source.stem))
+    parts = *_normal(name).split('/')[:-1], archives.normal(source.stem)
+    image_id = '_'.join(parts)
     records.append(
       builder.Record(
         id=image_id,
@@ -262,6 +306,13 @@ def _path_in(
   if isinstance(file, pathlib.Path):
     return pathlib.PurePosixPath(file.relative_to(folder).as_posix())
   return pathlib.PurePosixPath(file.at)
+
+
+def _on_disk(file: archives.File) -> pathlib.Path:
+  """Returns the path of a file, or of the zip that it is in."""
+  if isinstance(file, pathlib.Path):
+    return file
+  return pathlib.Path(file.root.filename)
 
 
 def _check_class_name(where: str, name: str) -> None:

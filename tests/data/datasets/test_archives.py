@@ -61,6 +61,51 @@ def test_a_column_that_is_there_twice(tmp_path, header):
     read_text(tmp_path, f'{header}\na,nv,mel\n')
 
 
+def test_columns_in_any_capitals(tmp_path):
+  rows = read_text(tmp_path, 'IMAGE,Label,Label2,GROUP \na,x,y,p\n')
+  assert rows['a'] == {'image': 'a', 'label': 'x', 'group': 'p'}
+  # The right capitals come first, if both are there.
+  rows = read_text(tmp_path, 'Image,LABEL,label,Image2\na,y,x,b\n')
+  assert rows['a'] == {'image': 'a', 'label': 'x', 'group': ''}
+  match = 'line 1: the column label is there twice'
+  with pytest.raises(errors.UserError, match=match):
+    read_text(tmp_path, 'image,LABEL,Label\na,x,y\n')
+
+
+def test_renamed_columns_in_any_capitals(tmp_path):
+  path = tmp_path / 'metadata.csv'
+  path.write_text('image,Dx,Label\na,x,y\n')
+  columns = ('image', 'label')
+  check = (path, 'image', columns, lambda *_: None)
+  rows = archives.read_table(*check, renamed={'label': 'dx'})
+  assert rows['a'] == {'image': 'a', 'label': 'x'}
+  with pytest.raises(errors.UserError, match='lacks the columns diagnosis;'):
+    archives.read_table(*check, renamed={'label': 'diagnosis'})
+
+
+@pytest.mark.parametrize('first', ['', 'sep=\t\n'])
+def test_tabs(tmp_path, first):
+  text = first + 'image\tlabel\na\tx, y; z\n'
+  assert read_text(tmp_path, text)['a']['label'] == 'x, y; z'
+
+
+def test_rows_without_names(tmp_path):
+  path = tmp_path / 'pairs.csv'
+  path.write_text('a,b\nx,y\nx,y\n')
+  rows = archives.read_table(path, None, ('a', 'b'), lambda *_: None)
+  assert [*rows.values()] == [{'a': 'x', 'b': 'y'}] * 2
+
+
+def test_folders_at_any_depth_and_links_in_circles(tmp_path):
+  deep = tmp_path / 'a' / 'b' / 'c' / 'd' / 'e'
+  fabricate.write_folder(deep, ['x'])
+  fabricate.write_zip(deep / 'y.zip', ['p/q/r/s/y'])
+  (deep / 'up').symlink_to(tmp_path / 'a')
+  (tmp_path / 'elsewhere').symlink_to(deep)
+  found = archives.list_files(tmp_path, ('.jpg',))
+  assert [file.name for file in found] == ['x.jpg', 'x.jpg', 'y.jpg', 'y.jpg']
+
+
 def test_columns_without_names_and_short_rows(tmp_path):
   rows = read_text(tmp_path, 'image,label,,group,\n\na,x,7,,\nb,x\n')
   assert [*rows.values()] == [

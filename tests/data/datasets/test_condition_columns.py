@@ -143,5 +143,7 @@ def test_folders_of_classes_have_no_columns(tmp_path):
 
 
 def test_only_image_folder_takes_columns(tmp_path):
-  with pytest.raises(errors.UserError, match='fixed names; only image_folder'):
+  with pytest.raises(
+    errors.UserError, match='takes no --condition_columns: its'
+  ):
     builder.make('ham10000/smoke', tmp_path, {'condition': 'sex'})

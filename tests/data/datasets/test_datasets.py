@@ -36,6 +36,9 @@ ARCHIVES = {
   'listed images': ('image_folder/smoke', fabricate.listed_images),
   'isic2018': ('isic2018/smoke', fabricate.isic2018),
   'isic2019': ('isic2019/smoke', fabricate.isic2019),
+  'isic_archive': ('isic_archive/smoke', fabricate.isic_archive),
+  'pad_ufes_20': ('pad_ufes_20/smoke', fabricate.pad_ufes_20),
+  'ph2': ('ph2/smoke', fabricate.ph2),
   'dermamnist': ('dermamnist/28', fabricate.dermamnist),
 }
 

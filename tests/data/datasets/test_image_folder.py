@@ -63,13 +63,13 @@ def test_unlisted_images_are_reported(listed, tmp_path, capsys):
 def test_images_that_are_not_read_are_named(request, tmp_path, capsys, kind):
   images = request.getfixturevalue(kind)
   beside = next(images.rglob('*.jpg')).parent
-  for name in ('a.heic', 'b.TIFF', 'notes.txt', '._c.heic'):
+  for name in ('a.heic', 'b.GIF', 'notes.txt', '._c.heic'):
     (beside / name).write_bytes(b'x')
   builder.make(DATASET, tmp_path / 'data').read_records(images)
   err = capsys.readouterr().err
-  [line] = [line for line in err.splitlines() if 'only .jpg' in line]
+  [line] = [line for line in err.splitlines() if 'not JPEG' in line]
   assert '2 images left out' in line
-  assert 'a.heic' in line and 'b.TIFF' in line and 'notes' not in line
+  assert 'a.heic' in line and 'b.GIF' in line and 'notes' not in line
 
 
 def test_synthetic_images_are_for_training(listed, tmp_path):
@@ -136,13 +136,56 @@ def test_synthetic_is_true_or_false(listed):
 
 def test_an_empty_class(folder):
   (folder / 'scc').mkdir()
-  check_error(folder, 'no .jpg or .png file in .*/scc; put the images of a')
+  check_error(folder, 'no JPEG.* image in .*/scc; put the images of that class')
 
 
 def test_folders_of_splits_are_not_classes(folder):
-  """The same holds for a folder that a zip program added."""
   shutil.copytree(folder, folder.with_name('two') / 'train')
-  check_error(folder.with_name('two'), 'no .jpg or .png file in .*/train; put')
+  check_error(
+    folder.with_name('two'), '/train has the name of a split, not of a class'
+  )
+
+
+def test_a_folder_that_a_zip_program_added_is_no_class(folder):
+  shutil.copytree(folder, folder.with_name('two') / 'mine')
+  match = 'two has only one folder, mine, .*; if those are the classes, give'
+  check_error(folder.with_name('two'), match)
+
+
+def test_sub_folders_of_classes_are_searched(folder, tmp_path, capsys):
+  for patient in ('p1', 'p2'):
+    fabricate.write_folder(folder / 'mel' / patient / 'left' / 'arm', ['3'])
+  (folder / 'mel' / 'p1' / 'again').symlink_to(folder / 'mel')
+  fabricate.write_zip(folder / 'nv' / 'more.zip', ['y/8'])
+  records = builder.make(DATASET, tmp_path).read_records(folder)
+  ids = {r.id for r in records if len(r.id.split('_')) > 2}
+  assert ids == {'mel_p1_left_arm_3', 'mel_p2_left_arm_3', 'nv_y_8'}
+  assert len(records) == 33
+  assert '3 of 33 images are in sub-folders' in capsys.readouterr().err
+
+
+def test_accents_of_other_systems(tmp_path):
+  """Macs write an accented letter in a name as two characters."""
+  one, two = 'n\u00e4vus', 'na\u0308vus'
+  found = []
+  for name in (one, two):
+    fabricate.write_folder(tmp_path / name / name, [f'{name} 1', 'x'])
+    made = builder.make(DATASET, tmp_path)
+    records = made.read_records(tmp_path / name)
+    found.append([(r.id, r.label, r.group) for r in records])
+  assert found[0] == found[1]
+  assert found[0][0] == (f'{one}_{one} 1', one, f'{one}_{one} 1')
+
+
+@pytest.mark.parametrize('there', ['\u00e4', 'a\u0308'])
+@pytest.mark.parametrize('listed', ['\u00e4', 'a\u0308'])
+def test_accents_of_a_table_from_another_system(tmp_path, there, listed):
+  fabricate.write_folder(tmp_path / 'mine' / there, [f'n{there}vus'])
+  table = f'image;label\n{listed}/n{listed}vus;n{listed}vus\n'
+  (tmp_path / 'mine' / 'metadata.csv').write_text(table)
+  made = builder.make(DATASET, tmp_path)
+  [record] = made.read_records(tmp_path / 'mine')
+  assert (record.id, record.label) == ('\u00e4_n\u00e4vus', 'n\u00e4vus')
 
 
 def test_no_folders(tmp_path):
@@ -180,15 +223,18 @@ def test_what_operating_systems_leave_is_skipped(folder, tmp_path):
   assert builder.make(DATASET, tmp_path).read_records(folder) == before
 
 
-def test_every_unreadable_file_is_named(folder):
+def test_every_unreadable_file_is_named(folder, capsys):
+  """In one list at the end, each with the reason."""
   for name in ('mel/3', 'mel/7', 'nv/0', 'basal cell/5'):
     (folder / f'{name}.jpg').write_text('<html>')
-  with pytest.raises(errors.UserError) as e:
+  match = 'jpg is unreadable .*; 3 more cannot be used either, see above'
+  with pytest.raises(errors.UserError, match=match) as e:
     prepare.run(DATASET, folder.with_name('data'), folder)
-  for name in ('mel/3', 'mel/7', 'nv/0', 'basal cell/5'):
-    assert f'{name}.jpg' in str(e.value)
-  assert '; 3 more cannot be used either: ' in str(e.value)
   assert '\n' not in str(e.value)
+  listed = capsys.readouterr().err.splitlines()
+  assert sum('unreadable' in line for line in listed) == 3
+  for name in ('mel/3', 'mel/7', 'nv/0', 'basal cell/5'):
+    assert any(f'{name}.jpg' in line for line in [*listed, str(e.value)])
   assert not list(folder.with_name('data').rglob('*'))
 
 
@@ -274,7 +320,9 @@ def test_columns_with_other_names(listed, tmp_path):
   made = builder.make(DATASET, tmp_path, columns | {'group': 'lesion'})
   with pytest.raises(errors.UserError, match='lacks the columns lesion'):
     made.read_records(listed)
-  with pytest.raises(errors.UserError, match='only image_folder takes'):
+  with pytest.raises(
+    errors.UserError, match='ham10000 takes no --group_column'
+  ):
     builder.make('ham10000/64', tmp_path, columns)
 
 
