@@ -128,6 +128,7 @@ def _sample(args: argparse.Namespace):
     reject_unlike=args.reject_unlike,
     **_controls_of(args),
   )
+  print(f'Wrote {args.out}')
 
 
 def _reconstruct(args: argparse.Namespace):

@@ -1,5 +1,6 @@
 """Progress bars with the time left, for all long work."""
 
+import os
 import sys
 
 import tqdm
@@ -42,7 +43,10 @@ class _Lines(tqdm.tqdm):
 
 def bar(iterable=None, **kwargs) -> tqdm.tqdm:
   """Returns a tqdm bar on stderr; the arguments are those of tqdm."""
-  is_terminal = sys.stderr.isatty()
+  # tqdm shows nothing in a terminal whose size is not known (0x0).
+  is_terminal = sys.stderr.isatty() and all(
+    os.get_terminal_size(sys.stderr.fileno())
+  )
   return (tqdm.tqdm if is_terminal else _Lines)(
     iterable,
     mininterval=0.1 if is_terminal else _LOG_INTERVAL_SECONDS,

@@ -1,5 +1,12 @@
 """Tests of progress in a log file."""
 
+import contextlib
+import os
+import pty
+import sys
+import termios
+
+import pytest
 import tqdm
 
 from dermvq_jax import progress
@@ -26,3 +33,20 @@ def test_a_file_gets_no_line_of_short_work(capsys):
   with progress.bar(total=100, desc='read') as bar:
     bar.update(100)
   assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('size', [(24, 80), (0, 0)])
+def test_terminals_with_and_without_a_size(size, monkeypatch):
+  monkeypatch.setattr(progress, '_LOG_INTERVAL_SECONDS', 0)
+  reader, writer = pty.openpty()
+  termios.tcsetwinsize(writer, size)
+  with os.fdopen(writer, 'w') as terminal:
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    assert list(progress.bar(range(2), desc='read')) == [0, 1]
+  shown = b''
+  with contextlib.suppress(OSError):  # Linux reports the end as an error.
+    while part := os.read(reader, 1000):
+      shown += part
+  os.close(reader)
+  assert (b'read: 100%|' in shown) == all(size)
+  assert (b'read: 2 of 2 its, 100%' in shown) != all(size)

@@ -269,7 +269,6 @@ def sample(
     stems = dict(zip(model.class_names, tables.file_stems(model.class_names)))
     sheet += _write_samples(folder, new[kept], names, ids, stems, settings)
     images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
-  logging.info('Wrote %s', out)
 
 
 def _write_samples(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dermvq_jax import errors
 from dermvq_jax.data import splits
 from dermvq_jax.reporting import page
 from dermvq_jax.runs import run as run_lib
@@ -70,3 +71,27 @@ def _what_the_prior_knows(
     'which the value was hidden, so that the prior can do without it.'
     + (f' It does not know {others}.' if others else '')
   ]
+
+
+def known_conditions(run: run_lib.Run) -> dict[str, list[str]]:
+  """Names what the prior knows beside the label, for a model card.
+
+  Returns:
+    By condition its values, each with the number of its training images in
+    brackets if the images are at hand. Empty without a prior.
+  """
+  if not run.prior.started:
+    return {}
+  names = run.prior.facts['conditions']
+  known = [name for name in run.prior.config.conditions if name != 'label']
+  try:
+    values = run.images.values('train', known)
+  except errors.UserError:
+    return {name: list(names[name]) for name in known}
+  return {
+    name: [
+      f'{value} ({np.sum(values[name] == i):,})'
+      for i, value in enumerate(names[name])
+    ]
+    for name in known
+  }

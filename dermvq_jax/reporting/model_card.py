@@ -10,6 +10,7 @@ import jinja2
 
 from dermvq_jax import __version__, errors, inference
 from dermvq_jax.evaluation import result_tables, results
+from dermvq_jax.reporting import data_section
 from dermvq_jax.runs import phase as phase_lib
 from dermvq_jax.runs import run as run_lib
 
@@ -118,6 +119,7 @@ def render(
     model=model,
     quantizer=model.config.vqvae.quantizer.name,
     prior=model.config.prior.prior.name if run.prior.started else '',
+    conditions=data_section.known_conditions(run),
     phases={phase.name: _num_parameters(phase) for phase in run.phases},
     dataset=dataset,
     described=_described(run),

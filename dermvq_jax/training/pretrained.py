@@ -117,7 +117,7 @@ def start(config: ml_collections.ConfigDict, run: run_lib.Run) -> Start:
     randomness.image_keys(config.seed, labels),
     tuple(run.prior.facts['grid']),
     loss=run.prior.config.loss,
-    chunk_size=chunks.SIZE,
+    chunk_size=chunks.size_for(number),
     show_progress=hosts.is_primary(),
   )
   return Start(weights, codes)

@@ -1,6 +1,5 @@
 """Conditions beside the label: names of values, and their numbers."""
 
-import csv
 import inspect
 
 import numpy as np
@@ -8,8 +7,6 @@ import pytest
 
 from dermvq_jax import errors, inference
 from dermvq_jax.data import conditions
-from dermvq_jax.generation import samples
-from dermvq_jax.runs import run as run_lib
 
 KNOWN = {'age': ['0-9', '10-19', '60-69'], 'sex': ['female', 'male']}
 
@@ -101,17 +98,6 @@ def test_arguments_in_python_are_no_conditions():
       if 'conditions' in parameters:
         names = parameters.keys() - {'conditions'}
         assert names <= conditions.RESERVED, method
-
-
-def test_columns_of_samples_are_no_conditions(smoke_run, tmp_path):
-  samples.sample(
-    run_lib.Run(smoke_run),
-    tmp_path / 'out',
-    counts={'mel': 1},
-    reject_memorised=1e-9,
-  )
-  with (tmp_path / 'out' / 'metadata.csv').open() as f:
-    assert set(next(csv.reader(f))) <= conditions.RESERVED
 
 
 def test_counts_by_condition_value_and_split():

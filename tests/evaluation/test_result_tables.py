@@ -36,6 +36,7 @@ def test_tables_of_an_evaluation():
     'originals?',
     'ones?',
     'class?',
+    'sex?',
     'images?',
     'images',  # of each class
     'for?',
@@ -63,7 +64,7 @@ def test_tables_of_what_was_measured():
   less = dataclasses.replace(
     evaluation, generation=None, labels=None, memorisation=None
   )
-  assert len(result_tables.of_evaluation(less)) == 3
+  assert len(result_tables.of_evaluation(less)) == 4
 
 
 @pytest.mark.parametrize('share', [None, 0.25])

@@ -1,5 +1,6 @@
 """Conditions beside the label, from the CSV of the images to new PNG files."""
 
+import re
 import shutil
 
 import numpy as np
@@ -7,20 +8,32 @@ import pytest
 from pictures import read_csv, read_png, sample_file
 
 import dermvq_jax
-from dermvq_jax import inference, main
+from dermvq_jax import errors, inference, main
+from dermvq_jax.data import conditions, prepared
 from dermvq_jax.evaluation import evaluate
+from dermvq_jax.generation import samples
 from dermvq_jax.runs import run as run_lib
 
-PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
+# Each takes seconds; the contract of priors has tests of its own.
+PRIORS = [
+  'gated_pixelcnn',
+  *(
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ('pixelcnn', 'rnn', 'transformer')
+  ),
+]
+one_prior = pytest.mark.parametrize(
+  'workdir', ['gated_pixelcnn'], indirect=True
+)
 
 
-def train(conditioned_run, folder, name, *conditions):
+def train(conditioned_run, folder, name, *known):
   """Trains a prior for one step; returns the workdir."""
   workdir = folder / name
   shutil.copytree(conditioned_run / 'vqvae', workdir / 'vqvae')
   argv = ['train', f'--config=prior:{name}+smoke', f'--workdir={workdir}']
   argv += ['--config.num_train_steps=1', '--config.optim.warmup_steps=0']
-  argv += [f'--config.conditions.{c}=0.3' for c in conditions]
+  argv += [f'--config.conditions.{c}=0.3' for c in known]
   assert main.main(argv) == 0
   return workdir
 
@@ -39,6 +52,8 @@ def test_from_csv_to_png(workdir, tmp_path):
   rows = read_csv(out / 'metadata.csv')
   assert [row['age'] for row in rows] == ['30-39'] * 2
   assert [row['sex'] for row in rows] == ['female'] * 2
+  # Otherwise a condition could have the name of another column.
+  assert rows[0].keys() - {'age', 'sex'} <= conditions.RESERVED
   model = dermvq_jax.load(workdir)
   expected = model.sample('a', 2, age='30-39', sex='female')
   assert len(expected) == 2
@@ -50,7 +65,7 @@ def test_from_csv_to_png(workdir, tmp_path):
     assert (model.log_likelihood(codes, ['a'], **other) != given).all()
 
 
-@pytest.mark.parametrize('workdir', ['gated_pixelcnn'], indirect=True)
+@one_prior
 def test_groups_are_evaluated(workdir):
   """By sex and age, given the class and given all that the prior knows."""
   run = run_lib.Run(workdir)
@@ -73,3 +88,44 @@ def test_groups_are_evaluated(workdir):
     lesions = np.array([r['group'] for r in mine])
     means = [bits[lesions == lesion].mean() for lesion in np.unique(lesions)]
     assert found.mean == pytest.approx(np.mean(means), rel=1e-5)
+
+
+@one_prior
+def test_what_no_training_image_shows(workdir, tmp_path, monkeypatch, caplog):
+  """A value is refused; values that do not occur together are told."""
+  records = [
+    {'label': 0, 'sex': 0, 'age': 5},
+    {'label': 0, 'sex': 2, 'age': 0},
+  ]
+  monkeypatch.setattr(prepared.Dataset, 'split', lambda *_, **__: records)
+  run, counts = run_lib.Run(workdir), {'a': 1}
+  with pytest.raises(errors.UserError, match='no training image has sex male'):
+    samples.sample(run, tmp_path / 'a', counts=counts, where={'sex': 'male'})
+  assert not (tmp_path / 'a').exists()
+  where = {'sex': 'female', 'age': '5'}
+  samples.sample(run, tmp_path / 'b', counts=counts, where=where)
+  said = 'No training image of a has sex female, age 0-9 together'
+  assert said in caplog.text
+  caplog.clear()
+  samples.sample(run, tmp_path / 'c', counts=counts, where={'age': '5'})
+  assert 'together' not in caplog.text
+  [row] = read_csv(tmp_path / 'c' / 'metadata.csv')
+  assert (row['age'], row['sex']) == ('0-9', '')
+
+
+@one_prior
+@pytest.mark.parametrize(
+  ('where', 'message'),
+  [
+    ('sxe=male', "no condition 'sxe'; .* knows age, sex; did you mean sex"),
+    ('sex=mael', "there is no sex 'mael'; .*; did you mean male"),
+    ('age=99', "there is no age '99'; its values are 0-9, 10-19"),
+    ('label=a', 'the label is no condition beside the label'),
+  ],
+)
+def test_mistakes_are_one_line(workdir, tmp_path, capsys, where, message):
+  argv = ['sample', f'--workdir={workdir}', f'--out={tmp_path}/out']
+  assert main.main([*argv, f'--where={where}']) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert re.search(message, line)
+  assert not (tmp_path / 'out').exists()

@@ -33,3 +33,17 @@ def test_what_the_prior_knows_is_said(conditioned_run, tmp_path):
   said = data_section.section(run).text[-1]
   assert said.startswith('The prior knows label (10%), sex (30%). In brackets')
   assert said.endswith('It does not know age.')
+
+
+def test_what_a_model_card_says(conditioned_run, tmp_path):
+  shutil.copytree(conditioned_run / 'vqvae', tmp_path / 'run' / 'vqvae')
+  run = run_lib.Run(tmp_path / 'run', conditioned_run / 'data')
+  assert data_section.known_conditions(run) == {}
+  config = config_files.load('prior:smoke', ['--config.conditions.sex=0.3'])
+  run.prior.start(config, {'conditions': run.images.facts['conditions']})
+  sexes = [int(record['sex']) for record in run.images.split('train')]
+  assert data_section.known_conditions(run) == {
+    'sex': [f'female ({sexes.count(0)})', f'male ({sexes.count(1)})']
+  }
+  away = run_lib.Run(tmp_path / 'run', tmp_path / 'elsewhere')
+  assert data_section.known_conditions(away) == {'sex': ['female', 'male']}

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dermvq_jax import config_files, errors, inference
+from dermvq_jax import config_files, errors, inference, main
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop, pretrained, tasks
 
@@ -135,3 +135,10 @@ def test_a_run_without_a_prior(smoke_run, tmp_path):
   with pytest.raises(errors.UserError, match='num_samples=0') as e:
     loop.train(_config(start), new)
   assert '\n' not in str(e.value) and not new.workdir.exists()
+
+
+def test_samples_come_next(smoke_run, sharpened, capsys):
+  overrides = [f'--config.start_from={smoke_run}', '--config.num_train_steps=3']
+  argv = ['train', '--config=vqvae:smoke+sharpen', *overrides]
+  assert main.main([*argv, f'--workdir={sharpened.workdir}']) == 0
+  assert 'Next: dermvq sample' in capsys.readouterr().out
