@@ -273,15 +273,12 @@ def test_other_runtime_errors_are_raised_as_they_are(toy, monkeypatch):
 # What the user sees.
 
 
-def test_one_progress_bar_on_stderr(toy, capsys):
+def test_nothing_but_progress_on_stderr(toy, capsys):
   prepare_toy(toy)
   out, err = capsys.readouterr()
   assert not out
-  assert 'toy test: 100%' in err
-  assert f'{NUM_IMAGES}/{NUM_IMAGES}' in err
-  # A line for each split and one at the end, and nothing else.
+  # Lines of progress, if it takes long, and nothing else.
   assert all(line.startswith('toy') for line in err.splitlines())
-  assert err.count('\n') <= 5
   for noise in ('Generating', 'Shuffling', 'TFDS', 'download'):
     assert noise not in err
 
