@@ -188,7 +188,7 @@ SCORE = ['score', '--workdir={run}', '--out={new}']
     ([*COMPLETE, '--mask={white}'], 'leaves no code'),
     ([*SAMPLE, '--complete={text}', '--mask=left'], 'unreadable'),
     ([*SAMPLE, '--complete={new}', '--mask=left'], 'there is no file'),
-    ([*SAMPLE, '--complete={empty}', '--mask=left'], 'there is no file'),
+    ([*SAMPLE, '--complete={empty}', '--mask=left'], 'empty is a folder, not'),
     (['sample', '--workdir={run}', '--out={empty}'], 'exists already'),
     (
       ['sample', '--workdir={run}', '--out={file}/x', '--counts=mel=1'],

@@ -118,7 +118,9 @@ def _read_one(image: Any, size: int) -> np.ndarray:
     return _as_uint8(image)
   path = epath.Path(image).expanduser()
   if path.is_dir():
-    raise errors.UserError(f'{path} is a folder; give a list of its files')
+    raise errors.UserError(
+      f'{path} is a folder, not an image; give the files in it'
+    )
   if not path.exists():
     raise errors.MissingError(f'there is no file {path}')
   return images_lib.read_square(path, size)

@@ -106,8 +106,14 @@ class Run:
     )
 
   def phase(self, name: str) -> phase_lib.Phase:
-    """The phase named 'vqvae', 'prior' or 'classifier'."""
-    return {p.name: p for p in (self.vqvae, self.prior, self.classifier)}[name]
+    """The phase named 'vqvae', 'prior' or 'classifier'; else `UserError`."""
+    phases = {p.name: p for p in (self.vqvae, self.prior, self.classifier)}
+    if name not in phases:
+      raise errors.UserError(
+        f'config.task is {errors.one_line(repr(name))}; it must be one of '
+        + ', '.join(phases)
+      )
+    return phases[name]
 
   @property
   def phases(self) -> list[phase_lib.Phase]:

@@ -69,7 +69,7 @@ def test_files_and_pil_images_are_read_as_in_training(tmp_path):
     (np.float32(_IMAGE), r'in \[0, 1\]; these are from 0 to'),
     ([[1], [1, 2]], 'cannot become an array'),
     ([Image.fromarray(_IMAGE), _IMAGE[:4]], r'\[4, 8, 3\] and \[8, 8, 3\] can'),
-    ('.', 'is a folder; give a list of its files'),
+    ('.', 'is a folder, not an image; give the files in it'),
   ],
 )
 def test_what_is_no_image(given, message):
