@@ -117,7 +117,7 @@ def test_what_no_training_image_shows(workdir, tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
   ('where', 'message'),
   [
-    ('sxe=male', "no condition 'sxe'; .* knows sex, age; did you mean sex"),
+    ('sxe=male', "no condition 'sxe'; .* knows age, sex; did you mean sex"),
     ('sex=mael', "there is no sex 'mael'; .*; did you mean male"),
     ('age=99', "there is no age '99'; its values are 0-9, 10-19"),
     ('label=a', 'the label is no condition beside the label'),
