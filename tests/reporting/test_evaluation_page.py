@@ -49,7 +49,7 @@ def test_a_section_for_each_split(run):
   names = [f.name for f in val.figures]
   assert names == ['confusion_val', 'closest_pixels_val']
   assert [f.name for f in test.figures] == ['confusion_test']
-  assert len(test.tables) == len(val.tables) == 7
+  assert len(test.tables) == len(val.tables) == 8
 
 
 def test_confusions_of_the_prior_and_the_classifier(run):
