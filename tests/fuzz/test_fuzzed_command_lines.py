@@ -124,7 +124,7 @@ def sandbox(smoke_run, tmp_path, monkeypatch):
   for owner, name in (
     (demo, 'demo'),
     (report, 'report'),
-    (evaluate, '_measure_prior'),
+    (evaluate, '_measure_codes'),
     (inference.Model, 'sample'),
     (trainer.Trainer, 'start'),
   ):
