@@ -89,7 +89,7 @@ def test_other_columns_need_another_preparation(listed, tmp_path):
 @pytest.mark.parametrize(
   ('columns', 'message'),
   [
-    ('Sexe', 'lacks the columns Sexe; .*; did you mean Sex\\?$'),
+    ('agee', 'lacks the columns agee; .*; did you mean age\\?$'),
     ('Sex,sex', '^--condition_columns has sex twice'),
     ('Sex,', "'Sex,'; give names of columns, such as sex,age:10"),
     ('age:0', "'age:0'; give names"),
