@@ -68,9 +68,11 @@ class Builder(builder.ImageBuilder):
     """
     self.columns = {**type(self).columns, **(columns or {})}
     self._conditions = condition_columns.parse(self.columns['condition'])
-    used = {c for name, c in self.columns.items() if name != 'condition'}
+    used = {
+      c.casefold() for name, c in self.columns.items() if name != 'condition'
+    }
     for column in self._conditions:
-      if column.column in used:
+      if column.column.casefold() in used:
         raise errors.UserError(
           f'the column {column.column} is used already; leave it out of '
           '--condition_columns'

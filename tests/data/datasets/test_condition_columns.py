@@ -106,9 +106,10 @@ def test_wrong_columns(listed, columns, message):
   assert '\n' not in str(error.value)
 
 
-def test_a_column_has_one_use(listed):
+@pytest.mark.parametrize('label', ['Sex', 'sex'])
+def test_a_column_has_one_use(listed, label):
   with pytest.raises(errors.UserError, match='column Sex is used already'):
-    read(listed, 'age:10,Sex', label='Sex')
+    read(listed, 'age:10,Sex', label=label)
 
 
 @pytest.mark.parametrize(
