@@ -11,7 +11,7 @@ from etils import epath
 
 from dermvq_jax import errors, progress
 from dermvq_jax.data import conditions as conditions_lib
-from dermvq_jax.inference import classification, pictures, vqvae
+from dermvq_jax.inference import classification, conversion, vqvae
 from dermvq_jax.models import arguments, bayes, build, chunks
 from dermvq_jax.models.priors import base, randomness, sampler
 from dermvq_jax.outliers import reference, scoring
@@ -19,7 +19,7 @@ from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
 Labels = Sequence[str | int]
-Images = pictures.Images
+Images = conversion.Images
 Given = conditions_lib.Given
 
 
@@ -348,7 +348,7 @@ class Model(vqvae.Vqvae):
     known_codes: np.ndarray | None = None,
     known_mask: np.ndarray | None = None,
     ids: Sequence[int] | None = None,
-    output: pictures.Output = 'array',
+    output: conversion.Output = 'array',
     show_progress: bool = False,
     **conditions: Given,
   ) -> np.ndarray:
@@ -357,7 +357,7 @@ class Model(vqvae.Vqvae):
     `sample('mel', 4)`, `sample(['mel', 'nv'], 2)` and `sample({'mel': 2,
     'nv': 2})` all sample four.
     """
-    pictures.check_output(output)
+    conversion.check_output(output)
     codes = self.sample_codes(
       labels,
       count,
@@ -386,7 +386,7 @@ class Model(vqvae.Vqvae):
     top_k: int = 0,
     top_p: float = 1.0,
     guidance_scale: float = 1.0,
-    output: pictures.Output = 'array',
+    output: conversion.Output = 'array',
     show_progress: bool = False,
     **conditions: Given,
   ) -> np.ndarray:

@@ -6,11 +6,11 @@ import ml_collections
 import numpy as np
 
 from dermvq_jax import errors
-from dermvq_jax.inference import pictures
+from dermvq_jax.inference import conversion
 from dermvq_jax.models import arguments, build, chunks, masking
 from dermvq_jax.runs import run as run_lib
 
-Images = pictures.Images
+Images = conversion.Images
 
 
 class Vqvae:
@@ -60,7 +60,7 @@ class Vqvae:
         is not divisible by downsampling.
     """
     return arguments.check_images(
-      pictures.read(images, self.image_size),
+      conversion.read(images, self.image_size),
       self.config.vqvae.model.downsampling,
     )
 
@@ -69,7 +69,7 @@ class Vqvae:
     return chunks.apply(self._codec.encode, self.preprocess(images))
 
   def decode(
-    self, codes: np.ndarray, *, output: pictures.Output = 'array'
+    self, codes: np.ndarray, *, output: conversion.Output = 'array'
   ) -> np.ndarray:
     """Decodes codes int32 `[B, h, w]`.
 
@@ -84,8 +84,8 @@ class Vqvae:
       UserError: codes outside [0, K).
     """
     codes = self._check_codes(codes)
-    pictures.check_output(output)
-    return pictures.as_output(chunks.apply(self._codec.decode, codes), output)
+    conversion.check_output(output)
+    return conversion.as_output(chunks.apply(self._codec.decode, codes), output)
 
   def embed(self, codes: np.ndarray) -> np.ndarray:
     """Looks up the decoder's input `[B, h, w, D]` of codes int32 `[B, h, w]`.
@@ -119,7 +119,7 @@ class Vqvae:
     if len(images) != 1:
       raise errors.UserError(f'give one image, not {len(images)}')
     [image], shape = images, images.shape[1:3]
-    hidden = pictures.read_mask(mask, shape, self.image_size)
+    hidden = conversion.read_mask(mask, shape, self.image_size)
     factor = self.config.vqvae.model.downsampling
     masking.check(image, hidden, factor)
     known = masking.known(hidden, factor, self.num_levels)
@@ -127,7 +127,7 @@ class Vqvae:
     return masking.Masked(masking.blanked(image, hidden), codes, known)
 
   def reconstruct(
-    self, images: Images, *, output: pictures.Output = 'array'
+    self, images: Images, *, output: conversion.Output = 'array'
   ) -> np.ndarray:
     """Encodes and decodes images; see `preprocess` and `decode`."""
     return self.decode(self.encode(images), output=output)

@@ -71,6 +71,7 @@ def resolve(
   config.num_train_steps = config.num_train_steps or max(
     math.ceil(config.num_epochs * epoch), config.min_train_steps
   )
+  ranges.check_ranges(config)  # Many epochs may be too many steps.
   steps = config.num_train_steps
   config.eval_every_steps = config.eval_every_steps or epoch * math.ceil(
     steps / (epoch * _MAX_VALIDATIONS)
@@ -79,7 +80,6 @@ def resolve(
     if _has_schedule(optimizer) and optimizer.schedule == 'cosine':
       longest = int(_MAX_WARMUP_SHARE * steps)
       optimizer.warmup_steps = min(optimizer.warmup_steps, longest)
-  ranges.check_ranges(config)  # Many epochs may be too many steps.
   return config
 
 

@@ -169,7 +169,8 @@ def test_copies_are_the_codes_of_all_symmetries(workdir, model):
   run = run_lib.Run(workdir)
   config = config_files.load('prior:smoke')
   longer = config.copy_and_resolve_references()
-  longer.num_train_steps, longer.num_epochs = 0, 2.0
+  longer.num_train_steps, longer.min_train_steps = 0, 0
+  longer.num_epochs = 2.0
   assert trainer.resolve(longer, facts).num_train_steps == 2 * (114 // 8)
   loop.train(config, run)
   assert inference.load(workdir).sample(['mel']).shape == (1, 16, 16, 3)

@@ -70,7 +70,7 @@ def test_bad_files_do_not_stop_the_rest(model, tmp_path, out, caplog):
     str(single),
   }
   scores.log(scored)
-  for reason in ('missing.png', 'file in', 'damaged.jpg'):
+  for reason in ('missing.png', f'image in {empty}', 'damaged.jpg'):
     [line] = [p for p in scored.problems if reason in p]
     assert '\n' not in line
     assert line.endswith('; it is left out') and line in caplog.text

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import test_priors
 
-from dermvq_jax import errors
+from dermvq_jax import errors, progress
 from dermvq_jax.models.priors import base, gated_pixelcnn, randomness, sampler
 
 _CODES = 6
@@ -242,12 +242,13 @@ def test_no_images():
   assert codes.shape == (0, *_GRID)
 
 
-def test_progress_is_shown_on_demand(capsys):
+def test_progress_is_shown_on_demand(capsys, monkeypatch):
+  monkeypatch.setattr(progress, '_LOG_INTERVAL_SECONDS', 0)
   args = _args([0, 1, 2])
   sampler.sample_in_batches(*args, chunk_size=2)
   assert not capsys.readouterr().err
   sampler.sample_in_batches(*args, chunk_size=2, show_progress=True)
-  assert '3/3' in capsys.readouterr().err
+  assert '3 of 3' in capsys.readouterr().err
 
 
 class _Counting(gated_pixelcnn.GatedPixelCNN):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from dermvq_jax import errors
 from dermvq_jax.data import images as images_lib
-from dermvq_jax.inference import pictures
+from dermvq_jax.inference import conversion
 
 _SIZE = 8
 _IMAGE = np.random.default_rng(0).integers(0, 256, (_SIZE, _SIZE, 3), np.uint8)
@@ -37,13 +37,13 @@ def test_all_kinds_of_one_image(file, monkeypatch):
     [_IMAGE],
     (_IMAGE / 255,),
   ):
-    found = pictures.read(given, _SIZE)
+    found = conversion.read(given, _SIZE)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, _IMAGE[None])
 
 
 def test_several_kinds_in_one_list(file):
-  found = pictures.read(
+  found = conversion.read(
     [file, Image.fromarray(_IMAGE[::-1]), _IMAGE[:, ::-1] / 255], _SIZE
   )
   expected = np.stack([_IMAGE, _IMAGE[::-1], _IMAGE[:, ::-1]])
@@ -56,8 +56,8 @@ def test_files_and_pil_images_are_read_as_in_training(tmp_path):
   Image.fromarray(large).save(tmp_path / 'large.png')
   expected = images_lib.read_square(tmp_path / 'large.png', _SIZE)
   for given in (tmp_path / 'large.png', Image.fromarray(large)):
-    np.testing.assert_array_equal(pictures.read(given, _SIZE)[0], expected)
-  np.testing.assert_array_equal(pictures.read(large, _SIZE)[0], large)
+    np.testing.assert_array_equal(conversion.read(given, _SIZE)[0], expected)
+  np.testing.assert_array_equal(conversion.read(large, _SIZE)[0], large)
 
 
 @pytest.mark.parametrize(
@@ -74,19 +74,19 @@ def test_files_and_pil_images_are_read_as_in_training(tmp_path):
 )
 def test_what_is_no_image(given, message):
   with pytest.raises(errors.UserError, match=message) as e:
-    pictures.read(given, _SIZE)
+    conversion.read(given, _SIZE)
   assert '\n' not in str(e.value)
 
 
 def test_files_that_are_missing_or_damaged(tmp_path):
   for missing in (tmp_path / 'b.png', [_IMAGE, 'b.png']):
     with pytest.raises(FileNotFoundError, match='there is no file .*b.png'):
-      pictures.read(missing, _SIZE)
+      conversion.read(missing, _SIZE)
   with pytest.raises(FileNotFoundError, match="no mask .*'; give left, right"):
-    pictures.read_mask(tmp_path / 'b.png', (_SIZE, _SIZE), _SIZE)
+    conversion.read_mask(tmp_path / 'b.png', (_SIZE, _SIZE), _SIZE)
   (tmp_path / 'c.png').write_bytes(b'none')
   with pytest.raises(errors.UserError, match='c.png is unreadable'):
-    pictures.read(tmp_path / 'c.png', _SIZE)
+    conversion.read(tmp_path / 'c.png', _SIZE)
   Image.fromarray(_IMAGE).save(tmp_path / 'd.png')
   half = (tmp_path / 'd.png').read_bytes()[:150]
   (tmp_path / 'd.png').write_bytes(half)
@@ -94,7 +94,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     Image.open(tmp_path / 'd.png') as opened,
     pytest.raises(errors.UserError, match='PIL image is unreadable'),
   ):
-    pictures.read(opened, _SIZE)
+    conversion.read(opened, _SIZE)
 
 
 def test_all_kinds_of_a_mask(tmp_path):
@@ -110,19 +110,19 @@ def test_all_kinds_of_a_mask(tmp_path):
     expected,
     expected.tolist(),
   ):
-    found = pictures.read_mask(given, (_SIZE, _SIZE), _SIZE)
+    found = conversion.read_mask(given, (_SIZE, _SIZE), _SIZE)
     assert found.dtype == bool
     np.testing.assert_array_equal(found, expected)
   with pytest.raises(errors.UserError, match='for square images; .* 8x4 px'):
-    pictures.read_mask('bottom', (4, 8), _SIZE)
+    conversion.read_mask('bottom', (4, 8), _SIZE)
 
 
 def test_output():
   images = np.stack([_IMAGE, _IMAGE[::-1]])
-  assert pictures.as_output(images, 'array') is images
-  pils = pictures.as_output(images, 'pil')
+  assert conversion.as_output(images, 'array') is images
+  pils = conversion.as_output(images, 'pil')
   assert [image.mode for image in pils] == ['RGB', 'RGB']
   np.testing.assert_array_equal(np.stack(pils), images)
   for wrong in ('PIL', 'np', None):
     with pytest.raises(errors.UserError, match="give 'array' or 'pil'"):
-      pictures.as_output(images, wrong)
+      conversion.as_output(images, wrong)
