@@ -91,6 +91,11 @@ def _check_seen(
       if not never_together:
         return
   except errors.UserError as e:
+    if run.prior.is_exported:  # It has no data, but knows the classes.
+      untrained = {*names} & {*run.vqvae.facts.get('untrained_classes', ())}
+      if untrained:
+        _refuse_unseen(untrained, counts)
+      return
     logging.info('Not checked if each class has training images: %s', e)
     return
   if unseen:

@@ -174,6 +174,21 @@ def test_sampling_from_an_export(exported_run, smoke_run, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_classes_without_training_images(exported_run, tmp_path, capsys):
+  """An export has no data that could be looked at."""
+  copy = shutil.copytree(exported_run, tmp_path / 'copy')
+  words = ['--counts=mel=1,nv=1', f'--out={tmp_path / "out"}']
+  assert make(copy, 'sample', *words) == 0
+  assert 'Not checked' not in ''.join(capsys.readouterr())
+  path = copy / 'vqvae' / 'config.json'
+  content = json.loads(path.read_text())
+  content['facts']['untrained_classes'] = ['mel']
+  path.write_text(json.dumps(content))
+  words[-1] = f'--out={tmp_path / "other"}'
+  assert make(copy, 'sample', *words) == 2
+  assert 'leave it out: --counts=nv=1' in capsys.readouterr().err
+
+
 def test_reconstructing_by_an_export(exported_run, smoke_run, tmp_path):
   """The data may be elsewhere."""
   words = ['--split=val', f'--data_dir={smoke_run}/data', '--through_prior']
