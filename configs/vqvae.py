@@ -137,7 +137,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.discriminator.start = 0.0
     config.discriminator.num_samples = 4096 if size != 'smoke' else 16
     config.optim.learning_rate = 5e-4
-    config.params_ema_decay = 0.995
     config.min_train_steps = 1000
     if size == '64':
       config.num_epochs = 4.0
