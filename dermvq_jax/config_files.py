@@ -77,13 +77,18 @@ def load(
     _check_field(loaded, override)
   values = flags.FlagValues()
   argv = ['dermvq', *overrides]
-  # Each field is a separate flag, which is looked up in argv.
-  config_flags.DEFINE_config_dict(
-    'config', loaded, flag_values=values, sys_argv=argv
-  )
   try:
+    # Each field is a separate flag, which is looked up in argv.
+    config_flags.DEFINE_config_dict(
+      'config', loaded, flag_values=values, sys_argv=argv
+    )
     values(argv)
-  except (flags.Error, TypeError, ValueError) as e:
+  except (
+    flags.Error,
+    config_flags.config_flags.FlagOrderError,
+    TypeError,
+    ValueError,
+  ) as e:
     raise errors.UserError(errors.one_line(e)) from e
   _set_length(loaded, overrides)
   return loaded

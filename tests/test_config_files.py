@@ -5,6 +5,13 @@ import pytest
 from dermvq_jax import config_files, configs, errors
 
 
+def test_a_whole_part_after_its_fields():
+  overrides = ['--config.optim.weight_decay=1', '--config.optim=x']
+  with pytest.raises(errors.UserError, match='optim') as e:
+    config_files.load('vqvae:smoke', overrides)
+  assert '\n' not in str(e.value)
+
+
 def test_shipped_configs():
   names = {f[:-3] for f in os.listdir(os.path.dirname(configs.__file__))}
   assert {'vqvae', 'prior'} <= names
