@@ -100,7 +100,7 @@ class Model(vqvae.Vqvae):
     """Converts values of conditions to numbers, int32 `[count]` each.
 
     Args:
-      given: see `conditions.numbers`; what is not given is not known.
+      given: see `conditions.numbers`; the others are not known.
       count: the number of images.
 
     Raises:

@@ -712,7 +712,7 @@ def test_names_resolve_only_inside_the_package(
 
 
 def test_the_model_in_the_package():
-  """It is whole, and draws what it drew when it was exported."""
+  """All of it is there, and it samples the images that came with it."""
   model = dermvq_jax.load('demo')
   assert len(model.class_names) == 7 and model.image_size == 64
   image = model.sample('mel', 1, seed=0)[0]

@@ -8,13 +8,14 @@ from typing import Any
 
 
 def finder(names: Sequence[str]) -> Callable[[str, Any], bool]:
-  """Returns a function of an image that tells whether it is named.
+  """Returns a function that finds the images with these names.
 
   Args:
     names: ids and paths of images.
 
   Returns:
-    A function of the id of an image and of its source, which may be a file.
+    Takes the id of an image and its source, which may be a file. Returns
+    whether the image has one of the names.
   """
   wanted = {*names, *map(os.path.realpath, names)}
 
