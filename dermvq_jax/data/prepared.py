@@ -114,7 +114,7 @@ def _builder(dataset: str, data_dir: epath.Path) -> Any:
   try:
     builder = tfds.builder_from_directory(newest)
     _ = builder.info.metadata == {}  # TFDS reads its file only on access.
-    for field in _FIELDS:
+    for field in (*_FIELDS, 'codes' if name == 'codes' else 'image'):
       _ = builder.info.features[field]
     _ = list(builder.info.features['label'].names)
     return builder

@@ -268,6 +268,7 @@ _DEEP = '{"a": ' * 100_000 + '1' + '}' * 100_000
     ('features.json', None),
     ('features.json', lambda j: j['featuresDict']['features'].pop('label')),
     ('features.json', lambda j: j['featuresDict']['features'].pop('id')),
+    ('features.json', lambda j: j['featuresDict']['features'].pop('image')),
     ('metadata.json', lambda j: j.update(train_variance='x')),
     ('metadata.json', lambda j: j.update(train_variance=float('nan'))),
     ('metadata.json', lambda j: j.pop('train_variance')),

@@ -83,7 +83,8 @@ def places(smoke_run, tmp_path, monkeypatch):
   def accept(self):
     """Derives the shapes of a step instead of training."""
     batch = next(self.train_batches(num_workers=0))
-    jax.eval_shape(self.compile_train_step(), self.structure(), batch)
+    if self.config.parallel == 'jit':  # pmap takes a batch for each device.
+      jax.eval_shape(self.compile_train_step(), self.structure(), batch)
     self.learning_rates(1)
     raise errors.StoppedError(signal.SIGTERM)
 
