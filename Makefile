@@ -5,8 +5,8 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install
 WORKDIR ?= runs/demo
 
-.PHONY: install demo demo-model test test-all fuzz soak power-cuts bench docs lint \
-  format constraints licences clean
+.PHONY: install demo demo-model test test-all fuzz soak power-cuts bench \
+  class-room docs lint format constraints licences clean
 
 install: $(VENV)/.installed
 
@@ -60,6 +60,12 @@ bench: install
 	  --out=runs/bench.md --plot=runs/bench.png $(BENCH)
 	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.benchmarks.sampling \
 	  --out=runs/bench_sampling.md $(BENCH)
+
+# Opens the notebook of the class room in a browser.
+class-room: install
+	$(PIP) -q -c constraints.txt -e '.[notebook]'
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter notebook \
+	  docs/tutorials/class_room.ipynb
 
 # Warnings are errors, broken links included.
 docs: install

@@ -107,6 +107,7 @@ setuptools.setup(
       'sphinx>=9,<9.1',
       'sphinx-copybutton',
     ],
+    'notebook': ['notebook'],
     # They come with photographs; the isolation forest.
     'outliers': ['scikit-image', 'scikit-learn'],
     'dicom': ['pydicom>=3'],
