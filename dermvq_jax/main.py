@@ -19,6 +19,7 @@ _INTERRUPTED = 130  # exit code, the same as the shell's
 # saved, and the same command resumes. 143 would mean that the process died.
 _STOPPED = 75
 _MAKES_RUNS = ('train', 'encode')
+_RESUMED = ('train', 'sample', 'demo')
 # Errors of a wrong path, missing permissions, and a full or failing disk.
 _SYSTEM_ERRORS = {
   errno.EACCES,
@@ -126,6 +127,7 @@ def _sample(args: argparse.Namespace):
     mask=args.mask,
     reject_memorised=args.reject_memorised,
     reject_unlike=args.reject_unlike,
+    shards=args.shards,
     **_controls_of(args),
   )
   print(f'Wrote {args.out}')
@@ -260,7 +262,8 @@ def _run(args: argparse.Namespace) -> int:
     return _INTERRUPTED if e.signal == signal.SIGINT else _STOPPED
   except KeyboardInterrupt:
     print(
-      '\nInterrupted; the same dermvq train command resumes.',
+      f'\nInterrupted; the same dermvq {args.command} command '
+      + ('resumes.' if args.command in _RESUMED else 'starts again.'),
       file=sys.stderr,
     )
     return _INTERRUPTED

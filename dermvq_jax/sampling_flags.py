@@ -87,7 +87,7 @@ def add_sampling(sub: argparse.ArgumentParser):
     type=float,
     default=0.0,
     metavar='T',
-    help='drop samples that look memorised: memorisation ratio, by pixels, '
+    help='replace samples that look memorised: memorisation ratio, by pixels, '
     'below T; try 0.6, or the threshold that dermvq evaluate reports (default: '
     '0, off)',
   )
@@ -96,6 +96,14 @@ def add_sampling(sub: argparse.ArgumentParser):
     type=float,
     default=0.0,
     metavar='P',
-    help='drop samples that are unlike the images of the run, encoded and '
+    help='replace samples that are unlike the images of the run, encoded and '
     'decoded: p-value of at most P, as in dermvq score (default: 0, off)',
+  )
+  sub.add_argument(
+    '--shards',
+    type=int,
+    default=0,
+    metavar='N',
+    help='write .tar files of at most N images each, for example 10000, where '
+    'so many single files are too many (default: 0, a folder for each class)',
   )

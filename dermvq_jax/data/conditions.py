@@ -25,7 +25,14 @@ RESERVED = frozenset(
   (
     *('image', 'images', 'codes', 'label', 'labels', 'id', 'ids', 'group'),
     *('split', 'synthetic', 'count', 'complete', 'mask', 'reject_memorised'),
-    *('reject_unlike', 'known_codes', 'known_mask', 'show_progress', 'self'),
+    *(
+      'reject_unlike',
+      'shard',
+      'known_codes',
+      'known_mask',
+      'show_progress',
+      'self',
+    ),
     *('class_prior', 'output', *_CONTROLS),
   )
 )
