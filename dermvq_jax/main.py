@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -46,9 +47,10 @@ def _run_of(args: argparse.Namespace):
   return open_run(args.workdir, getattr(args, 'data_dir', None) or '')
 
 
-def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:
-  """The controls of sampling, named as in `sampler.Controls`."""
+def _controls_of(args: argparse.Namespace) -> dict[str, Any]:
+  """The controls of sampling, named as in `Model.sample`."""
   names = ('temperature', 'top_k', 'top_p', 'guidance_scale')
+  names += ('choose', 'choose_by')
   return {name: getattr(args, name) for name in names}
 
 
@@ -162,6 +164,7 @@ def _score(args: argparse.Namespace):
 
 def _evaluate(args: argparse.Namespace):
   from dermvq_jax.evaluation import evaluate, feature_spaces
+  from dermvq_jax.runs import run
 
   evaluate.evaluate(
     _run_of(args),
@@ -169,6 +172,7 @@ def _evaluate(args: argparse.Namespace):
     space=feature_spaces.Inception(args.inception) if args.inception else None,
     num_samples=args.num_samples,
     seed=args.seed,
+    judge=run.find(args.judge) if args.judge else None,
     **_controls_of(args),
   )
 

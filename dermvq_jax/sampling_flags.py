@@ -41,6 +41,20 @@ def add_controls(sub: argparse.ArgumentParser):
     help='classifier-free guidance; above 1 exaggerates what distinguishes the '
     'class, 0 ignores the class (default: 1, off)',
   )
+  sub.add_argument(
+    '--choose',
+    type=int,
+    default=1,
+    metavar='K',
+    help='draw K candidates for each image and keep the best (default: 1, off)',
+  )
+  sub.add_argument(
+    '--choose_by',
+    choices=('classifier', 'likelihood'),
+    default='classifier',
+    help="what is best: what the run's classifier finds most of its class, or "
+    'what has the most likely codes (default: classifier)',
+  )
 
 
 def add_sampling(sub: argparse.ArgumentParser):

@@ -18,7 +18,10 @@ from dermvq_jax import errors, spelling
 Value = str | float | None
 Given = Value | Sequence[Value]
 
-_CONTROLS = ('seed', 'temperature', 'top_k', 'top_p', 'guidance_scale')
+_CONTROLS = (
+  *('seed', 'temperature', 'top_k', 'top_p', 'guidance_scale'),
+  *('choose', 'choose_by'),
+)
 # Fields of records, columns of the tables of samples, and arguments in Python:
 # a condition with such a name would be mistaken for it.
 RESERVED = frozenset(

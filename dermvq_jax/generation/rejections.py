@@ -1,6 +1,7 @@
 """Which new images are dropped: copies, and what is unlike real images."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -13,6 +14,7 @@ from dermvq_jax.runs import run as run_lib
 # Reason -> a function of uint8 [B, H, W, 3] that returns bool [B].
 Rejections = dict[str, Callable[[np.ndarray], np.ndarray]]
 MEMORISED, UNLIKE = 'memorised', 'unlike'
+NOT_CHOSEN = 'not_chosen'  # one of the other candidates
 _SAID = {
   MEMORISED: 'look copied from a training image',
   UNLIKE: 'are unlike reconstructions of held-out images',
@@ -72,14 +74,28 @@ def _unlike(model: inference.Model, limit: float):
   return reject
 
 
-def say(dropped: Mapping[str, int], drawn: int, unlike: float):
-  """Logs how many of the images that were drawn were dropped, and why."""
+def say(found: Mapping[str, Any], unlike: float):
+  """Logs how many of the images that were drawn were dropped, and why.
+
+  Args:
+    found: `images`, `drawn` and `dropped`, see `SampleFolder.finish`.
+    unlike: as in `make`.
+  """
+  dropped = dict(found['dropped'])
+  judged = found['drawn'] - dropped.pop(NOT_CHOSEN, 0)
   for reason, number in dropped.items():
     logging.info(
-      'Dropped %d of %d images that %s.', number, drawn, _SAID[reason]
+      'Dropped %d of %d images that %s.', number, judged, _SAID[reason]
     )
   if UNLIKE in dropped:
     logging.info(
       'Of as many reconstructions of held-out images, %.1f would be dropped.',
-      unlike * drawn,
+      unlike * judged,
+    )
+  if found['images'] < found['drawn']:
+    logging.info(
+      'Kept %d of %d images that were drawn (%.1f%%).',
+      found['images'],
+      found['drawn'],
+      100 * found['images'] / found['drawn'],
     )

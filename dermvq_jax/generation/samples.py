@@ -11,6 +11,7 @@ from etils import epath
 
 from dermvq_jax import __version__, errors, files, inference, progress
 from dermvq_jax.generation import rejections, requests, sample_folder
+from dermvq_jax.inference import choosing
 from dermvq_jax.models import chunks, masking
 from dermvq_jax.models.priors import sampler
 from dermvq_jax.runs import run as run_lib
@@ -69,6 +70,8 @@ class _Maker:
     groups: Sequence[requests.Group],
     reject: rejections.Rejections,
     masked: masking.Masked | None,
+    choose: int,
+    choose_by: str,
     **sampling,
   ):
     """Takes what all images have in common.
@@ -78,11 +81,15 @@ class _Maker:
       groups: what is asked for.
       reject: what to drop.
       masked: what to complete, if anything.
+      choose: see `Model.sample`, as is the next argument.
+      choose_by: as there.
       **sampling: seed and controls.
     """
     self._model = model
     self._groups = groups
     self._reject = reject
+    self._choose = choose
+    self._choose_by = choose_by
     self._sampling = sampling
     # All calls are of one size, so that they compile once, and the pixels do
     # not depend on where a block ends.
@@ -97,34 +104,47 @@ class _Maker:
     """Draws a block's images; see `SampleFolder.write_block`."""
     for start in range(0, len(block), self._size):
       which = block[start : start + self._size]
-      new = self._images(which)
+      new, which = self._images(which)
       dropped, keep = {}, np.ones(len(new), bool)
+      if self._choose > 1:
+        dropped[rejections.NOT_CHOSEN] = (self._choose - 1) * len(new)
       for reason, reject in self._reject.items():
         rejected = reject(new) & keep
         dropped[reason] = int(rejected.sum())
         keep &= ~rejected
       bar.update(len(which))
       yield (
-        len(which),
+        len(which) * self._choose,
         new[keep],
         [one for one, kept in zip(which, keep) if kept],
         dropped,
       )
 
-  def _images(self, which: Sequence[tuple[int, int]]) -> np.ndarray:
+  def _images(
+    self, which: Sequence[tuple[int, int]]
+  ) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Returns images and, if candidates are chosen from, their ids."""
     padded = [*which, *[which[-1]] * (self._size - len(which))]
     groups = [self._groups[group] for group, _ in padded]
-    new = self._model.sample(
-      [group.label for group in groups],
-      ids=[id_ for _, id_ in padded],
-      **{
-        name: [group.where.get(name) for group in groups]
-        for name in self._model.conditions
-      },
-      **self._sampling,
-      **self._known,
-    )
-    return new[: len(which)]
+    labels = np.array([group.label for group in groups], np.int32)
+    ids = [id_ for _, id_ in padded]
+    given = {
+      name: [group.where.get(name) for group in groups]
+      for name in self._model.conditions
+    }
+
+    def draw(ids: Sequence[int]) -> np.ndarray:
+      return self._model.sample_codes(
+        labels, ids=ids, **given, **self._sampling, **self._known
+      )
+
+    if self._choose == 1:
+      codes = draw(ids)
+    else:
+      score = choosing.scorer(self._model, self._choose_by, labels, given)
+      codes, ids = choosing.best(draw, score, ids, self._choose)
+    found = [(group, int(id_)) for (group, _), id_ in zip(which, ids)]
+    return self._model.decode(codes)[: len(which)], found
 
 
 def _make(
@@ -180,6 +200,8 @@ def sample(
   reject_memorised: float = 0.0,
   reject_unlike: float = 0.0,
   shards: int = 0,
+  choose: int = 1,
+  choose_by: str = 'classifier',
   **controls,
 ):
   """Writes new images: a folder of PNG files for each class, `metadata.csv`.
@@ -216,6 +238,9 @@ def sample(
       images: their p-value is at most this (see `outliers.scoring`); 0: none.
     shards: instead of the folders, writes .tar files with at most this number
       of images each; 0: off.
+    choose: the number of candidates for each image, of which the best is taken;
+      see `Model.sample`, as is the next argument.
+    choose_by: as there.
     **controls: how to sample; see `sampler.Controls`.
 
   Raises:
@@ -226,6 +251,7 @@ def sample(
       found, all images are dropped, or another call began this folder.
   """
   settings = {'seed': seed} | dataclasses.asdict(sampler.Controls(**controls))
+  choosing.check(choose, choose_by)
   _check(counts, balance, complete, mask, shards)
   model = inference.Model(run)
   where = requests.named(model, where or {})
@@ -235,7 +261,13 @@ def sample(
     original, masked = _hide(model, complete, mask)
     pictures = {'original': original, 'masked': masked.image}
   reject = rejections.make(model, reject_memorised, reject_unlike)
-  maker = _Maker(model, groups, reject, masked, **settings)
+  maker = _Maker(model, groups, reject, masked, choose, choose_by, **settings)
+  phases = [run.vqvae, run.prior]
+  if choose > 1:
+    settings |= {'choose': choose, 'choose_by': choose_by}
+    if choose_by == 'classifier':
+      _ = model.classifier  # Its errors come before the folder.
+      phases.append(run.classifier)
   further = {
     'complete': str(complete or ''),
     'mask': mask,
@@ -245,7 +277,7 @@ def sample(
   settings |= {name: value for name, value in further.items() if value}
   plan = {
     'version': __version__,
-    'weights': {p.name: p.weights_id for p in (run.vqvae, run.prior)},
+    'weights': {phase.name: phase.weights_id for phase in phases},
     'asked': [
       {'label': model.class_names[g.label], 'count': g.count} | g.where
       for g in groups
@@ -263,7 +295,7 @@ def sample(
       num_blocks, missing = _make(folder, groups, maker, shards or _BLOCK)
       columns = dict.fromkeys(model.conditions, '') | settings
       found = folder.finish(num_blocks, plan, columns, pictures)
-      rejections.say(found['dropped'], found['drawn'], reject_unlike)
+      rejections.say(found, reject_unlike)
       _say_missing(missing, groups, model.class_names)
     folder.remove_blocks()
 
