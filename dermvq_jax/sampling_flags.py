@@ -70,9 +70,14 @@ def add_sampling(sub: argparse.ArgumentParser):
   )
   number.add_argument(
     '--balance',
-    action='store_true',
+    nargs='?',
+    type=flag_types.names,
+    const=['label'],
+    default=[],
+    metavar='label,NAME,...',
     help='top up every class until it is as large as the largest class of the '
-    'training split',
+    'training split; with conditions that the prior knows (label,sex) every '
+    'combination of their values',
   )
   sub.add_argument(
     '--where',

@@ -1,7 +1,8 @@
 """What images are asked for: classes, conditions, and how many of each."""
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from absl import logging
@@ -30,22 +31,88 @@ class Group:
   where: Where
 
 
-def balancing_counts(
-  labels: np.ndarray, class_names: Sequence[str], copies: int = 1
-) -> dict[str, int]:
-  """How many images each class lacks to be as large as the largest one.
+def lacking(
+  columns: Sequence[np.ndarray], sizes: Sequence[int], copies: int = 1
+) -> dict[tuple[int, ...], tuple[int, int]]:
+  """How many images each combination of values lacks to be the largest one.
 
   Args:
-    labels: int `[N]`, the labels of the training images.
-    class_names: names of the labels.
-    copies: how often each training image occurs in `labels`.
+    columns: the values of each condition of the training images, int `[N]`
+      each. Images with a null value, whose value is not known, do not count.
+    sizes: the number of values of each condition, without the null value.
+    copies: how often each training image occurs.
+
+  Returns:
+    For each combination, in order, how many images there are and how many are
+    lacking.
   """
-  counts = np.bincount(labels, minlength=len(class_names)) // copies
-  lacking = dict(zip(class_names, (counts.max() - counts).tolist()))
-  for name, have in zip(class_names, counts):
-    shown = errors.printable(name)
-    logging.info('%s: %d training images, %d new', shown, have, lacking[name])
-  return lacking
+  table = np.zeros(sizes, int)
+  known = np.all([c < size for c, size in zip(columns, sizes)], axis=0)
+  np.add.at(table, tuple(np.asarray(c)[known] for c in columns), 1)
+  table //= copies
+  return {
+    values: (int(table[values]), int(table.max() - table[values]))
+    for values in np.ndindex(*sizes)
+  }
+
+
+def _balanced(
+  run: run_lib.Run, model: inference.Model, names: Sequence[str], where: Where
+) -> list[Group]:
+  """Tops up every combination of values to the size of the largest one.
+
+  Args:
+    run: see `groups`.
+    model: as there.
+    names: `label`, and the conditions to combine it with.
+    where: what all images show.
+
+  Raises:
+    UserError: the label is not among them, the prior does not know one of them
+      or `where` has it as well, or a class has no training image.
+  """
+  if 'label' not in names:
+    raise errors.UserError(
+      f'--balance={",".join(names)} leaves out the class; give '
+      f'--balance=label,{",".join(names)}'
+    )
+  others = [name for name in dict.fromkeys(names) if name != 'label']
+  model.condition_values(dict.fromkeys(others))  # Raises if one is not known.
+  if both := [name for name in others if name in where]:
+    raise errors.UserError(
+      f'--balance and --where both name {", ".join(both)}; give it to one'
+    )
+  value_names = [
+    model.class_names,
+    *(model.conditions[name] for name in others),
+  ]
+  # The codes have the values, and are read much faster than images.
+  found = run.codes.values('train', ['label', *others])
+  combinations = lacking(
+    [found[name] for name in ('label', *others)],
+    [len(names) for names in value_names],
+    run.codes.facts['copies'],
+  )
+  groups, unseen = [], []
+  for values, (have, missing) in combinations.items():
+    named = [names[i] for names, i in zip(value_names, values)]
+    shown = errors.printable(', '.join(named))
+    if have:
+      logging.info('%s: %d training images, %d new', shown, have, missing)
+      given = dict(zip(others, named[1:]))
+      groups.append(Group(values[0], missing, where | given))
+    else:
+      unseen.append(shown)
+  if unseen and not others:
+    counts = {model.class_names[group.label]: group.count for group in groups}
+    _refuse_unseen(unseen, counts)
+  if unseen:
+    logging.warning(
+      'No training image has these together, so the prior has not learned them '
+      'and they are left out: %s.',
+      '; '.join(unseen),
+    )
+  return groups
 
 
 def _check_seen(
@@ -86,7 +153,7 @@ def _check_seen(
     logging.info('Not checked if each class has training images: %s', e)
     return
   if unseen:
-    _refuse_unseen(set(unseen.values()), counts)
+    _refuse_unseen(unseen.values(), counts)
   for name in unseen_values:
     raise errors.UserError(
       f'no training image has {name} {where[name]}, so the prior has not '
@@ -100,7 +167,7 @@ def _check_seen(
   )
 
 
-def _refuse_unseen(unseen: set[str], counts: _Counts):
+def _refuse_unseen(unseen: Iterable[str], counts: _Counts):
   """Raises UserError for classes without a training image."""
   rest = ','.join(
     f'{name}={number}'
@@ -130,7 +197,7 @@ def groups(
   run: run_lib.Run,
   model: inference.Model,
   counts: _Counts | None,
-  balance: bool,
+  balance: Sequence[str],
   where: Where,
 ) -> list[Group]:
   """Returns what is asked for, in the order of the classes.
@@ -148,25 +215,24 @@ def groups(
   """
   if balance:
     model.check_prior()
-    # The codes have the labels, and are read much faster than images.
-    training = run.codes.labels('train')
-    counts = balancing_counts(
-      training, model.class_names, run.codes.facts['copies']
-    )
-    seen = {model.class_names[label] for label in np.unique(training)}
-    if unseen := set(model.class_names) - seen:
-      _refuse_unseen(unseen, counts)
-  elif counts and '' in counts:
-    counts = dict.fromkeys(model.class_names, counts['']) | counts
-    del counts['']
-  total = sum((counts or {}).values())
+    found = _balanced(run, model, balance, where)
+  else:
+    counts = dict(counts or {})
+    if '' in counts:
+      counts = dict.fromkeys(model.class_names, counts['']) | counts
+      del counts['']
+    labels = model.labels(list(counts)).tolist()
+    found = [
+      Group(label, n, where) for label, n in zip(labels, counts.values())
+    ]
+  found = [group for group in found if group.count]
+  total = sum(group.count for group in found)
   if total > _MAX_IMAGES:
     raise errors.UserError(
       f'{"--balance" if balance else "--counts"} asks for {total:,} images; '
       f'give --counts for {_MAX_IMAGES:,} at most, and another --seed and '
       '--out for the next'
     )
-  labels = model.labels(list(counts or {})).tolist()
   if not total:
     raise errors.UserError(
       'the classes are balanced already; give --counts for new images'
@@ -175,9 +241,8 @@ def groups(
     )
   model.check_prior()
   if where or not balance:
-    _check_seen(run, model, counts, where)
-  return [
-    Group(label, count, where)
-    for label, count in zip(labels, (counts or {}).values())
-    if count
-  ]
+    asked = collections.Counter()
+    for group in found:
+      asked[model.class_names[group.label]] += group.count
+    _check_seen(run, model, asked, where)
+  return found

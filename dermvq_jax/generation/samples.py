@@ -192,7 +192,7 @@ def sample(
   out: epath.PathLike,
   *,
   counts: dict[str, int] | None = None,
-  balance: bool = False,
+  balance: Sequence[str] = (),
   where: dict[str, str] | None = None,
   seed: int = 0,
   complete: epath.PathLike | None = None,
@@ -224,7 +224,9 @@ def sample(
     out: the new folder.
     counts: images of each class; the class '' stands for every class.
     balance: instead of counts, tops up every class until it is as large as the
-      largest class of the training split.
+      largest class of the training split: `['label']`. With names of conditions
+      too, such as `['label', 'sex']`, every combination of their values that
+      training images have.
     where: the name of a value, or a number inside of its range, for some of the
       conditions that the prior knows. They are columns of `metadata.csv`.
     seed: an image depends only on seed, class, `where` and its number in the
@@ -302,7 +304,7 @@ def sample(
 
 def _check(
   counts: dict[str, int] | None,
-  balance: bool,
+  balance: Sequence[str],
   complete: epath.PathLike | None,
   mask: str | None,
   shards: int,

@@ -90,7 +90,7 @@ def test_balance(smoke_run, model, tmp_path, out, caplog):
   shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
   data_dir = str(smoke_run / 'data')
   samples.sample(
-    run_lib.Run(tmp_path / 'run', data_dir), out, balance=True, seed=2
+    run_lib.Run(tmp_path / 'run', data_dir), out, balance=['label'], seed=2
   )
   train = prepared.Dataset(IMAGES, data_dir).split('train')
   have = np.bincount([train[i]['label'] for i in range(len(train))])
@@ -110,22 +110,30 @@ def test_balance(smoke_run, model, tmp_path, out, caplog):
 
 
 @pytest.mark.parametrize('copies', [1, 3])
-def test_copies_do_not_count(copies):
-  """Codes may hold each training image several times."""
-  labels = np.array([0, 0, 0, 1, 1, 2] * copies)
-  counts = requests.balancing_counts(labels, ('a', 'b', 'c', 'd'), copies)
-  assert counts == {'a': 0, 'b': 1, 'c': 2, 'd': 3}
+def test_what_is_lacking_by_hand(copies):
+  """Codes may hold each image several times; 2 is the null value of sex."""
+  labels = np.array([0, 0, 0, 1, 1, 3] * copies)
+  sexes = np.array([0, 0, 1, 1, 2, 0] * copies)
+  of_classes = requests.lacking([labels], [4], copies)
+  assert of_classes == {(0,): (3, 0), (1,): (2, 1), (2,): (0, 3), (3,): (1, 2)}
+  found = requests.lacking([labels, sexes], [4, 2], copies)
+  assert found == {
+    **{(0, 0): (2, 0), (0, 1): (1, 1), (1, 0): (0, 2), (1, 1): (1, 1)},
+    **{(2, 0): (0, 2), (2, 1): (0, 2), (3, 0): (1, 1), (3, 1): (0, 2)},
+  }
 
 
 def test_nothing_to_balance(smoke_run, out, monkeypatch):
-  monkeypatch.setattr(prepared.Dataset, 'labels', lambda *_: np.arange(7))
+  values = {'label': np.arange(7)}
+  monkeypatch.setattr(prepared.Dataset, 'values', lambda *_: values)
   with pytest.raises(errors.UserError, match='are balanced already'):
-    samples.sample(run_lib.Run(smoke_run), out, balance=True)
+    samples.sample(run_lib.Run(smoke_run), out, balance=['label'])
   assert not out.exists()
 
 
 @pytest.mark.parametrize(
-  'arguments', [{'counts': {'': 2}}, {'counts': {'df': 1}}, {'balance': True}]
+  'arguments',
+  [{'counts': {'': 2}}, {'counts': {'df': 1}}, {'balance': ['label']}],
 )
 def test_unseen_classes_are_refused(smoke_run, out, monkeypatch, arguments):
   """No training image is a df, so what is drawn for it means nothing."""
@@ -196,8 +204,10 @@ def test_samples_are_an_image_folder(smoke_run, tmp_path, out):
     ({'counts': {'mel': 1}, 'temperature': -1.0}, 'temperature'),
     ({'counts': {'mel': 1}, 'top_p': 2.0}, 'top_p is 2.0'),
     ({'counts': {'mel': 1}, 'mask': 'left'}, '--complete and --mask'),
-    ({'counts': {'mel': 1}, 'balance': True}, '--balance cannot go with'),
-    ({'balance': True, 'complete': 'x', 'mask': 'left'}, 'leave out one'),
+    ({'counts': {'mel': 1}, 'balance': ['label']}, '--balance cannot go with'),
+    ({'balance': ['label'], 'complete': 'x', 'mask': 'left'}, 'leave out one'),
+    ({'balance': ['sex']}, 'give --balance=label,sex'),
+    ({'balance': ['label', 'sex']}, "no condition 'sex'"),
     ({}, 'asks for no image'),
   ],
 )
@@ -211,13 +221,13 @@ def test_sample_mistakes(smoke_run, out, arguments, message):
 def test_data_that_are_elsewhere(smoke_run, tmp_path, out):
   run = _without_data(smoke_run, tmp_path)
   with pytest.raises(errors.UserError, match='not prepared in /nowhere'):
-    samples.sample(run, out, balance=True)
+    samples.sample(run, out, balance=['label'])
   assert not out.exists()
 
 
 def test_sample_before_the_prior(smoke_run, tmp_path, out):
   shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
-  for what in ({'counts': {'mel': 1}}, {'balance': True}):
+  for what in ({'counts': {'mel': 1}}, {'balance': ['label']}):
     with pytest.raises(errors.UserError, match='no trained prior'):
       samples.sample(run_lib.Run(tmp_path / 'run'), out, **what)
   assert not out.exists()
