@@ -202,6 +202,7 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
   _add_out(sub)
   sampling_flags.add_sampling(sub)
   _add_data_dir(sub)
+  _add_hosts(sub)
 
   sub = command(
     'reconstruct',
@@ -408,6 +409,7 @@ def parsers() -> tuple[
     help='encode each training image N times: as it is, then turned and '
     'mirrored, each time in another way (default: 8, all symmetries)',
   )
+  _add_hosts(sub)
 
   _add_commands_of_use(command)
   return parser, by_name

@@ -54,6 +54,13 @@ def _controls_of(args: argparse.Namespace) -> dict[str, Any]:
   return {name: getattr(args, name) for name in names}
 
 
+def _join_hosts(args: argparse.Namespace):
+  """Joins the processes of several hosts, if the flags name them."""
+  from dermvq_jax.runs import hosts
+
+  hosts.initialize(args.coordinator, args.num_processes, args.process_id)
+
+
 def _say_next(*words: str):
   """Says which command most people run next."""
   print(f'Next: dermvq {shlex.join(words)}')
@@ -94,7 +101,7 @@ def _train(args: argparse.Namespace):
   from dermvq_jax.training import loop
 
   config = config_files.load(args.config, args.overrides)
-  hosts.initialize(args.coordinator, args.num_processes, args.process_id)
+  _join_hosts(args)
   run = _run_of(args)
   loop.train(config, run, profile=args.profile, verbose=args.verbose)
   workdir = f'--workdir={args.workdir}'
@@ -110,14 +117,19 @@ def _train(args: argparse.Namespace):
 
 def _encode(args: argparse.Namespace):
   from dermvq_jax.generation import encode
+  from dermvq_jax.runs import hosts
 
+  _join_hosts(args)
   encode.encode(_run_of(args), args.copies)
-  _say_next('train', '--config=prior', f'--workdir={args.workdir}')
+  if hosts.is_primary():
+    _say_next('train', '--config=prior', f'--workdir={args.workdir}')
 
 
 def _sample(args: argparse.Namespace):
   from dermvq_jax.generation import samples
+  from dermvq_jax.runs import hosts
 
+  _join_hosts(args)
   samples.sample(
     _run_of(args),
     args.out,
@@ -132,7 +144,8 @@ def _sample(args: argparse.Namespace):
     shards=args.shards,
     **_controls_of(args),
   )
-  print(f'Wrote {args.out}')
+  if hosts.is_primary():
+    print(f'Wrote {args.out}')
 
 
 def _reconstruct(args: argparse.Namespace):

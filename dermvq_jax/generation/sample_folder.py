@@ -9,7 +9,6 @@ from these files, and they are removed.
 import collections
 import dataclasses
 import io
-import itertools
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -191,9 +190,6 @@ class SampleFolder:
 
     Returns:
       What `samples.json` says beside the plan.
-
-    Raises:
-      UserError: no image was kept.
     """
     shown = collections.defaultdict(list)
     found = {'images': 0, 'drawn': 0, 'dropped': collections.Counter()}
@@ -213,16 +209,7 @@ class SampleFolder:
           row |= {'id': id_} | columns | asked.where
           yield row | ({'shard': _shard(index)} if self._in_shards else {})
 
-    table = rows()
-    first = next(table, None)
-    if first is None:  # The same call would drop them again.
-      self._folder.rmtree()
-      raise errors.UserError(
-        'every image is dropped; lower --reject_memorised or --reject_unlike'
-      )
-    tables.write_csv(
-      self._folder / 'metadata.csv', itertools.chain([first], table)
-    )
+    tables.write_csv(self._folder / 'metadata.csv', rows())
     for name, picture in pictures.items():
       images.save_png(self._folder / f'{name}.png', picture)
     first_row = [np.stack([*pictures.values()])] if pictures else []
@@ -242,6 +229,10 @@ class SampleFolder:
       content = (self._folder / file).read_bytes()
     with Image.open(io.BytesIO(content)) as image:
       return np.asarray(image)
+
+  def remove(self):
+    """Removes the folder."""
+    self._folder.rmtree()
 
   def remove_blocks(self):
     """Removes what only an incomplete folder needs."""

@@ -1,10 +1,12 @@
 """Writes new images, and completions of given images, to a folder."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
@@ -14,6 +16,7 @@ from dermvq_jax.generation import rejections, requests, sample_folder
 from dermvq_jax.inference import choosing
 from dermvq_jax.models import chunks, masking
 from dermvq_jax.models.priors import sampler
+from dermvq_jax.runs import hosts
 from dermvq_jax.runs import run as run_lib
 
 # Images of a block, unless blocks are shards: so many are made again after a
@@ -152,39 +155,78 @@ def _make(
   groups: Sequence[requests.Group],
   maker: _Maker,
   block_size: int,
-) -> tuple[int, dict[int, int]]:
+) -> tuple[int, list[int]]:
   """Makes all blocks that are not there yet, and replaces what is dropped.
 
   Returns:
     The number of blocks, and how many images of each group are still missing.
+
+  Raises:
+    UserError: all of them.
   """
-  missing = {i: group.count for i, group in enumerate(groups)}
-  tries = {i: _MAX_TRIES * group.count for i, group in enumerate(groups)}
+  missing = [group.count for group in groups]
+  tries = [_MAX_TRIES * group.count for group in groups]
   next_id, num_blocks = collections.Counter(), 0
   while True:
     spans = []
-    for group, count in missing.items():
-      if count := min(count, tries[group]):
-        label = groups[group].label
-        spans.append(_Span(group, next_id[label], count))
-        next_id[label] += count
-        tries[group] -= count
-    total = sum(span.count for span in spans)
-    if not total:
+    for i, group in enumerate(groups):
+      if count := min(missing[i], tries[i]):
+        spans.append(_Span(i, next_id[group.label], count))
+        next_id[group.label] += count
+        tries[i] -= count
+    if not spans:
       break
-    first, num_blocks = num_blocks, num_blocks + -(-total // block_size)
-    with progress.bar(
-      total=total, desc='replacements' if first else 'sample', unit='image'
-    ) as bar:
-      for index, block in enumerate(_split(spans, block_size), first):
-        if folder.block_path(index).exists():
-          bar.update(len(block))
-        else:
-          folder.write_block(index, maker.draw(block, bar))
+    first = num_blocks
+    num_blocks = _make_blocks(folder, maker, spans, first, block_size)
     for index in range(first, num_blocks):
-      for group, _ in folder.block(index).kept:
-        missing[group] -= 1
+      for i, _ in folder.block(index).kept:
+        missing[i] -= 1
+  hosts.wait_for_all('samples are counted')  # Then blocks may be removed.
+  if missing == [group.count for group in groups]:
+    if hosts.is_primary():  # The same call would drop them again.
+      folder.remove()
+    raise errors.UserError(
+      'every image is dropped; lower --reject_memorised or --reject_unlike'
+    )
   return num_blocks, missing
+
+
+def _make_blocks(
+  folder: sample_folder.SampleFolder,
+  maker: _Maker,
+  spans: Sequence[_Span],
+  first: int,
+  block_size: int,
+) -> int:
+  """Makes the blocks of some spans, each host its share.
+
+  Args:
+    folder: the folder to write into.
+    maker: draws the images.
+    spans: what to draw.
+    first: the number of the first block.
+    block_size: the number of images of a block.
+
+  Returns:
+    The number of the block after the last one, when all hosts are ready.
+  """
+  total = sum(span.count for span in spans)
+  with progress.bar(
+    total=-(-total // jax.process_count()),
+    desc='replacements' if first else 'sample',
+    unit='image',
+    disable=not hosts.is_primary(),
+  ) as bar:
+    for index, block in enumerate(_split(spans, block_size), first):
+      if index % jax.process_count() != jax.process_index():
+        continue  # It is another host's.
+      if folder.block_path(index).exists():
+        bar.update(len(block))
+      else:
+        folder.write_block(index, maker.draw(block, bar))
+  stop = first + -(-total // block_size)
+  hosts.wait_for_all(f'{stop} blocks of samples')
+  return stop
 
 
 def sample(
@@ -213,7 +255,8 @@ def sample(
 
   Images are written as they come, a block at a time, to `OUT.unfinished`. After
   a kill the same call makes the others, and the folder is the same as without
-  the kill. Memory does not depend on the number of images.
+  the kill. Memory does not depend on the number of images. Several hosts make
+  their shares of the same images; all must reach `out`.
 
   With `complete` they are completions of a partly hidden image: every code that
   stands for a hidden pixel is sampled anew. `original.png` and `masked.png` are
@@ -288,18 +331,36 @@ def sample(
     'shards': shards,
     'hidden': _digest(masked.codes, masked.known) if masked else None,
   }
-  with files.resumable_folder(out) as path:
+  hosts.check_same({'flags or weights': plan})
+  with _folder(out) as path:
     folder = sample_folder.SampleFolder(
       path, groups, model.class_names, bool(shards)
     )
-    folder.start(plan)
-    if not folder.is_complete:
+    if hosts.is_primary():
+      folder.start(plan)
+    hosts.wait_for_all('samples begin')
+    is_complete = folder.is_complete
+    hosts.wait_for_all('samples began')
+    if not is_complete:
       num_blocks, missing = _make(folder, groups, maker, shards or _BLOCK)
-      columns = dict.fromkeys(model.conditions, '') | settings
-      found = folder.finish(num_blocks, plan, columns, pictures)
-      rejections.say(found, reject_unlike)
-      _say_missing(missing, groups, model.class_names)
-    folder.remove_blocks()
+      if hosts.is_primary():
+        columns = dict.fromkeys(model.conditions, '') | settings
+        found = folder.finish(num_blocks, plan, columns, pictures)
+        rejections.say(found, reject_unlike)
+        _say_missing(missing, groups, model.class_names)
+    if hosts.is_primary():
+      folder.remove_blocks()
+  hosts.wait_for_all('samples end')
+
+
+@contextlib.contextmanager
+def _folder(out: epath.PathLike) -> Iterator[epath.Path]:
+  """The folder to write into; one host makes it and gives it its name."""
+  if hosts.is_primary():
+    with files.resumable_folder(out) as path:
+      yield path
+  else:
+    yield files.unfinished(out)
 
 
 def _check(
@@ -324,19 +385,19 @@ def _check(
 
 
 def _say_missing(
-  missing: Mapping[int, int],
+  missing: Sequence[int],
   groups: Sequence[requests.Group],
   class_names: Sequence[str],
 ):
   """Warns of groups with fewer images than were asked for."""
-  for group, count in missing.items():
+  for group, count in zip(groups, missing):
     if count:
       logging.warning(
         '%s: %d of %d images are missing, because %d were drawn for each and '
         'dropped.',
-        errors.printable(class_names[groups[group].label]),
+        errors.printable(class_names[group.label]),
         count,
-        groups[group].count,
+        group.count,
         _MAX_TRIES,
       )
 
