@@ -211,20 +211,22 @@ def _make_blocks(
     The number of the block after the last one, when all hosts are ready.
   """
   total = sum(span.count for span in spans)
+  stop = first + -(-total // block_size)
+  number, count = jax.process_index(), jax.process_count()
+  own = [index for index in range(first, stop) if index % count == number]
   with progress.bar(
-    total=-(-total // jax.process_count()),
+    total=sum(min(block_size, total - (i - first) * block_size) for i in own),
     desc='replacements' if first else 'sample',
     unit='image',
     disable=not hosts.is_primary(),
   ) as bar:
     for index, block in enumerate(_split(spans, block_size), first):
-      if index % jax.process_count() != jax.process_index():
+      if index % count != number:
         continue  # It is another host's.
       if folder.block_path(index).exists():
         bar.update(len(block))
       else:
         folder.write_block(index, maker.draw(block, bar))
-  stop = first + -(-total // block_size)
   hosts.wait_for_all(f'{stop} blocks of samples')
   return stop
 
