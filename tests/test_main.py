@@ -334,7 +334,7 @@ def test_system_failures(monkeypatch, capsys):
   with pytest.raises(FileNotFoundError):
     main.main(argv)
   assert main.main(fail_with(KeyboardInterrupt())) == 130
-  assert 'the same dermvq train command resumes' in capsys.readouterr().err
+  assert 'the same dermvq sample command resumes' in capsys.readouterr().err
   for number, code in (
     (signal.SIGTERM, 75),
     (signal.SIGHUP, 75),

@@ -158,12 +158,12 @@ class SampleFolder:
       paths = []
       for name, png in written():
         path = self._folder / name
-        path.parent.mkdir(exist_ok=True)
+        files.make_folder(path.parent)
         path.write_bytes(png)
         paths.append(path)
       files.sync_new(paths)
     path = self.block_path(index)
-    path.parent.mkdir(exist_ok=True)
+    files.make_folder(path.parent)
     block = Block(kept, number, dict(dropped))
     files.write_text(path, json.dumps(dataclasses.asdict(block)))
 
