@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -23,6 +23,7 @@ from etils import epath
 from dermvq_jax import errors
 
 _INCOMPLETE = '.incomplete'
+_UNFINISHED = '.unfinished'
 _MAX_ARRAYS = 2**28  # bytes; a small .npz file can describe many more.
 # Never writes to what is there already, such as a link to another file.
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -224,9 +225,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     with _new_remote_folder(path) as partial:
       yield partial
     return
-  _check_is_free(path)
-  if path.parent.is_file():
-    raise errors.UserError(f'{path.parent} is a file; give another --out')
+  _check_place(path)
   make_folder(path.parent)
   _remove_leftovers(path)
   partial, descriptor = _open_new(path, folder=True)
@@ -260,6 +259,71 @@ def _new_remote_folder(path: epath.Path) -> Iterator[epath.Path]:
       partial.rmtree()
     raise
   partial.rename(path)
+
+
+def unfinished(path: epath.PathLike) -> epath.Path:
+  """Where `resumable_folder` keeps a folder until it is complete."""
+  path = epath.Path(path).expanduser()
+  return path.parent / f'{path.name}{_UNFINISHED}'
+
+
+@contextlib.contextmanager
+def resumable_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+  """Makes a folder over several calls, if the first ones are interrupted.
+
+  It gets its name at the end. Files in its sub-folders must be on the disk by
+  then; see `sync_new`.
+
+  Yields:
+    The folder to write into, `unfinished(path)`, with what earlier calls wrote.
+    It stays after an error or a kill.
+
+  Raises:
+    UserError: `path` exists already, it would be in a file, or another process
+      is making it.
+  """
+  path, partial = epath.Path(path).expanduser(), unfinished(path)
+  if is_remote(path):
+    if path.exists() and partial.exists():  # A rename was interrupted.
+      path.rmtree()
+      partial.rmtree()
+    _check_is_free(path)
+    partial.mkdir(parents=True, exist_ok=True)
+    yield partial
+    partial.rename(path)
+    return
+
+  def busy():
+    raise errors.UserError(
+      f'another process is writing {partial}; wait for it, or give another '
+      '--out'
+    )
+
+  _check_place(path)
+  refuse_links(partial)
+  make_folder(partial)
+  with locked(partial, busy):
+    yield partial
+    for name in os.listdir(partial):
+      sync(partial / name)
+    sync(partial)
+    _check_is_free(path)
+    partial.rename(path)
+  sync(path.parent)
+
+
+def sync_new(paths: Iterable[epath.Path]):
+  """Waits until new local files and their names are on the disk."""
+  paths = [path for path in paths if not is_remote(path)]
+  for path in (*paths, *{path.parent for path in paths}):
+    sync(path)
+
+
+def _check_place(path: epath.Path):
+  """Raises UserError if there cannot be a new local folder."""
+  _check_is_free(path)
+  if path.parent.is_file():
+    raise errors.UserError(f'{path.parent} is a file; give another --out')
 
 
 def _check_is_free(path: epath.Path):

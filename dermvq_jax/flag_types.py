@@ -75,6 +75,16 @@ def where(text: str) -> dict[str, str]:
   return values
 
 
+def names(text: str) -> list[str]:
+  """Reads 'label,sex'."""
+  found = [name.strip() for name in text.split(',')]
+  if not all(found):
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is not NAME,... such as label,sex'
+    )
+  return found
+
+
 def seed(text: str) -> int:
   """Reads a seed."""
   from dermvq_jax.models import arguments  # needs NumPy, which takes a while

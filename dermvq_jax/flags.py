@@ -83,6 +83,13 @@ def _add_evaluation(sub: argparse.ArgumentParser):
     "(default: in the features of the run's classifier)",
   )
   sampling_flags.add_controls(sub)
+  sub.add_argument(
+    '--judge',
+    type=flag_types.folder,
+    metavar='DIR',
+    help='run whose classifier judges samples; --choose by a classifier needs '
+    "one of another seed and architecture (default: the run's own)",
+  )
   sampling_flags.add_seed(sub)
 
 
@@ -185,6 +192,7 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
     '--workdir=RUN --out=SAMPLES --counts=mel=16,nv=4 --seed=1',
     '--workdir=RUN --out=SAMPLES --counts=100 --temperature=0.9',
     '--workdir=RUN --out=SAMPLES --guidance_scale=1.5 --top_p=0.95',
+    '--workdir=RUN --out=SAMPLES --choose=8',
     '--workdir=RUN --out=SAMPLES --balance',
     '--workdir=RUN --out=SAMPLES --where=age=60,sex=female',
     '--workdir=RUN --out=SAMPLES --complete=lesion.jpg --mask=bottom',
@@ -194,6 +202,7 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
   _add_out(sub)
   sampling_flags.add_sampling(sub)
   _add_data_dir(sub)
+  _add_hosts(sub)
 
   sub = command(
     'reconstruct',
@@ -400,6 +409,7 @@ def parsers() -> tuple[
     help='encode each training image N times: as it is, then turned and '
     'mirrored, each time in another way (default: 8, all symmetries)',
   )
+  _add_hosts(sub)
 
   _add_commands_of_use(command)
   return parser, by_name

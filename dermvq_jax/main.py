@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -19,6 +20,7 @@ _INTERRUPTED = 130  # exit code, the same as the shell's
 # saved, and the same command resumes. 143 would mean that the process died.
 _STOPPED = 75
 _MAKES_RUNS = ('train', 'encode')
+_RESUMED = ('train', 'sample', 'demo')
 # Errors of a wrong path, missing permissions, and a full or failing disk.
 _SYSTEM_ERRORS = {
   errno.EACCES,
@@ -45,10 +47,18 @@ def _run_of(args: argparse.Namespace):
   return open_run(args.workdir, getattr(args, 'data_dir', None) or '')
 
 
-def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:
-  """The controls of sampling, named as in `sampler.Controls`."""
+def _controls_of(args: argparse.Namespace) -> dict[str, Any]:
+  """The controls of sampling, named as in `Model.sample`."""
   names = ('temperature', 'top_k', 'top_p', 'guidance_scale')
+  names += ('choose', 'choose_by')
   return {name: getattr(args, name) for name in names}
+
+
+def _join_hosts(args: argparse.Namespace):
+  """Joins the processes of several hosts, if the flags name them."""
+  from dermvq_jax.runs import hosts
+
+  hosts.initialize(args.coordinator, args.num_processes, args.process_id)
 
 
 def _say_next(*words: str):
@@ -91,7 +101,7 @@ def _train(args: argparse.Namespace):
   from dermvq_jax.training import loop
 
   config = config_files.load(args.config, args.overrides)
-  hosts.initialize(args.coordinator, args.num_processes, args.process_id)
+  _join_hosts(args)
   run = _run_of(args)
   loop.train(config, run, profile=args.profile, verbose=args.verbose)
   workdir = f'--workdir={args.workdir}'
@@ -107,14 +117,19 @@ def _train(args: argparse.Namespace):
 
 def _encode(args: argparse.Namespace):
   from dermvq_jax.generation import encode
+  from dermvq_jax.runs import hosts
 
+  _join_hosts(args)
   encode.encode(_run_of(args), args.copies)
-  _say_next('train', '--config=prior', f'--workdir={args.workdir}')
+  if hosts.is_primary():
+    _say_next('train', '--config=prior', f'--workdir={args.workdir}')
 
 
 def _sample(args: argparse.Namespace):
   from dermvq_jax.generation import samples
+  from dermvq_jax.runs import hosts
 
+  _join_hosts(args)
   samples.sample(
     _run_of(args),
     args.out,
@@ -126,9 +141,11 @@ def _sample(args: argparse.Namespace):
     mask=args.mask,
     reject_memorised=args.reject_memorised,
     reject_unlike=args.reject_unlike,
+    shards=args.shards,
     **_controls_of(args),
   )
-  print(f'Wrote {args.out}')
+  if hosts.is_primary():
+    print(f'Wrote {args.out}')
 
 
 def _reconstruct(args: argparse.Namespace):
@@ -160,6 +177,7 @@ def _score(args: argparse.Namespace):
 
 def _evaluate(args: argparse.Namespace):
   from dermvq_jax.evaluation import evaluate, feature_spaces
+  from dermvq_jax.runs import run
 
   evaluate.evaluate(
     _run_of(args),
@@ -167,6 +185,7 @@ def _evaluate(args: argparse.Namespace):
     space=feature_spaces.Inception(args.inception) if args.inception else None,
     num_samples=args.num_samples,
     seed=args.seed,
+    judge=run.find(args.judge) if args.judge else None,
     **_controls_of(args),
   )
 
@@ -260,7 +279,8 @@ def _run(args: argparse.Namespace) -> int:
     return _INTERRUPTED if e.signal == signal.SIGINT else _STOPPED
   except KeyboardInterrupt:
     print(
-      '\nInterrupted; the same dermvq train command resumes.',
+      f'\nInterrupted; the same dermvq {args.command} command '
+      + ('resumes.' if args.command in _RESUMED else 'starts again.'),
       file=sys.stderr,
     )
     return _INTERRUPTED

@@ -41,6 +41,20 @@ def add_controls(sub: argparse.ArgumentParser):
     help='classifier-free guidance; above 1 exaggerates what distinguishes the '
     'class, 0 ignores the class (default: 1, off)',
   )
+  sub.add_argument(
+    '--choose',
+    type=int,
+    default=1,
+    metavar='K',
+    help='draw K candidates for each image and keep the best (default: 1, off)',
+  )
+  sub.add_argument(
+    '--choose_by',
+    choices=('classifier', 'likelihood'),
+    default='classifier',
+    help="what is best: what the run's classifier finds most of its class, or "
+    'what has the most likely codes (default: classifier)',
+  )
 
 
 def add_sampling(sub: argparse.ArgumentParser):
@@ -56,9 +70,14 @@ def add_sampling(sub: argparse.ArgumentParser):
   )
   number.add_argument(
     '--balance',
-    action='store_true',
+    nargs='?',
+    type=flag_types.names,
+    const=['label'],
+    default=[],
+    metavar='label,NAME,...',
     help='top up every class until it is as large as the largest class of the '
-    'training split',
+    'training split; with conditions that the prior knows (label,sex) every '
+    'combination of their values',
   )
   sub.add_argument(
     '--where',
@@ -87,7 +106,7 @@ def add_sampling(sub: argparse.ArgumentParser):
     type=float,
     default=0.0,
     metavar='T',
-    help='drop samples that look memorised: memorisation ratio, by pixels, '
+    help='replace samples that look memorised: memorisation ratio, by pixels, '
     'below T; try 0.6, or the threshold that dermvq evaluate reports (default: '
     '0, off)',
   )
@@ -96,6 +115,14 @@ def add_sampling(sub: argparse.ArgumentParser):
     type=float,
     default=0.0,
     metavar='P',
-    help='drop samples that are unlike the images of the run, encoded and '
+    help='replace samples that are unlike the images of the run, encoded and '
     'decoded: p-value of at most P, as in dermvq score (default: 0, off)',
+  )
+  sub.add_argument(
+    '--shards',
+    type=int,
+    default=0,
+    metavar='N',
+    help='write .tar files of at most N images each, for example 10000, where '
+    'so many single files are too many (default: 0, a folder for each class)',
   )

@@ -36,6 +36,7 @@ from dermvq_jax.evaluation import (
   generation_metrics,
   measures,
 )
+from dermvq_jax.inference import classifier as classifier_lib
 from dermvq_jax.models import build, chunks, perceptual
 from dermvq_jax.runs import run as run_lib
 from experiments import common
@@ -71,7 +72,7 @@ def _power(real: np.ndarray, made: np.ndarray) -> list[float]:
 
 
 def _accuracy(
-  judge: feature_spaces.Classifier, images: np.ndarray, labels: np.ndarray
+  judge: classifier_lib.Classifier, images: np.ndarray, labels: np.ndarray
 ) -> float:
   predicted = judge.predict(images)
   number = len(judge.class_names)
@@ -80,7 +81,7 @@ def _accuracy(
 
 def measure(
   run: run_lib.Run,
-  judge: feature_spaces.Classifier,
+  judge: classifier_lib.Classifier,
   spaces: dict[str, feature_spaces.Features],
   controls: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def main(argv: list[str] | None = None):
   args = parser.parse_args(argv)
   common.setup()
   with common.usage_errors(parser):
-    judge = feature_spaces.Classifier(run_lib.Run(args.judge))
+    judge = classifier_lib.Classifier(run_lib.Run(args.judge))
     spaces = {'judge': judge}
     if args.vgg16:
       spaces['VGG16'] = Vgg16(args.vgg16)

@@ -171,7 +171,7 @@ SCORE = ['score', '--workdir={run}', '--out={new}']
     (['sample', '--workdir={no_prior}', '--out={new}'], 'no trained prior'),
     ([*SAMPLE, '--counts=melanoma=3'], "no class 'melanoma'; the classes are"),
     ([*SAMPLE, '--counts=0'], 'asks for no image'),
-    ([*SAMPLE, '--counts=99999999999'], 'give --counts for 100,000 at most'),
+    ([*SAMPLE, '--counts=99999999999'], 'give --counts for 10,000,000 at most'),
     ([*SAMPLE, '--temperature=-1'], 'temperature'),
     ([*SAMPLE, '--temperature=nan'], 'temperature'),
     ([*SAMPLE, '--top_k=-1'], 'top_k is -1; give a whole number'),
@@ -334,7 +334,7 @@ def test_system_failures(monkeypatch, capsys):
   with pytest.raises(FileNotFoundError):
     main.main(argv)
   assert main.main(fail_with(KeyboardInterrupt())) == 130
-  assert 'the same dermvq train command resumes' in capsys.readouterr().err
+  assert 'the same dermvq sample command resumes' in capsys.readouterr().err
   for number, code in (
     (signal.SIGTERM, 75),
     (signal.SIGHUP, 75),

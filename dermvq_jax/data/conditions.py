@@ -18,14 +18,24 @@ from dermvq_jax import errors, spelling
 Value = str | float | None
 Given = Value | Sequence[Value]
 
-_CONTROLS = ('seed', 'temperature', 'top_k', 'top_p', 'guidance_scale')
+_CONTROLS = (
+  *('seed', 'temperature', 'top_k', 'top_p', 'guidance_scale'),
+  *('choose', 'choose_by'),
+)
 # Fields of records, columns of the tables of samples, and arguments in Python:
 # a condition with such a name would be mistaken for it.
 RESERVED = frozenset(
   (
     *('image', 'images', 'codes', 'label', 'labels', 'id', 'ids', 'group'),
     *('split', 'synthetic', 'count', 'complete', 'mask', 'reject_memorised'),
-    *('reject_unlike', 'known_codes', 'known_mask', 'show_progress', 'self'),
+    *(
+      'reject_unlike',
+      'shard',
+      'known_codes',
+      'known_mask',
+      'show_progress',
+      'self',
+    ),
     *('class_prior', 'output', *_CONTROLS),
   )
 )

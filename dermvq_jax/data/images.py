@@ -100,17 +100,22 @@ class _DepthError(ValueError):
   """An image has too many bits."""
 
 
+def as_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+  """Returns uint8 `[H, W, 3]` as a PNG file, with `text` as its metadata."""
+  info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+  for key, value in (text or {}).items():
+    info.add_itxt(key, value)
+  Image.fromarray(image).save(file, format='PNG', pnginfo=info)
+  return file.getvalue()
+
+
 def save_png(
   path: epath.PathLike,
   image: np.ndarray,
   text: Mapping[str, str] | None = None,
 ):
   """Writes uint8 `[H, W, 3]` to a PNG file, with `text` as its metadata."""
-  info = PngImagePlugin.PngInfo()
-  for key, value in (text or {}).items():
-    info.add_itxt(key, value)
-  with epath.Path(path).open('wb') as f:
-    Image.fromarray(image).save(f, format='PNG', pnginfo=info)
+  epath.Path(path).write_bytes(as_png(image, text))
 
 
 def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -16,6 +16,8 @@ from dermvq_jax.evaluation import (
   results,
   sample_measures,
 )
+from dermvq_jax.inference import choosing
+from dermvq_jax.inference import classifier as classifier_lib
 from dermvq_jax.models.priors import sampler
 from dermvq_jax.runs import phase as phase_lib
 from dermvq_jax.runs import run as run_lib
@@ -211,6 +213,9 @@ def evaluate(
   space: feature_spaces.Features | None = None,
   num_samples: int | None = None,
   seed: int = 0,
+  choose: int = 1,
+  choose_by: str = 'classifier',
+  judge: run_lib.Run | None = None,
   **controls,
 ) -> results.Evaluation:
   """Evaluates a run, prints tables, and writes the result to `report/`.
@@ -231,15 +236,26 @@ def evaluate(
     num_samples: how many samples to make; by default as many as there are
       other real images. 0: none.
     seed: the seed of the samples.
+    choose: the number of candidates for each sample, see `Model.sample`, as is
+      the next argument.
+    choose_by: as there.
+    judge: a run whose classifier judges samples, in place of this run's. A
+      classifier that chooses samples never judges them, so it is needed for
+      `choose_by='classifier'`, with another seed and another architecture.
     **controls: how to sample; see `sampler.Controls`.
 
   Raises:
     UserError: the run is not trained, its data are not prepared, a control or
-      the number of samples is out of its range, or `space` does not return
-      features.
+      the number of samples is out of its range, `space` does not return
+      features, or the classifier that chooses would judge.
   """
   chosen = sampler.Controls(**controls)
-  subject = _subject(run, split, space)
+  choosing.check(choose, choose_by)
+  classifier = _judge(run, judge)
+  choice = None
+  if choose > 1 and num_samples != 0:
+    choice = _choice(run, choose, choose_by, classifier)
+  subject = _subject(run, split, classifier, space)
   num_samples = _check_num_samples(subject, num_samples)
   prior, bits = _measure_codes(run, subject)
   evaluation = results.Evaluation(
@@ -269,9 +285,15 @@ def evaluate(
       run.codes.split('train'),
       num_samples,
       seed=seed,
-      controls=chosen,
+      sampling=dataclasses.asdict(chosen)
+      | {'choose': choose, 'choose_by': choose_by},
     )
-    evaluation = dataclasses.replace(evaluation, **found)
+    evaluation = dataclasses.replace(
+      evaluation,
+      choice=choice,
+      judge=classifier and classifier.description,
+      **found,
+    )
     paths.append(nearest_path(run, split))
   _print(evaluation, run)
   with files.replacing_together(*paths) as opened:
@@ -285,16 +307,73 @@ def evaluate(
   return evaluation
 
 
+def _judge(
+  run: run_lib.Run, judge: run_lib.Run | None
+) -> classifier_lib.Classifier | None:
+  """The classifier that judges samples, if there is one.
+
+  Raises:
+    UserError: that of `judge` was not trained, or was trained on other images.
+  """
+  if judge is None:
+    return (
+      classifier_lib.Classifier(run) if run.classifier.has_weights else None
+    )
+  if not judge.classifier.has_weights:
+    raise errors.MissingError(
+      f'--judge: {judge.workdir} has no trained classifier; '
+      + _how_to_train_a_judge(run)
+    )
+  return classifier_lib.Classifier(judge, of=run)
+
+
+def _how_to_train_a_judge(run: run_lib.Run) -> str:
+  config = run.vqvae.config
+  return (
+    'train one with another seed and architecture: dermvq train '
+    f'--config=classifier --workdir=JUDGE --config.dataset={config.dataset} '
+    f'--config.data_dir={run.data_dir()} --config.seed=1 '
+    '--config.classifier.features=64 --config.classifier.num_stages=4'
+  )
+
+
+def _choice(
+  run: run_lib.Run,
+  candidates: int,
+  by: str,
+  judge: classifier_lib.Classifier | None,
+) -> results.Choice:
+  """Checks that what chooses samples does not judge them as well.
+
+  Raises:
+    UserError: the classifier that chooses would judge, or one with the same
+      seed or architecture.
+  """
+  if by != 'classifier':
+    return results.Choice(candidates, by, None)
+  chooser = inference.Model(run).classifier
+  for same, what in (
+    (judge.config.seed == chooser.config.seed, 'seed'),
+    (judge.config.classifier == chooser.config.classifier, 'architecture'),
+  ):
+    if same:
+      raise errors.UserError(
+        'a classifier that chooses samples must not judge them, nor may one of '
+        f'the same {what}; give --judge=JUDGE; ' + _how_to_train_a_judge(run)
+      )
+  return results.Choice(candidates, by, chooser.description)
+
+
 def _subject(
-  run: run_lib.Run, split: str, space: feature_spaces.Features | None
+  run: run_lib.Run,
+  split: str,
+  classifier: classifier_lib.Classifier | None,
+  space: feature_spaces.Features | None,
 ) -> sample_measures.Subject:
   """Opens everything that `evaluate` measures."""
   model = inference.Model(run)
   model.check_prior()
   run.codes.split(split)  # Raises a clear error before the work begins.
-  classifier = None
-  if run.classifier.has_weights:
-    classifier = feature_spaces.Classifier(run)
   held_out = sample_measures.HELD_OUT
   return sample_measures.Subject(
     model=model,
@@ -317,6 +396,8 @@ def _subject(
 def _print(evaluation: results.Evaluation, run: run_lib.Run):
   for table in result_tables.of_evaluation(evaluation):
     logging.info('\n%s', table.as_text())
+  if evaluation.choice:
+    logging.info('\n%s', result_tables.about_choice(evaluation))
   if evaluation.memorisation and evaluation.generation is None:
     logging.info(
       '\nSamples were not compared with real images, because the run has no '

@@ -1,7 +1,8 @@
 """Spaces of features in which sets of images are compared.
 
 A space is any function of uint8 images `[B, H, W, 3]` to features `[B, F]`. By
-default it is the classifier that is trained on the run's own images.
+default it is the classifier that is trained on the run's own images
+(`inference.classifier`).
 """
 
 import functools
@@ -14,62 +15,10 @@ from etils import epath
 from dermvq_jax import errors, progress
 from dermvq_jax.data import images as images_lib
 from dermvq_jax.evaluation import inception
-from dermvq_jax.models import build, chunks
-from dermvq_jax.runs import run as run_lib
+from dermvq_jax.models import chunks
 
 Features = Callable[[np.ndarray], np.ndarray]
 _CHUNK = 128  # images that are processed together
-# Facts of the images that a classifier and the VQ-VAE must agree on.
-_SAME = ('dataset', 'fingerprint', 'class_names')
-
-
-class Classifier:
-  """The trained classifier of a run; calling it returns features.
-
-  Attributes:
-    class_names: names of the labels 0, 1, ...
-  """
-
-  __name__ = 'classifier'  # Functions have this attribute, too.
-
-  def __init__(self, run: run_lib.Run):
-    """Loads the classifier.
-
-    Raises:
-      UserError: it was not trained, or was trained on other images than the
-        VQ-VAE.
-    """
-    phase = run.classifier
-    own, other = (run.vqvae if run.vqvae.started else phase).facts, phase.facts
-    if any(own.get(name) != other.get(name) for name in _SAME):
-      raise errors.UserError(
-        f'the classifier in {phase.folder} was trained on other images or '
-        f'classes ({other["dataset"]}) than the VQ-VAE ({own["dataset"]}); '
-        f'move {phase.folder} away and train it again'
-      )
-    self.class_names = tuple(phase.facts['class_names'])
-    model = build.classifier(phase.config, phase.facts)
-    params = jax.device_put(phase.weights['params'])
-
-    @functools.partial(jax.jit, static_argnames='method')
-    def apply(params, images, method):
-      return model.apply(
-        {'params': params}, build.to_unit(images), method=method
-      )
-
-    self._embed = functools.partial(apply, params, method='embed')
-    self._logits = functools.partial(apply, params, method='__call__')
-
-  def __call__(self, images: np.ndarray) -> np.ndarray:
-    """Returns features float32 `[B, F]` of uint8 images `[B, S, S, 3]`."""
-    return chunks.apply(self._embed, images)
-
-  def predict(self, images: np.ndarray) -> np.ndarray:
-    """Returns the most likely labels, int `[B]`, of uint8 `[B, S, S, 3]`.
-
-    Every class is taken to be equally frequent.
-    """
-    return chunks.apply(self._logits, images).argmax(1)
 
 
 class Inception:

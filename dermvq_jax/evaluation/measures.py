@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from dermvq_jax.evaluation import feature_spaces, generation_metrics, results
+from dermvq_jax.evaluation import generation_metrics, results
+from dermvq_jax.inference import classifier as classifier_lib
 from dermvq_jax.models import (
   bayes,
   build,
@@ -170,7 +171,7 @@ def measure_texture(
 
 
 def _measure_set(
-  classifier: feature_spaces.Classifier, images: np.ndarray, labels: np.ndarray
+  classifier: classifier_lib.Classifier, images: np.ndarray, labels: np.ndarray
 ) -> results.SetLabels:
   number = len(classifier.class_names)
   predicted = classifier.predict(images)
@@ -190,7 +191,7 @@ def _measure_set(
 
 
 def measure_labels(
-  classifier: feature_spaces.Classifier,
+  classifier: classifier_lib.Classifier,
   *,
   real: LabelledImages,
   reconstructions: LabelledImages,

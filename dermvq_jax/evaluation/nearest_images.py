@@ -5,13 +5,15 @@ to a sixteenth of the side. Noise and compression hardly change them.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from dermvq_jax import progress
 from dermvq_jax.data import images as images_lib
@@ -19,8 +21,9 @@ from dermvq_jax.evaluation import feature_spaces
 
 # Images are reduced to this side. The largest shift is cut off at each edge,
 # and the rest is averaged over blocks.
-_SIDE, _SHIFT, _BLOCK = 32, 2, 2
+_SIDE, _SHIFT, _POOL = 32, 2, 2
 _SHIFTS = range(2 * _SHIFT + 1)
+_FEATURES = ((_SIDE - 2 * _SHIFT) // _POOL) ** 2 * 3
 # Number of nearest lesions in the ratio.
 _NEIGHBOURS = 5
 # Shifts are tried only on this many images that are nearest without a shift,
@@ -29,6 +32,9 @@ _NEIGHBOURS = 5
 _CANDIDATES = 256
 _CHUNK = 16  # images at a time
 _READ_AT_ONCE = 512
+# Images of a bank that are compared at once. A larger bank is searched in
+# blocks, each with as many candidates, so no image is found less well.
+_BLOCK = 2**15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Bank:
   """Descriptions of the real images that new ones are compared with.
 
   Attributes:
-    pixels: `[N, F]`, from `describe`.
+    pixels: `[N, F]`, from `describe`; may be in a file.
     features: `[N, F']`; None without a space of features.
     ids: str `[N]`, the image's id.
     groups: str `[N]`, the lesion or patient.
@@ -60,20 +66,23 @@ def make_bank(
     space: the space of features; None: by pixels only.
     description: the text of the progress bar.
   """
-  pixels, found, ids, groups = [], [], [], []
+  found, ids, groups = [], [], []
+  # In a file without a name, because it may be larger than the memory.
+  with tempfile.TemporaryFile() as file:
+    pixels = np.memmap(file, np.float32, 'w+', shape=(len(source), _FEATURES))
   with progress.bar(total=len(source), desc=description, unit='image') as bar:
     for start in range(0, len(source), _READ_AT_ONCE):
       stop = min(start + _READ_AT_ONCE, len(source))
       records = [source[i] for i in range(start, stop)]
       images = np.stack([record['image'] for record in records])
-      pixels.append(describe(images))
+      pixels[start:stop] = describe(images)
       if space is not None:
         found.append(feature_spaces.extract(space, images))
       ids += [record['id'].decode() for record in records]
       groups += [record['group'].decode() for record in records]
       bar.update(len(records))
   return Bank(
-    np.concatenate(pixels),
+    pixels,
     np.concatenate(found) if found else None,
     np.array(ids),
     np.array(groups),
@@ -91,8 +100,8 @@ def _window(reduced: jax.Array, top: int, left: int) -> jax.Array:
   """Describes a window of reduced images `[B, _SIDE, _SIDE, C]`: `[B, F]`."""
   size = _SIDE - 2 * _SHIFT
   x = reduced[:, top : top + size, left : left + size]
-  n = size // _BLOCK
-  x = x.reshape(len(x), n, _BLOCK, n, _BLOCK, -1).mean((2, 4))
+  n = size // _POOL
+  x = x.reshape(len(x), n, _POOL, n, _POOL, -1).mean((2, 4))
   return x.reshape(len(x), -1)
 
 
@@ -147,6 +156,7 @@ def _first_of_each(squares: jax.Array, groups: jax.Array) -> jax.Array:
   return jnp.where((before & same).any(-1), jnp.inf, squares)
 
 
+@jax.jit
 def _take(squares: jax.Array, found: jax.Array, groups: jax.Array) -> Nearest:
   """The nearest images of different groups among those `found`, `[B, M]`."""
   squares = _first_of_each(squares, groups[found])
@@ -197,6 +207,46 @@ def number_groups(groups: np.ndarray) -> np.ndarray:
   return np.unique(groups, return_inverse=True)[1].astype(np.int32)
 
 
+def _search(
+  search: Callable[[int, jax.Array, np.ndarray], Nearest],
+  count: int,
+  bank: np.ndarray,
+  groups: np.ndarray,
+  bar: tqdm.tqdm | None = None,
+) -> Nearest:
+  """Searches a bank of any size, a block at a time.
+
+  Args:
+    search: finds the nearest images of a block for the images from a start on,
+      at most `_CHUNK`, given the block and the numbers of its groups.
+    count: the number of images.
+    bank: `[N, F]`.
+    groups: `[N]`.
+    bar: the progress bar, of `count` images.
+  """
+  numbers, found = number_groups(groups), [[] for _ in range(0, count, _CHUNK)]
+  num_blocks = -(-len(bank) // _BLOCK)
+  for start in range(0, len(bank), _BLOCK):
+    stop = min(start + _BLOCK, len(bank))
+    block = jnp.asarray(bank[start:stop])
+    for chunk, i in zip(found, range(0, count, _CHUNK)):
+      near = jax.device_get(search(i, block, numbers[start:stop]))
+      chunk.append(near.replace(indices=near.indices + start))
+      if bar is not None:
+        bar.update(min(_CHUNK, count - i) / num_blocks)
+  merged = [_merge(chunk, numbers) for chunk in found]
+  return jax.tree.map(lambda *xs: np.concatenate(xs), *merged)
+
+
+def _merge(parts: Sequence[Nearest], groups: np.ndarray) -> Nearest:
+  """The nearest of what was found in the blocks of a bank."""
+  if len(parts) == 1:
+    return parts[0]
+  joined = jax.tree.map(lambda *xs: np.concatenate(xs, 1), *parts)
+  squares = joined.distances**2
+  return jax.device_get(_take(squares, joined.indices, groups))
+
+
 def nearest_features(
   variants: np.ndarray, bank: np.ndarray, groups: np.ndarray
 ) -> Nearest:
@@ -210,12 +260,11 @@ def nearest_features(
   Returns:
     The five nearest images of different lesions, by the nearest variant.
   """
-  numbers = number_groups(groups)
-  parts = [
-    jax.device_get(_nearest(variants[:, i : i + _CHUNK], bank, numbers))
-    for i in range(0, variants.shape[1], _CHUNK)
-  ]
-  return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+  def search(i, block, numbers):
+    return _nearest(variants[:, i : i + _CHUNK], block, numbers)
+
+  return _search(search, variants.shape[1], bank, groups)
 
 
 @jax.jit
@@ -239,7 +288,7 @@ def nearest_pixels(
   images: np.ndarray,
   bank: np.ndarray,
   groups: np.ndarray,
-  description: str = 'nearest images',
+  description: str = '',
 ) -> Nearest:
   """Finds the nearest images by pixels, over symmetries and shifts.
 
@@ -247,17 +296,18 @@ def nearest_pixels(
     images: uint8 `[B, S, S, 3]`.
     bank: `[N, F]`, from `describe`.
     groups: the lesion of each image in the bank, `[N]`.
-    description: the text of the progress bar.
+    description: the text of the progress bar; without one there is no bar.
 
   Returns:
     The five nearest images of different lesions.
   """
-  bank, numbers = jnp.asarray(bank), number_groups(groups)
-  parts = []
-  with progress.bar(total=len(images), desc=description, unit='image') as bar:
-    for i in range(0, len(images), _CHUNK):
-      forms = images_lib.symmetries(images[i : i + _CHUNK])
-      reduced = jnp.stack([_reduce(form) for form in forms])
-      parts.append(jax.device_get(_nearest_shifted(reduced, bank, numbers)))
-      bar.update(len(forms[0]))
-  return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+  def search(i, block, numbers):
+    forms = images_lib.symmetries(images[i : i + _CHUNK])
+    reduced = jnp.stack([_reduce(form) for form in forms])
+    return _nearest_shifted(reduced, block, numbers)
+
+  with progress.bar(
+    total=len(images), desc=description, unit='image', disable=not description
+  ) as bar:
+    return _search(search, len(images), bank, groups, bar)

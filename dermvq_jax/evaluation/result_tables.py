@@ -44,7 +44,10 @@ _SETS = {
   'independent_codes': 'independent codes',
 }
 # name of a space of features -> what the text calls it
-_SPACES = {'classifier': "the run's classifier", 'inception': 'Inception-v3'}
+_SPACES = {
+  'classifier': 'a classifier of such images',
+  'inception': 'Inception-v3',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +247,29 @@ def _generation(result: results.GenerationResult, space: str) -> list[Table]:
   return tables
 
 
-def _labels(result: results.LabelsResult) -> Table:
+def about_choice(evaluation: results.Evaluation) -> str:
+  """Says who chose samples and who judged them; '' if nobody chose."""
+  choice = evaluation.choice
+  if choice is None:
+    return ''
+  by = 'the likelihood of their codes'
+  if choice.chooser:
+    by = f'a classifier ({choice.chooser})'
+  judge = f'another one ({evaluation.judge})'
+  if not choice.chooser:
+    judge = f'a classifier ({evaluation.judge})'
+  return (
+    f'Each sample is the best of {choice.candidates} candidates by {by}.'
+    + (
+      f' Classes and features are judged by {judge}.'
+      if evaluation.judge
+      else ''
+    )
+  )
+
+
+def _labels(evaluation: results.Evaluation) -> Table:
+  result = evaluation.labels
   sets = {
     'real': result.real,
     'reconstructions': result.reconstructions,
@@ -273,7 +298,7 @@ def _labels(result: results.LabelsResult) -> Table:
     'The share of images whose class is recognised by a classifier that was '
     'trained on real images. Samples that show their class are recognised as '
     'often as real images. If they are recognised less often, try '
-    '--guidance_scale.',
+    '--guidance_scale.' + f' {about_choice(evaluation)}'.rstrip(),
     'Higher is better; if samples are far below real images, try '
     '--guidance_scale=2.',
   )
@@ -330,7 +355,7 @@ def of_evaluation(evaluation: results.Evaluation) -> list[Table]:
   if evaluation.generation:
     tables += _generation(evaluation.generation, evaluation.space)
   if evaluation.labels:
-    tables.append(_labels(evaluation.labels))
+    tables.append(_labels(evaluation))
   if evaluation.memorisation:
     tables.append(_memorisation(evaluation.memorisation))
   return tables

@@ -307,6 +307,21 @@ class MemorisationResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choice:
+  """How samples were chosen from several candidates.
+
+  Attributes:
+    candidates: number of candidates for each sample.
+    by: 'classifier' or 'likelihood'.
+    chooser: the classifier that chose, in words; None without one.
+  """
+
+  candidates: int
+  by: str
+  chooser: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
   """What `evaluate.evaluate` found.
 
@@ -326,6 +341,8 @@ class Evaluation:
     generation: None without samples or a space of features.
     labels: None without samples or a classifier.
     memorisation: None without samples.
+    choice: how samples were chosen; None: all that were drawn were taken.
+    judge: the classifier that judged samples, in words; None without one.
   """
 
   split: str
@@ -342,6 +359,8 @@ class Evaluation:
   generation: GenerationResult | None = None
   labels: LabelsResult | None = None
   memorisation: MemorisationResult | None = None
+  choice: Choice | None = None
+  judge: str | None = None
 
 
 def from_json(tree: Any) -> Evaluation:

@@ -1,7 +1,7 @@
 """Measures the images that a run makes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from dermvq_jax.evaluation import (
   memorisation,
   results,
 )
-from dermvq_jax.models.priors import randomness, sampler
+from dermvq_jax.inference import classifier as classifier_lib
+from dermvq_jax.models.priors import randomness
 
 # The classifier's recall of a class is measured on at least this many samples.
 _MIN_CLASS_SAMPLES = 25
@@ -34,14 +35,14 @@ class Subject:
     model: the run's model.
     splits: the images of the run, by the name of their split.
     split: the name of the split that is evaluated.
-    classifier: the run's classifier, if it was trained.
+    classifier: a trained classifier, if there is one; it judges samples.
     space: the space of features in which sets of images are compared, if any.
   """
 
   model: inference.Model
   splits: dict[str, image_split.ImageSplit]
   split: str
-  classifier: feature_spaces.Classifier | None
+  classifier: classifier_lib.Classifier | None
   space: feature_spaces.Features | None
 
   @property
@@ -83,7 +84,7 @@ def _sample(
   subject: Subject,
   floor_indices: np.ndarray,
   seed: int,
-  controls: sampler.Controls,
+  sampling: Mapping[str, Any],
 ) -> _Samples:
   labels = subject.floor.labels[floor_indices]
   counts = np.bincount(labels, minlength=len(subject.model.class_names))
@@ -92,7 +93,7 @@ def _sample(
     [labels, np.repeat(np.arange(len(counts)), missing)]
   )
   more_images = subject.model.sample(
-    more_labels, seed=seed, show_progress=True, **dataclasses.asdict(controls)
+    more_labels, seed=seed, show_progress=True, **sampling
   )
   return _Samples(
     floor_indices=floor_indices,
@@ -231,7 +232,7 @@ def measure_samples(
   num_samples: int,
   *,
   seed: int,
-  controls: sampler.Controls,
+  sampling: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Makes samples and measures them.
 
@@ -240,7 +241,7 @@ def measure_samples(
     train_codes: the records of the training split of codes.
     num_samples: how many samples to make.
     seed: the seed of the samples.
-    controls: how to sample.
+    sampling: how to sample: further arguments of `Model.sample`.
 
   Returns:
     Those of the fields `texture`, `generation`, `labels` and `memorisation` of
@@ -249,7 +250,7 @@ def measure_samples(
   """
   rng = np.random.default_rng(seed)
   chosen = rng.permutation(len(subject.floor))[:num_samples]
-  samples = _sample(subject, chosen, seed, controls)
+  samples = _sample(subject, chosen, seed, sampling)
   found = {
     'texture': measures.measure_texture(
       subject.real.images,

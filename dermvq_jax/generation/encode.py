@@ -13,6 +13,7 @@ from absl import logging
 from dermvq_jax import errors, progress
 from dermvq_jax.data import augment, codes, pipeline, prepare
 from dermvq_jax.models import build
+from dermvq_jax.runs import hosts
 from dermvq_jax.runs import run as run_lib
 
 _BATCH_SIZE = 64
@@ -50,6 +51,9 @@ def _encode_split(
 def encode(run: run_lib.Run, copies: int = augment.NUM_SYMMETRIES) -> str:
   """Writes the codes of all splits of a run's images.
 
+  Of several hosts each has all codes afterwards, because it reads them from its
+  own disk; a disk that they share gets them once.
+
   Args:
     run: a run with a trained VQ-VAE.
     copies: how often each training image is encoded, up to 8: unchanged, then
@@ -61,7 +65,7 @@ def encode(run: run_lib.Run, copies: int = augment.NUM_SYMMETRIES) -> str:
 
   Raises:
     UserError: there is no trained VQ-VAE, its images are not prepared, or the
-      codes cannot be written.
+      codes cannot be written, or hosts have different images or weights.
   """
   if not 1 <= copies <= augment.NUM_SYMMETRIES:
     raise errors.UserError(
@@ -102,8 +106,13 @@ def encode(run: run_lib.Run, copies: int = augment.NUM_SYMMETRIES) -> str:
     copies=copies,
     examples=examples,
   )
-  prepare.write(lambda: codes.Builder(data_dir=folder, config=dataset))
   name = f'codes/{dataset.name}'
+  hosts.check_same({'weights or images': [name, dataset.images_fingerprint]})
+  # Of hosts that share the folder, one writes it and the others wait.
+  prepare.write(lambda: codes.Builder(data_dir=folder, config=dataset))
+  hosts.wait_for_all('codes are written')
+  if not hosts.is_primary():
+    return name
   turned = (
     f', each training image in {copies} flips and turns' if copies > 1 else ''
   )

@@ -1,37 +1,34 @@
 """Writes new images, and completions of given images, to a folder."""
 
+import collections
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import __version__, errors, files, inference
-from dermvq_jax.data import images
-from dermvq_jax.evaluation import nearest_images
-from dermvq_jax.generation import tables
-from dermvq_jax.models.priors import randomness, sampler
-from dermvq_jax.outliers import reference, scoring
+from dermvq_jax import __version__, errors, files, inference, progress
+from dermvq_jax.generation import rejections, requests, sample_folder
+from dermvq_jax.inference import choosing
+from dermvq_jax.models import chunks, masking
+from dermvq_jax.models.priors import sampler
+from dermvq_jax.runs import hosts
 from dermvq_jax.runs import run as run_lib
 
-_Counts = dict[str, int]  # number of images of each class
-_Where = dict[str, str]  # the name of a value of each condition
-_SHEET_COLUMNS = 16
-_MAX_IMAGES = 100_000  # They are in memory together.
-# In the text chunks of every image that `sample` writes.
-_MARKS = {
-  'Synthetic': 'true',
-  'Description': 'Synthetic image, made by a model. Not a patient, not for '
-  'diagnosis.',
-  'Software': f'dermvq_jax {__version__}',
-}
+# Images of a block, unless blocks are shards: so many are made again after a
+# kill.
+_BLOCK = 256
+# An image that is dropped is replaced, until so many were drawn for each image.
+_MAX_TRIES = 10
 
 
 def _hide(
   model: inference.Model, image: epath.PathLike, mask: str
-) -> tuple[np.ndarray, inference.Masked]:
+) -> tuple[np.ndarray, masking.Masked]:
   """Reads an image, uint8 `[H, W, 3]`, and hides a part of it."""
   [original] = model.preprocess(image)
   masked = model.hide(original, mask)
@@ -43,143 +40,195 @@ def _hide(
   return original, masked
 
 
-def balancing_counts(
-  labels: np.ndarray, class_names: Sequence[str], copies: int = 1
-) -> dict[str, int]:
-  """How many images each class lacks to be as large as the largest one.
+@dataclasses.dataclass(frozen=True)
+class _Span:
+  """Images to draw of a group: their ids are first, first + 1, ..."""
+
+  group: int
+  first: int
+  count: int
+
+
+def _split(
+  spans: Sequence[_Span], size: int
+) -> Iterator[list[tuple[int, int]]]:
+  """Yields the groups and ids of spans, at most `size` at a time."""
+  part = []
+  for span in spans:
+    for id_ in range(span.first, span.first + span.count):
+      part.append((span.group, id_))
+      if len(part) == size:
+        yield part
+        part = []
+  if part:
+    yield part
+
+
+class _Maker:
+  """Draws images of groups, a few at a time."""
+
+  def __init__(
+    self,
+    model: inference.Model,
+    groups: Sequence[requests.Group],
+    reject: rejections.Rejections,
+    masked: masking.Masked | None,
+    choose: int,
+    choose_by: str,
+    **sampling,
+  ):
+    """Takes what all images have in common.
+
+    Args:
+      model: the run's model.
+      groups: what is asked for.
+      reject: what to drop.
+      masked: what to complete, if anything.
+      choose: see `Model.sample`, as is the next argument.
+      choose_by: as there.
+      **sampling: seed and controls.
+    """
+    self._model = model
+    self._groups = groups
+    self._reject = reject
+    self._choose = choose
+    self._choose_by = choose_by
+    self._sampling = sampling
+    # All calls are of one size, so that they compile once, and the pixels do
+    # not depend on where a block ends.
+    self._size = chunks.size_for(sum(group.count for group in groups))
+    self._known = masked.repeat(self._size) if masked else {}
+
+  def draw(
+    self, block: Sequence[tuple[int, int]], bar: progress.tqdm.tqdm
+  ) -> Iterator[
+    tuple[int, np.ndarray, list[tuple[int, int]], Mapping[str, int]]
+  ]:
+    """Draws a block's images; see `SampleFolder.write_block`."""
+    for start in range(0, len(block), self._size):
+      which = block[start : start + self._size]
+      new, which = self._images(which)
+      dropped, keep = {}, np.ones(len(new), bool)
+      if self._choose > 1:
+        dropped[rejections.NOT_CHOSEN] = (self._choose - 1) * len(new)
+      for reason, reject in self._reject.items():
+        rejected = reject(new) & keep
+        dropped[reason] = int(rejected.sum())
+        keep &= ~rejected
+      bar.update(len(which))
+      yield (
+        len(which) * self._choose,
+        new[keep],
+        [one for one, kept in zip(which, keep) if kept],
+        dropped,
+      )
+
+  def _images(
+    self, which: Sequence[tuple[int, int]]
+  ) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Returns images and, if candidates are chosen from, their ids."""
+    padded = [*which, *[which[-1]] * (self._size - len(which))]
+    groups = [self._groups[group] for group, _ in padded]
+    labels = np.array([group.label for group in groups], np.int32)
+    ids = [id_ for _, id_ in padded]
+    given = {
+      name: [group.where.get(name) for group in groups]
+      for name in self._model.conditions
+    }
+
+    def draw(ids: Sequence[int]) -> np.ndarray:
+      return self._model.sample_codes(
+        labels, ids=ids, **given, **self._sampling, **self._known
+      )
+
+    if self._choose == 1:
+      codes = draw(ids)
+    else:
+      score = choosing.scorer(self._model, self._choose_by, labels, given)
+      codes, ids = choosing.best(draw, score, ids, self._choose)
+    found = [(group, int(id_)) for (group, _), id_ in zip(which, ids)]
+    return self._model.decode(codes)[: len(which)], found
+
+
+def _make(
+  folder: sample_folder.SampleFolder,
+  groups: Sequence[requests.Group],
+  maker: _Maker,
+  block_size: int,
+) -> tuple[int, list[int]]:
+  """Makes all blocks that are not there yet, and replaces what is dropped.
+
+  Returns:
+    The number of blocks, and how many images of each group are still missing.
+
+  Raises:
+    UserError: all of them.
+  """
+  missing = [group.count for group in groups]
+  tries = [_MAX_TRIES * group.count for group in groups]
+  next_id, num_blocks = collections.Counter(), 0
+  while True:
+    spans = []
+    for i, group in enumerate(groups):
+      if count := min(missing[i], tries[i]):
+        spans.append(_Span(i, next_id[group.label], count))
+        next_id[group.label] += count
+        tries[i] -= count
+    if not spans:
+      break
+    first = num_blocks
+    num_blocks = _make_blocks(folder, maker, spans, first, block_size)
+    for index in range(first, num_blocks):
+      for i, _ in folder.block(index).kept:
+        missing[i] -= 1
+  hosts.wait_for_all('samples are counted')  # Then blocks may be removed.
+  if missing == [group.count for group in groups]:
+    if hosts.is_primary():  # The same call would drop them again.
+      folder.remove()
+    raise errors.UserError(
+      'every image is dropped; lower --reject_memorised or --reject_unlike'
+    )
+  return num_blocks, missing
+
+
+def _make_blocks(
+  folder: sample_folder.SampleFolder,
+  maker: _Maker,
+  spans: Sequence[_Span],
+  first: int,
+  block_size: int,
+) -> int:
+  """Makes the blocks of some spans, each host its share.
 
   Args:
-    labels: int `[N]`, the labels of the training images.
-    class_names: names of the labels.
-    copies: how often each training image occurs in `labels`.
+    folder: the folder to write into.
+    maker: draws the images.
+    spans: what to draw.
+    first: the number of the first block.
+    block_size: the number of images of a block.
+
+  Returns:
+    The number of the block after the last one, when all hosts are ready.
   """
-  counts = np.bincount(labels, minlength=len(class_names)) // copies
-  lacking = dict(zip(class_names, (counts.max() - counts).tolist()))
-  for name, have in zip(class_names, counts):
-    shown = errors.printable(name)
-    logging.info('%s: %d training images, %d new', shown, have, lacking[name])
-  return lacking
-
-
-def _check_seen(
-  run: run_lib.Run, model: inference.Model, counts: _Counts, where: _Where
-):
-  """Checks that the prior has seen what is asked for.
-
-  Reads records of the training split only until each class has come, with the
-  values of all conditions. The codes need not be where the samples are made;
-  then nothing is checked.
-
-  Raises:
-    UserError: a class or a value has no training image, so its samples mean
-      nothing.
-  """
-  names = [name for name, number in counts.items() if number]
-  unseen = dict(zip(model.labels(names).tolist(), names))
-  values = model.condition_values(where)
-  values = {name: int(values[name][0]) for name in where}
-  unseen_values, never_together = dict(values), dict(unseen)
-  try:
-    for record in run.codes.split('train'):
-      label = int(record['label'])
-      shown = [name for name in values if record[name] == values[name]]
-      unseen.pop(label, None)
-      for name in shown:
-        unseen_values.pop(name, None)
-      if len(shown) == len(values):
-        never_together.pop(label, None)
-      if not never_together:
-        return
-  except errors.UserError as e:
-    if run.prior.is_exported:  # It has no data, but knows the classes.
-      untrained = {*names} & {*run.vqvae.facts.get('untrained_classes', ())}
-      if untrained:
-        _refuse_unseen(untrained, counts)
-      return
-    logging.info('Not checked if each class has training images: %s', e)
-    return
-  if unseen:
-    _refuse_unseen(set(unseen.values()), counts)
-  for name in unseen_values:
-    raise errors.UserError(
-      f'no training image has {name} {where[name]}, so the prior has not '
-      'learned it; leave it out of --where'
-    )
-  logging.warning(
-    'No training image of %s has %s together: the prior combines what it '
-    'learned of each alone.',
-    errors.printable(', '.join(never_together.values())),
-    errors.printable(', '.join(f'{k} {v}' for k, v in where.items())),
-  )
-
-
-def _refuse_unseen(unseen: set[str], counts: _Counts):
-  """Raises UserError for classes without a training image."""
-  rest = ','.join(
-    f'{name}={number}'
-    for name, number in counts.items()
-    if number and name not in unseen
-  )
-  raise errors.UserError(
-    f'no training image has the class {", ".join(sorted(unseen))}, so the '
-    'prior has not learned it; leave it out'
-    + (f': --counts={rest}' if rest else '')
-  )
-
-
-def _named(model: inference.Model, where: _Where) -> _Where:
-  """Returns the conditions with the names of their values.
-
-  Raises:
-    UserError: the prior knows no such condition or value.
-  """
-  if not where:
-    return {}
-  numbers, names = model.condition_values(where), model.conditions
-  return {name: names[name][int(numbers[name][0])] for name in where}
-
-
-def _choose_labels(
-  run: run_lib.Run,
-  model: inference.Model,
-  counts: _Counts | None,
-  balance: bool,
-  where: _Where,
-) -> np.ndarray:
-  """Returns the label of each image to make; arguments as in `sample`."""
-  if balance:
-    model.check_prior()
-    # The codes have the labels, and are read much faster than images.
-    training = run.codes.labels('train')
-    counts = balancing_counts(
-      training, model.class_names, run.codes.facts['copies']
-    )
-    seen = {model.class_names[label] for label in np.unique(training)}
-    if unseen := set(model.class_names) - seen:
-      _refuse_unseen(unseen, counts)
-  elif counts and '' in counts:
-    counts = dict.fromkeys(model.class_names, counts['']) | counts
-    del counts['']
-  total = sum((counts or {}).values())
-  if total > _MAX_IMAGES:
-    raise errors.UserError(
-      f'{"--balance" if balance else "--counts"} asks for {total:,} images; '
-      f'give --counts for {_MAX_IMAGES:,} at most, and another --seed and '
-      '--out for the next'
-    )
-  labels = model.labels(
-    [name for name, n in (counts or {}).items() for _ in range(n)]
-  )
-  if not len(labels):
-    raise errors.UserError(
-      'the classes are balanced already; give --counts for new images'
-      if balance
-      else '--counts asks for no image'
-    )
-  model.check_prior()
-  if where or not balance:
-    _check_seen(run, model, counts, where)
-  return labels
+  total = sum(span.count for span in spans)
+  stop = first + -(-total // block_size)
+  number, count = jax.process_index(), jax.process_count()
+  own = [index for index in range(first, stop) if index % count == number]
+  with progress.bar(
+    total=sum(min(block_size, total - (i - first) * block_size) for i in own),
+    desc='replacements' if first else 'sample',
+    unit='image',
+    disable=not hosts.is_primary(),
+  ) as bar:
+    for index, block in enumerate(_split(spans, block_size), first):
+      if index % count != number:
+        continue  # It is another host's.
+      if folder.block_path(index).exists():
+        bar.update(len(block))
+      else:
+        folder.write_block(index, maker.draw(block, bar))
+  hosts.wait_for_all(f'{stop} blocks of samples')
+  return stop
 
 
 def sample(
@@ -187,20 +236,29 @@ def sample(
   out: epath.PathLike,
   *,
   counts: dict[str, int] | None = None,
-  balance: bool = False,
+  balance: Sequence[str] = (),
   where: dict[str, str] | None = None,
   seed: int = 0,
   complete: epath.PathLike | None = None,
   mask: str | None = None,
   reject_memorised: float = 0.0,
   reject_unlike: float = 0.0,
+  shards: int = 0,
+  choose: int = 1,
+  choose_by: str = 'classifier',
   **controls,
 ):
   """Writes new images: a folder of PNG files for each class, `metadata.csv`.
 
   The dataset `image_folder` can read this folder; so can torchvision's
   ImageFolder. Every image is marked as synthetic: in its name, its PNG text
-  chunks and the CSV file. `sheet.png` shows some of them.
+  chunks and the CSV file. `sheet.png` shows some of them, `samples.json` says
+  what was asked for.
+
+  Images are written as they come, a block at a time, to `OUT.unfinished`. After
+  a kill the same call makes the others, and the folder is the same as without
+  the kill. Memory does not depend on the number of images. Several hosts make
+  their shares of the same images; all must reach `out`.
 
   With `complete` they are completions of a partly hidden image: every code that
   stands for a hidden pixel is sampled anew. `original.png` and `masked.png` are
@@ -211,7 +269,9 @@ def sample(
     out: the new folder.
     counts: images of each class; the class '' stands for every class.
     balance: instead of counts, tops up every class until it is as large as the
-      largest class of the training split.
+      largest class of the training split: `['label']`. With names of conditions
+      too, such as `['label', 'sex']`, every combination of their values that
+      training images have.
     where: the name of a value, or a number inside of its range, for some of the
       conditions that the prior knows. They are columns of `metadata.csv`.
     seed: an image depends only on seed, class, `where` and its number in the
@@ -219,12 +279,15 @@ def sample(
     complete: an image file, cropped and resized as in training.
     mask: the part to hide: one of `images.MASKS`, or an image file that is
       white there.
-    reject_memorised: drops images that look copied from a training image:
-      their memorisation ratio (see `memorisation`) is below this; 0: drops no
-      image.
-    reject_unlike: drops images that are unlike reconstructions of held-out
-      images: their p-value is at most this (see `outliers.scoring`); 0: drops
-      no image.
+    reject_memorised: replaces images that look copied from a training image:
+      their memorisation ratio (see `memorisation`) is below this; 0: none.
+    reject_unlike: replaces images that are unlike reconstructions of held-out
+      images: their p-value is at most this (see `outliers.scoring`); 0: none.
+    shards: instead of the folders, writes .tar files with at most this number
+      of images each; 0: off.
+    choose: the number of candidates for each image, of which the best is taken;
+      see `Model.sample`, as is the next argument.
+    choose_by: as there.
     **controls: how to sample; see `sampler.Controls`.
 
   Raises:
@@ -232,165 +295,115 @@ def sample(
       has no training image, a control is out of its range, there is no such
       image or mask, the mask leaves no code or hides nothing, `out` exists,
       there is nothing to balance, the training images are needed and not
-      found, or all images are dropped.
+      found, all images are dropped, or another call began this folder.
   """
-  settings = dataclasses.asdict(sampler.Controls(**controls))
+  settings = {'seed': seed} | dataclasses.asdict(sampler.Controls(**controls))
+  choosing.check(choose, choose_by)
+  _check(counts, balance, complete, mask, shards)
+  model = inference.Model(run)
+  where = requests.named(model, where or {})
+  groups = requests.groups(run, model, counts, balance, where)
+  pictures, masked = {}, None
+  if complete is not None:
+    original, masked = _hide(model, complete, mask)
+    pictures = {'original': original, 'masked': masked.image}
+  reject = rejections.make(model, reject_memorised, reject_unlike)
+  maker = _Maker(model, groups, reject, masked, choose, choose_by, **settings)
+  phases = [run.vqvae, run.prior]
+  if choose > 1:
+    settings |= {'choose': choose, 'choose_by': choose_by}
+    if choose_by == 'classifier':
+      _ = model.classifier  # Its errors come before the folder.
+      phases.append(run.classifier)
+  further = {
+    'complete': str(complete or ''),
+    'mask': mask,
+    'reject_memorised': reject_memorised,
+    'reject_unlike': reject_unlike,
+  }
+  settings |= {name: value for name, value in further.items() if value}
+  plan = {
+    'version': __version__,
+    'weights': {phase.name: phase.weights_id for phase in phases},
+    'asked': [
+      {'label': model.class_names[g.label], 'count': g.count} | g.where
+      for g in groups
+    ],
+    **settings,
+    'shards': shards,
+    'hidden': _digest(masked.codes, masked.known) if masked else None,
+  }
+  hosts.check_same({'flags or weights': plan})
+  with _folder(out) as path:
+    folder = sample_folder.SampleFolder(
+      path, groups, model.class_names, bool(shards)
+    )
+    if hosts.is_primary():
+      folder.start(plan)
+    hosts.wait_for_all('samples begin')
+    is_complete = folder.is_complete
+    hosts.wait_for_all('samples began')
+    if not is_complete:
+      num_blocks, missing = _make(folder, groups, maker, shards or _BLOCK)
+      if hosts.is_primary():
+        columns = dict.fromkeys(model.conditions, '') | settings
+        found = folder.finish(num_blocks, plan, columns, pictures)
+        rejections.say(found, reject_unlike)
+        _say_missing(missing, groups, model.class_names)
+    if hosts.is_primary():
+      folder.remove_blocks()
+  hosts.wait_for_all('samples end')
+
+
+@contextlib.contextmanager
+def _folder(out: epath.PathLike) -> Iterator[epath.Path]:
+  """The folder to write into; one host makes it and gives it its name."""
+  if hosts.is_primary():
+    with files.resumable_folder(out) as path:
+      yield path
+  else:
+    yield files.unfinished(out)
+
+
+def _check(
+  counts: dict[str, int] | None,
+  balance: Sequence[str],
+  complete: epath.PathLike | None,
+  mask: str | None,
+  shards: int,
+):
+  """Raises UserError if arguments of `sample` do not go together."""
   if (complete is None) != (mask is None):
     raise errors.UserError('give --complete and --mask, or neither')
   if balance and (counts or complete is not None):
     raise errors.UserError(
       '--balance cannot go with --counts or --complete; leave out one of them'
     )
-  model = inference.Model(run)
-  where = _named(model, where or {})
-  labels = _choose_labels(run, model, counts, balance, where)
-  known, sheet = {}, []
-  if complete is not None:
-    original, masked = _hide(model, complete, mask)
-    known = masked.repeat(len(labels))
-    sheet = [np.stack([original, masked.image])]
-  rejections = [
-    _rejection(run, reject_memorised),
-    _rejection_of_unlike(model, reject_unlike),
-  ]
-  with files.new_folder(out) as folder:
-    new = model.sample(
-      labels, seed=seed, show_progress=True, **settings, **known, **where
-    )
-    if complete is not None:
-      images.save_png(folder / 'original.png', original)
-      images.save_png(folder / 'masked.png', masked.image)
-      settings |= {'complete': str(complete), 'mask': mask}
-    if reject_memorised:
-      settings['reject_memorised'] = reject_memorised
-    if reject_unlike:
-      settings['reject_unlike'] = reject_unlike
-    kept = np.flatnonzero(~_rejected(rejections, new))
-    names = [model.class_names[labels[i]] for i in kept]
-    ids = randomness.count_within_labels(labels)[kept]
-    settings = (
-      dict.fromkeys(model.conditions, '') | where | {'seed': seed} | settings
-    )
-    stems = dict(zip(model.class_names, tables.file_stems(model.class_names)))
-    sheet += _write_samples(folder, new[kept], names, ids, stems, settings)
-    images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
-
-
-def _write_samples(
-  folder: epath.Path,
-  new: np.ndarray,
-  names: Sequence[str],
-  ids: Sequence[int],
-  stems: dict[str, str],
-  settings: dict[str, Any],
-) -> list[np.ndarray]:
-  """Writes PNG files and `metadata.csv`.
-
-  Args:
-    folder: the folder to write into.
-    new: the images, uint8 `[B, H, W, 3]`.
-    names: the class of each.
-    ids: the number of each in its class.
-    stems: the folder of each class.
-    settings: further columns, with the same values in all rows.
-
-  Returns:
-    The first images of each class, uint8 `[N, H, W, 3]`.
-  """
-  rows, by_class = [], {}
-  for name, number, image in zip(names, ids, new):
-    stem = stems[name]
-    file = f'synthetic_{stem}_{number:05d}.png'
-    (folder / stem).mkdir(exist_ok=True)
-    images.save_png(folder / stem / file, image, _MARKS | {'Label': name})
-    row = {'image': file, 'label': name, 'synthetic': 'true'}
-    rows.append(row | {'id': number} | settings)
-    by_class.setdefault(name, []).append(image)
-  tables.write_csv(folder / 'metadata.csv', rows)
-  return [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
-
-
-_Rejection = Callable[[np.ndarray], np.ndarray]  # [B, H, W, 3] to bool [B]
-
-
-def _rejected(rejections: Sequence[_Rejection], new: np.ndarray) -> np.ndarray:
-  """Which images are dropped, bool `[B]`.
-
-  Raises:
-    UserError: all of them.
-  """
-  rejected = np.any([reject(new) for reject in rejections], axis=0)
-  if rejected.all():
+  if shards < 0:
     raise errors.UserError(
-      'every image is dropped; lower --reject_memorised or --reject_unlike'
+      f'--shards is {shards}; give the number of images of a .tar file, such '
+      'as 10000, or 0 for folders'
     )
-  return rejected
 
 
-def _rejection_of_unlike(model: inference.Model, limit: float) -> _Rejection:
-  """Makes the function that finds images unlike the run's own.
-
-  Args:
-    model: the model that made them.
-    limit: the p-value up to which an image is unlike; 0: none is.
-
-  Raises:
-    UserError: the limit is out of its range, or the run's images are needed and
-      not found.
-  """
-  if not 0 <= limit < 1:
-    raise errors.UserError(
-      f'--reject_unlike is {limit}; give a number from 0 to 1, such as 0.05'
-    )
-  if not limit:
-    return lambda new: np.zeros(len(new), bool)
-  calibration = reference.load(model.run, model, reconstructed=True)
-
-  def reject(new: np.ndarray) -> np.ndarray:
-    unlike = scoring.score(model, calibration, new).p_values <= limit
-    logging.info(
-      'Dropped %d of %d images that are unlike reconstructions of held-out '
-      'images; of these reconstructions, %.1f would be dropped.',
-      unlike.sum(),
-      len(new),
-      limit * len(new),
-    )
-    return unlike
-
-  return reject
+def _say_missing(
+  missing: Sequence[int],
+  groups: Sequence[requests.Group],
+  class_names: Sequence[str],
+):
+  """Warns of groups with fewer images than were asked for."""
+  for group, count in zip(groups, missing):
+    if count:
+      logging.warning(
+        '%s: %d of %d images are missing, because %d were drawn for each and '
+        'dropped.',
+        errors.printable(class_names[group.label]),
+        count,
+        group.count,
+        _MAX_TRIES,
+      )
 
 
-def _rejection(run: run_lib.Run, limit: float) -> _Rejection:
-  """Makes the function that finds images that look copied.
-
-  Args:
-    run: the run whose training images may have been copied.
-    limit: the memorisation ratio below which an image looks copied; 0: none
-      does.
-
-  Returns:
-    A function of uint8 `[B, H, W, 3]`, to bool `[B]`.
-
-  Raises:
-    UserError: the limit is out of its range, or there are no training images.
-  """
-  if not 0 <= limit <= 1:
-    raise errors.UserError(
-      f'--reject_memorised is {limit}; give a number from 0 to 1, such as 0.6'
-    )
-  if not limit:
-    return lambda new: np.zeros(len(new), bool)
-  training = run.images.split('train')
-
-  def reject(new: np.ndarray) -> np.ndarray:
-    bank = nearest_images.make_bank(training, None, 'training images')
-    near = nearest_images.nearest_pixels(new, bank.pixels, bank.groups)
-    copied = near.ratio < limit
-    logging.info(
-      'Dropped %d of %d images that look copied from a training image.',
-      copied.sum(),
-      len(new),
-    )
-    return copied
-
-  return reject
+def _digest(*arrays: np.ndarray) -> str:
+  """Names what arrays hold."""
+  return hashlib.sha256(b''.join(a.tobytes() for a in arrays)).hexdigest()[:16]

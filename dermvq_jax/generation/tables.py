@@ -1,8 +1,9 @@
 """CSV tables that are safe to open, and file names from metadata."""
 
 import csv
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from etils import epath
@@ -33,12 +34,14 @@ def _inert(value: Any) -> Any:
     return _FORMULA.sub(r"\1'\2", errors.printable(value))
 
 
-def write_csv(path: epath.Path, rows: Sequence[dict[str, Any]]):
-  """Writes rows with the same keys, which become the header."""
+def write_csv(path: epath.Path, rows: Iterable[dict[str, Any]]):
+  """Writes rows, at least one, with the same keys, which become the header."""
+  rows = iter(rows)
+  first = next(rows)
   with path.open('w', encoding='utf-8') as f:
-    writer = csv.DictWriter(f, rows[0], lineterminator='\n')
+    writer = csv.DictWriter(f, first, lineterminator='\n')
     writer.writeheader()
-    for row in rows:
+    for row in itertools.chain([first], rows):
       writer.writerow({k: _inert(v) for k, v in row.items()})
 
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from dermvq_jax import errors, progress
 from dermvq_jax.data import conditions as conditions_lib
-from dermvq_jax.inference import classification, conversion, vqvae
+from dermvq_jax.inference import choosing, classification, conversion, vqvae
 from dermvq_jax.models import arguments, bayes, build, chunks
 from dermvq_jax.models.priors import base, randomness, sampler
 from dermvq_jax.outliers import reference, scoring
@@ -276,6 +276,8 @@ class Model(vqvae.Vqvae):
     top_k: int = 0,
     top_p: float = 1.0,
     guidance_scale: float = 1.0,
+    choose: int = 1,
+    choose_by: str = 'classifier',
     known_codes: np.ndarray | None = None,
     known_mask: np.ndarray | None = None,
     ids: Sequence[int] | None = None,
@@ -296,6 +298,10 @@ class Model(vqvae.Vqvae):
         to this; 1: off.
       guidance_scale: above 1 exaggerates what distinguishes the class and
         the conditions that are given; 1: off.
+      choose: number of candidates for each image, of which the best is taken;
+        1: off. Those of image n have the ids n * choose, n * choose + 1, ...
+      choose_by: 'classifier': the best is what the run's classifier finds most
+        of its class; 'likelihood': what has the most likely codes.
       known_codes: int `[B, h, w]`, codes to complete; they stay as they are.
       known_mask: bool `[B, h, w]`, which of them are known. Each other code is
         sampled given all codes before it in raster order, and none after it.
@@ -307,33 +313,42 @@ class Model(vqvae.Vqvae):
     Raises:
       UserError: no trained prior, an unknown class, condition or value, a wrong
         count, seed or id, a control out of its range (`sampler.Controls`),
-        known codes that do not fit, or guidance by a prior that was trained
-        without dropping its conditions.
+        known codes that do not fit, guidance by a prior that was trained
+        without dropping its conditions, or no classifier to choose by.
     """
     controls = sampler.Controls(temperature, top_k, top_p, guidance_scale)
+    choosing.check(choose, choose_by)
     labels = arguments.requested(labels, count, self.class_names)
-    keys = randomness.image_keys(seed, labels, ids)
     prior = self._prior
-    drop_rates = self.config.prior.conditions
-    if guidance_scale != 1 and not all(drop_rates.values()):
-      never = ', '.join(name for name, rate in drop_rates.items() if not rate)
+    never = [k for k, rate in self.config.prior.conditions.items() if not rate]
+    if guidance_scale != 1 and never:
+      never = ', '.join(never)
       raise errors.UserError(
         f'guidance_scale is {guidance_scale}, but this prior was trained with '
         f'config.conditions.{never}=0 and does not know its null value'
       )
-    return sampler.sample_in_batches(
-      prior.model,
-      prior.variables,
-      {'label': labels, **self.condition_values(conditions, len(labels))},
-      keys,
-      self.grid,
-      controls,
-      known_codes=known_codes,
-      known_mask=known_mask,
-      loss=prior.loss,
-      chunk_size=chunks.size_for(len(labels)),
-      show_progress=show_progress,
-    )
+    given = self.condition_values(conditions, len(labels))
+
+    def draw(ids: Sequence[int] | None) -> np.ndarray:
+      return sampler.sample_in_batches(
+        prior.model,
+        prior.variables,
+        {'label': labels, **given},
+        randomness.image_keys(seed, labels, ids),
+        self.grid,
+        controls,
+        known_codes=known_codes,
+        known_mask=known_mask,
+        loss=prior.loss,
+        chunk_size=chunks.size_for(len(labels)),
+        show_progress=show_progress,
+      )
+
+    if choose == 1:
+      return draw(ids)
+    score = choosing.scorer(self, choose_by, labels, conditions)
+    ids = randomness.count_within_labels(labels) if ids is None else ids
+    return choosing.best(draw, score, ids, choose)[0]
 
   def sample(
     self,
@@ -345,6 +360,8 @@ class Model(vqvae.Vqvae):
     top_k: int = 0,
     top_p: float = 1.0,
     guidance_scale: float = 1.0,
+    choose: int = 1,
+    choose_by: str = 'classifier',
     known_codes: np.ndarray | None = None,
     known_mask: np.ndarray | None = None,
     ids: Sequence[int] | None = None,
@@ -366,6 +383,8 @@ class Model(vqvae.Vqvae):
       top_k=top_k,
       top_p=top_p,
       guidance_scale=guidance_scale,
+      choose=choose,
+      choose_by=choose_by,
       known_codes=known_codes,
       known_mask=known_mask,
       ids=ids,

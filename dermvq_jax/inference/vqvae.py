@@ -1,11 +1,13 @@
 """The VQ-VAE of a run: images to codes, and codes to images."""
 
+import functools
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from dermvq_jax import errors
+from dermvq_jax.inference import classifier as classifier_lib
 from dermvq_jax.inference import conversion
 from dermvq_jax.models import arguments, build, chunks, masking
 from dermvq_jax.runs import run as run_lib
@@ -42,6 +44,22 @@ class Vqvae:
     side = self.image_size // config.model.downsampling
     self.grid = (side, side * self.num_levels)
     self.codebook_size = quantizer.num_codes
+
+  @functools.cached_property
+  def classifier(self) -> classifier_lib.Classifier:
+    """The classifier of the run.
+
+    Raises:
+      UserError: it was not trained, or was trained on other images.
+    """
+    if not self.run.classifier.has_weights:
+      workdir = self.run.workdir
+      raise errors.UserError(
+        f'{workdir} has no trained classifier to choose images by; run dermvq '
+        f'train --config=classifier --workdir={workdir}, or give '
+        '--choose_by=likelihood'
+      )
+    return classifier_lib.Classifier(self.run)
 
   def preprocess(self, images: Images) -> np.ndarray:
     """Turns what people have into uint8 images `[B, H, W, 3]`.

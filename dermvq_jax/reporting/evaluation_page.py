@@ -77,6 +77,8 @@ def _section(
     f'Measured by dermvq evaluate with seed {evaluation.seed}, {controls}. '
     'Real images come from the dataset.'
   ]
+  if evaluation.choice:
+    text.append(result_tables.about_choice(evaluation))
   if evaluation.space == 'classifier':
     text.append(
       'Compare rows with each other, not with published FIDs: the features '

@@ -88,6 +88,9 @@ def export(
       # As in an evaluation, which searched such samples for copies.
       same = searched[0] if searched else None
       controls = same.controls if same else {}
+      if same and same.choice:
+        by = same.choice.by
+        controls |= {'choose': same.choice.candidates, 'choose_by': by}
       samples.sample(
         run,
         folder / 'samples',

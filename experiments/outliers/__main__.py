@@ -33,7 +33,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import files, inference
-from dermvq_jax.evaluation import feature_spaces
+from dermvq_jax.inference import classifier as classifier_lib
 from dermvq_jax.outliers import conformal, measure, reference, restoration
 from dermvq_jax.runs import run as run_lib
 from experiments import common
@@ -63,7 +63,7 @@ class _Study:
     self._run, self._folder, self._redraw = run, folder, redraw
     self.model = inference.Model(run)
     self.calibration = self.model.calibration
-    self._classifier = feature_spaces.Classifier(run)
+    self._classifier = classifier_lib.Classifier(run)
     codes = run.codes.split('train')
     counts = np.full(self.model.codebook_size, 0.5)
     for i in range(len(codes)):

@@ -3,13 +3,16 @@
 import collections
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from skimage import metrics as skimage_metrics
 
-from dermvq_jax import errors, inference
+from dermvq_jax import errors, inference, main
 from dermvq_jax.data import prepared
-from dermvq_jax.evaluation import evaluate
+from dermvq_jax.evaluation import evaluate, results
+from dermvq_jax.models import build
+from dermvq_jax.runs import checkpoints
 from dermvq_jax.runs import run as run_lib
 
 IMAGES = 'synthetic_dermoscopy/smoke'
@@ -193,3 +196,68 @@ def test_a_result_is_current_while_the_weights_are(run_copy):
   assert evaluate.current_result(run) is None
   shutil.rmtree(run_copy / 'prior')
   assert evaluate.current_result(run_lib.Run(run_copy)) is None
+
+
+def a_classifier(run, workdir, **fields):
+  """A run of only a classifier of other fields, with random weights."""
+  other = run_lib.Run(workdir)
+  config = run.classifier.config.copy_and_resolve_references()
+  config.update(fields)
+  phase = other.classifier
+  phase.start(config, run.classifier.facts)
+  model = build.classifier(config, run.classifier.facts)
+  image = np.zeros((1, 16, 16, 3), np.float32)
+  store = checkpoints.Checkpoints(phase.folder)
+  weights = dict(run.classifier.weights)
+  weights |= model.init(jax.random.key(0), image)
+  store.save_best(1, weights)
+  store.close()
+  return run_lib.Run(workdir)
+
+
+def test_what_chooses_does_not_judge(classifier_run, tmp_path):
+  """Its own classifier, and one of the same seed or architecture, are not."""
+  chosen = {'num_samples': 10, 'choose': 2}
+  same = a_classifier(classifier_run, tmp_path / 'a', seed=1)
+  for judge, what in ((None, 'seed'), (same, 'architecture')):
+    with pytest.raises(
+      errors.UserError,
+      match=f'must not judge them, nor .* same {what}; give --judge.*dermvq '
+      'train --config=classifier .*--config.seed=1',
+    ):
+      evaluate.evaluate(classifier_run, judge=judge, **chosen)
+  empty = run_lib.Run(tmp_path / 'empty')
+  with pytest.raises(errors.MissingError, match='empty has no trained class'):
+    evaluate.evaluate(classifier_run, judge=empty, **chosen)
+
+
+def test_chosen_samples_are_judged_by_another(classifier_run, tmp_path, capsys):
+  parts = {'features': 8, 'num_stages': 1}
+  workdir = tmp_path / 'judge'
+  a_classifier(classifier_run, workdir, seed=1, classifier=parts)
+  argv = ['evaluate', f'--workdir={classifier_run.workdir}', '--split=test']
+  argv += ['--num_samples=10', '--choose=2']
+  assert main.main([*argv, f'--judge={workdir}']) == 0
+  result = evaluate.current_result(classifier_run, 'test')
+  choice = results.Choice(2, 'classifier', 'seed 0, features 16, num_stages 2')
+  assert result.choice == choice
+  assert result.judge == 'seed 1, features 8, num_stages 1'
+  assert result.generation.num_features == 8
+  said = (
+    f'the best of 2 candidates by a classifier ({choice.chooser}). Classes and '
+    f'features are judged by another one ({result.judge}).'
+  )
+  assert said in capsys.readouterr().out
+
+
+def test_samples_chosen_by_likelihood(classifier_run):
+  result = evaluate.evaluate(
+    classifier_run,
+    'test',
+    num_samples=10,
+    choose=2,
+    choose_by='likelihood',
+    space=brightness,
+  )
+  assert result.choice.chooser is None
+  assert result.labels.samples.num_images >= 10

@@ -266,18 +266,29 @@ def test_false_alarms_by_hand():
 def test_sample_drops_copies(smoke_run, tmp_path, caplog, monkeypatch):
   run = run_lib.Run(smoke_run)
   records = run.images.split('train')
-  made = inference.Model(run).sample(['mel'] * 2 + ['nv'] * 2)
-  made[1], made[2] = records[4]['image'], records[5]['image'][::-1]
-  monkeypatch.setattr(inference.Model, 'sample', lambda *_, **__: made)
+  made = inference.Model(run).sample(['mel'] * 3 + ['nv'] * 3)
+  made[1], made[3] = records[4]['image'], records[5]['image'][::-1]
+
+  def sample(_, labels, *, ids, **__):
+    is_nv = np.array(labels) == max(labels)
+    return made[np.array(ids) + 3 * is_nv]
+
+  monkeypatch.setattr(inference.Model, 'sample', sample)
   caplog.set_level('INFO')
   out, counts = tmp_path / 'out', {'mel': 2, 'nv': 2}
   samples.sample(run, out, counts=counts, reject_memorised=0.05)
-  assert 'Dropped 2 of 4' in caplog.text
+  assert 'Dropped 2 of 6 images that look copied' in caplog.text
   # The others keep their numbers, from which they can be made again.
   names = sorted(path.name for path in out.rglob('*_0*.png'))
-  assert names == ['synthetic_mel_00000.png', 'synthetic_nv_00001.png']
+  assert names == [
+    *('synthetic_mel_00000.png', 'synthetic_mel_00002.png'),
+    *('synthetic_nv_00001.png', 'synthetic_nv_00002.png'),
+  ]
   rows = (out / 'metadata.csv').read_text().splitlines()
-  assert len(rows) == 3 and rows[0].endswith('reject_memorised')
+  assert len(rows) == 5 and rows[0].endswith('reject_memorised')
+  monkeypatch.setattr(inference.Model, 'sample', lambda *_, **__: made[:1])
   with pytest.raises(errors.UserError, match='every image.*lower'):
-    samples.sample(run, tmp_path / 'none', counts=counts, reject_memorised=1.0)
-  assert not (tmp_path / 'none').exists()
+    samples.sample(
+      run, tmp_path / 'none', counts={'mel': 1}, reject_memorised=1.0
+    )
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['out']

@@ -97,3 +97,19 @@ def test_symmetries_are_the_eight():
   forms = images.symmetries(x)
   assert len({form[0].tobytes() for form in forms}) == 8
   np.testing.assert_array_equal(forms[0], x)
+
+
+def test_a_bank_is_searched_in_blocks(monkeypatch):
+  """Blocks find what is found at once, over symmetries, shifts and lesions."""
+  rng = np.random.default_rng(0)
+  pictures = rng.integers(0, 256, (40, 16, 16, 3)).repeat(4, 1).repeat(4, 2)
+  pictures = np.uint8(pictures)
+  groups = np.array([f'{i // 2}' for i in range(40)])
+  bank = nearest_images.describe(pictures)
+  new = np.stack([pictures[33][::-1], np.roll(pictures[2], 4, 0)])
+  at_once = nearest_images.nearest_pixels(new, bank, groups)
+  assert at_once.indices[:, 0].tolist() == [33, 2]
+  monkeypatch.setattr(nearest_images, '_BLOCK', 15)
+  found = nearest_images.nearest_pixels(new, bank, groups)
+  np.testing.assert_array_equal(found.indices, at_once.indices)
+  np.testing.assert_allclose(found.distances, at_once.distances, atol=1e-4)

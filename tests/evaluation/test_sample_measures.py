@@ -7,10 +7,10 @@ import pytest
 
 from dermvq_jax import inference
 from dermvq_jax.evaluation import (
-  feature_spaces,
   generation_metrics,
   nearest_images,
 )
+from dermvq_jax.inference import classifier as classifier_lib
 
 
 def read(run, split):
@@ -32,7 +32,7 @@ def test_generation(classifier_run, result):
   assert result.space == 'classifier'
   generation = result.generation
   model = inference.Model(classifier_run)
-  space = feature_spaces.Classifier(classifier_run)
+  space = classifier_lib.Classifier(classifier_run)
   real, _ = read(classifier_run, 'val')
   floor, labels = read(classifier_run, 'test')
   assert generation.num_real == len(real)
@@ -60,7 +60,7 @@ def test_generation(classifier_run, result):
 
 def test_labels(classifier_run, result):
   real, labels = read(classifier_run, 'val')
-  predicted = feature_spaces.Classifier(classifier_run).predict(real)
+  predicted = classifier_lib.Classifier(classifier_run).predict(real)
   told = result.labels.real
   recalls = [(predicted == c)[labels == c].mean() for c in np.unique(labels)]
   assert told.balanced_accuracy == pytest.approx(np.mean(recalls))

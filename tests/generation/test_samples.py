@@ -1,7 +1,10 @@
 """Folders of new images and of completions."""
 
 import json
+import re
 import shutil
+import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -12,10 +15,17 @@ import dermvq_jax
 from dermvq_jax import errors, inference
 from dermvq_jax.data import images, prepared
 from dermvq_jax.data.datasets import builder
-from dermvq_jax.generation import reconstructions, samples, tables
+from dermvq_jax.generation import (
+  reconstructions,
+  requests,
+  sample_folder,
+  samples,
+  tables,
+)
 from dermvq_jax.runs import run as run_lib
 
 IMAGES = 'synthetic_dermoscopy/smoke'
+OTHER_FILES = ('metadata.csv', 'samples.json', 'sheet.png')
 
 
 def test_sample(smoke_run, model, out):
@@ -24,7 +34,7 @@ def test_sample(smoke_run, model, out):
     run_lib.Run(smoke_run), out, counts=counts, seed=4, temperature=0.5
   )
   files = [sample_file('mel', i) for i in range(3)] + [sample_file('nv')]
-  assert files_in(out) == sorted([*files, 'metadata.csv', 'sheet.png'])
+  assert files_in(out) == sorted([*files, *OTHER_FILES])
   assert names_in(out.parent) == ['out']
   expected = model.sample(['mel'] * 3 + ['nv'], seed=4, temperature=0.5)
   rows = read_csv(out / 'metadata.csv')
@@ -80,7 +90,7 @@ def test_balance(smoke_run, model, tmp_path, out, caplog):
   shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
   data_dir = str(smoke_run / 'data')
   samples.sample(
-    run_lib.Run(tmp_path / 'run', data_dir), out, balance=True, seed=2
+    run_lib.Run(tmp_path / 'run', data_dir), out, balance=['label'], seed=2
   )
   train = prepared.Dataset(IMAGES, data_dir).split('train')
   have = np.bincount([train[i]['label'] for i in range(len(train))])
@@ -100,22 +110,30 @@ def test_balance(smoke_run, model, tmp_path, out, caplog):
 
 
 @pytest.mark.parametrize('copies', [1, 3])
-def test_copies_do_not_count(copies):
-  """Codes may hold each training image several times."""
-  labels = np.array([0, 0, 0, 1, 1, 2] * copies)
-  counts = samples.balancing_counts(labels, ('a', 'b', 'c', 'd'), copies)
-  assert counts == {'a': 0, 'b': 1, 'c': 2, 'd': 3}
+def test_what_is_lacking_by_hand(copies):
+  """Codes may hold each image several times; 2 is the null value of sex."""
+  labels = np.array([0, 0, 0, 1, 1, 3] * copies)
+  sexes = np.array([0, 0, 1, 1, 2, 0] * copies)
+  of_classes = requests.lacking([labels], [4], copies)
+  assert of_classes == {(0,): (3, 0), (1,): (2, 1), (2,): (0, 3), (3,): (1, 2)}
+  found = requests.lacking([labels, sexes], [4, 2], copies)
+  assert found == {
+    **{(0, 0): (2, 0), (0, 1): (1, 1), (1, 0): (0, 2), (1, 1): (1, 1)},
+    **{(2, 0): (0, 2), (2, 1): (0, 2), (3, 0): (1, 1), (3, 1): (0, 2)},
+  }
 
 
 def test_nothing_to_balance(smoke_run, out, monkeypatch):
-  monkeypatch.setattr(prepared.Dataset, 'labels', lambda *_: np.arange(7))
+  values = {'label': np.arange(7)}
+  monkeypatch.setattr(prepared.Dataset, 'values', lambda *_: values)
   with pytest.raises(errors.UserError, match='are balanced already'):
-    samples.sample(run_lib.Run(smoke_run), out, balance=True)
+    samples.sample(run_lib.Run(smoke_run), out, balance=['label'])
   assert not out.exists()
 
 
 @pytest.mark.parametrize(
-  'arguments', [{'counts': {'': 2}}, {'counts': {'df': 1}}, {'balance': True}]
+  'arguments',
+  [{'counts': {'': 2}}, {'counts': {'df': 1}}, {'balance': ['label']}],
 )
 def test_unseen_classes_are_refused(smoke_run, out, monkeypatch, arguments):
   """No training image is a df, so what is drawn for it means nothing."""
@@ -186,8 +204,10 @@ def test_samples_are_an_image_folder(smoke_run, tmp_path, out):
     ({'counts': {'mel': 1}, 'temperature': -1.0}, 'temperature'),
     ({'counts': {'mel': 1}, 'top_p': 2.0}, 'top_p is 2.0'),
     ({'counts': {'mel': 1}, 'mask': 'left'}, '--complete and --mask'),
-    ({'counts': {'mel': 1}, 'balance': True}, '--balance cannot go with'),
-    ({'balance': True, 'complete': 'x', 'mask': 'left'}, 'leave out one'),
+    ({'counts': {'mel': 1}, 'balance': ['label']}, '--balance cannot go with'),
+    ({'balance': ['label'], 'complete': 'x', 'mask': 'left'}, 'leave out one'),
+    ({'balance': ['sex']}, 'give --balance=label,sex'),
+    ({'balance': ['label', 'sex']}, "no condition 'sex'"),
     ({}, 'asks for no image'),
   ],
 )
@@ -201,13 +221,13 @@ def test_sample_mistakes(smoke_run, out, arguments, message):
 def test_data_that_are_elsewhere(smoke_run, tmp_path, out):
   run = _without_data(smoke_run, tmp_path)
   with pytest.raises(errors.UserError, match='not prepared in /nowhere'):
-    samples.sample(run, out, balance=True)
+    samples.sample(run, out, balance=['label'])
   assert not out.exists()
 
 
 def test_sample_before_the_prior(smoke_run, tmp_path, out):
   shutil.copytree(smoke_run / 'vqvae', tmp_path / 'run' / 'vqvae')
-  for what in ({'counts': {'mel': 1}}, {'balance': True}):
+  for what in ({'counts': {'mel': 1}}, {'balance': ['label']}):
     with pytest.raises(errors.UserError, match='no trained prior'):
       samples.sample(run_lib.Run(tmp_path / 'run'), out, **what)
   assert not out.exists()
@@ -231,7 +251,7 @@ def test_out_without_a_parent(smoke_run, tmp_path, monkeypatch):
   samples.sample(run_lib.Run(smoke_run), 'out', counts={'mel': 1})
   assert names_in(tmp_path) == ['out']
   samples.sample(run_lib.Run(smoke_run), 'a/b/', counts={'mel': 1})
-  assert len(names_in(tmp_path / 'a' / 'b')) == 3
+  assert len(names_in(tmp_path / 'a' / 'b')) == 4
   with pytest.raises(errors.UserError, match='exists already'):
     samples.sample(run_lib.Run(smoke_run), '', counts={'mel': 1})
 
@@ -241,27 +261,132 @@ def test_nothing_half_written(smoke_run, out, monkeypatch, failure):
   def broken(*args):
     raise failure
 
-  for run in (
-    lambda: samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 2}),
-    lambda: reconstructions.reconstruct(
+  monkeypatch.setattr(tables, 'write_csv', broken)
+  with pytest.raises((KeyboardInterrupt, OSError)):
+    reconstructions.reconstruct(
       run_lib.Run(smoke_run), out, split='val', num_images=2
-    ),
-  ):
-    with monkeypatch.context() as patch:
-      patch.setattr(tables, 'write_csv', broken)
-      with pytest.raises((KeyboardInterrupt, OSError)):
-        run()
-    assert names_in(out.parent) == []
+    )
+  assert names_in(out.parent) == []
+  with pytest.raises((KeyboardInterrupt, OSError)):
+    samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 2})
+  assert names_in(out.parent) == ['out.unfinished']
 
 
-def test_rests_of_a_killed_run_are_removed(smoke_run, out):
-  partial = out.with_name('out.incomplete')
-  partial.mkdir(parents=True)
-  (partial / 'mel_00009.png').write_bytes(b'half')
-  samples.sample(run_lib.Run(smoke_run), out, counts={'mel': 1})
-  files = [sample_file('mel'), 'metadata.csv', 'sheet.png']
-  assert files_in(out) == files
+def _contents(folder):
+  return {name: (folder / name).read_bytes() for name in files_in(folder)}
+
+
+def _copies_are(monkeypatch, is_copy):
+  """Lets a rejection find copies; `is_copy` is given a sum of an image."""
+
+  def make(model, memorised, unlike):
+    del model, unlike
+
+    def reject(new):
+      return np.array([is_copy(zlib.crc32(image.tobytes())) for image in new])
+
+    return {'memorised': reject} if memorised else {}
+
+  monkeypatch.setattr(samples.rejections, 'make', make)
+
+
+@pytest.mark.parametrize('shards', [0, 3])
+def test_interrupted_samples_are_the_same(
+  smoke_run, out, tmp_path, monkeypatch, shards
+):
+  """Stopped anywhere, also while images are replaced, and started again."""
+  monkeypatch.setattr(samples, '_BLOCK', 3)
+  _copies_are(monkeypatch, lambda total: total % 3 == 0)
+  run, calls = run_lib.Run(smoke_run), []
+
+  def make(out):
+    samples.sample(
+      run, out, counts={'mel': 5, 'nv': 4}, reject_memorised=0.5, shards=shards
+    )
+
+  as_png = sample_folder.images.as_png
+  make(tmp_path / 'at_once')
+
+  def stopped(*args):
+    calls.append(1)
+    if len(calls) % 4 == 0:
+      raise KeyboardInterrupt
+    return as_png(*args)
+
+  monkeypatch.setattr(sample_folder.images, 'as_png', stopped)
+  times = 0
+  while not out.exists():
+    try:
+      make(out)
+    except KeyboardInterrupt:
+      times += 1
+      assert names_in(out.parent) == ['out.unfinished']
+  assert times > 2
+  whole = _contents(tmp_path / 'at_once')
+  assert _contents(out) == whole
+  record = json.loads(whole['samples.json'])
+  assert record['images'] == 9
+  assert record['drawn'] == 9 + record['dropped']['memorised'] > 9
+  rows = read_csv(out / 'metadata.csv')
+  assert [row['label'] for row in rows].count('mel') == 5
+  assert len({(row['label'], row['id']) for row in rows}) == 9
   assert names_in(out.parent) == ['out']
+
+
+def test_another_command_does_not_go_on(smoke_run, out, monkeypatch):
+  run = run_lib.Run(smoke_run)
+  with monkeypatch.context() as patch:
+    patch.setattr(tables, 'write_csv', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      samples.sample(run, out, counts={'mel': 1}, seed=1)
+  for changed in ({'seed': 2}, {'seed': 1, 'temperature': 0.5}):
+    name = [*changed][-1]
+    with pytest.raises(errors.UserError, match=f'which differs in {name}; run'):
+      samples.sample(run, out, counts={'mel': 1}, **changed)
+  record = out.with_name('out.unfinished') / 'samples.json'
+  record.write_text('[]')
+  with pytest.raises(errors.UserError, match='json is damaged.*; remove'):
+    samples.sample(run, out, counts={'mel': 1}, seed=1)
+
+
+def test_shards_hold_the_folders(smoke_run, out, tmp_path):
+  run, counts = run_lib.Run(smoke_run), {'mel': 3, 'nv': 2}
+  samples.sample(run, out, counts=counts, shards=2)
+  assert files_in(out) == sorted(
+    [*OTHER_FILES, *(f'synthetic_{i:06d}.tar' for i in range(3))]
+  )
+  samples.sample(run, tmp_path / 'plain', counts=counts)
+  unpacked = tmp_path / 'unpacked'
+  rows = read_csv(out / 'metadata.csv')
+  for row in rows:
+    with tarfile.open(out / row.pop('shard')) as shard:
+      name = f'{row["label"]}/{row["image"]}'
+      assert name in shard.getnames()
+      shard.extractall(unpacked, filter='data')
+  assert rows == read_csv(tmp_path / 'plain' / 'metadata.csv')
+  pictures = {
+    name: content
+    for name, content in _contents(tmp_path / 'plain').items()
+    if '/' in name
+  }
+  assert _contents(unpacked) == pictures
+  sheets = [folder / 'sheet.png' for folder in (out, tmp_path / 'plain')]
+  assert sheets[0].read_bytes() == sheets[1].read_bytes()
+  with pytest.raises(errors.UserError, match='shards is -1; give the number'):
+    samples.sample(run, tmp_path / 'none', counts=counts, shards=-1)
+
+
+def test_what_cannot_be_replaced_is_told(
+  smoke_run, out, tmp_path, monkeypatch, caplog
+):
+  """Only the first mel is no copy."""
+  run = run_lib.Run(smoke_run)
+  first = zlib.crc32(inference.Model(run).sample('mel')[0].tobytes())
+  _copies_are(monkeypatch, lambda total: total != first)
+  counts = {'mel': 2}
+  samples.sample(run, out, counts=counts, reject_memorised=0.5)
+  assert [row['id'] for row in read_csv(out / 'metadata.csv')] == ['0']
+  assert 'mel: 1 of 2 images are missing, because 10 were' in caplog.text
 
 
 def _left_half(folder, size=16):
@@ -292,7 +417,7 @@ def test_complete(narrow_run, tmp_path, out, from_file, caplog):
     **controls,
   )
   files = [sample_file('mel'), sample_file('mel', 1), sample_file('nv')]
-  others = ['masked.png', 'original.png', 'metadata.csv', 'sheet.png']
+  others = ['masked.png', 'original.png', *OTHER_FILES]
   assert files_in(out) == sorted(files + others)
   masked = original.copy()
   masked[:, :8] = 128
@@ -398,15 +523,16 @@ def test_sample_drops_what_is_unlike(run_copy, out, caplog, monkeypatch):
   run = run_lib.Run(run_copy)
   model = inference.Model(run)
   records = run.images.split('val')
-  real = np.stack([records[i]['image'] for i in range(3)])
-  made = model.reconstruct(real)
-  made = np.concatenate([made, np.full_like(made[:1], 255)])
-  monkeypatch.setattr(inference.Model, 'sample', lambda *_, **__: made)
+  made = model.reconstruct(np.stack([records[i]['image'] for i in range(4)]))
+  made[3] = 255
+  monkeypatch.setattr(
+    inference.Model, 'sample', lambda *_, ids, **__: made[np.array(ids) % 4]
+  )
   caplog.set_level('INFO')
   limit = 0.1  # There are 13 held-out images, so this is 1 / 14 or less.
   samples.sample(run, out, counts={'mel': 4}, reject_unlike=limit)
   rows = read_csv(out / 'metadata.csv')
   ids = [row['id'] for row in rows]
-  assert '3' not in ids and ids
+  assert '3' not in ids and len(ids) == 4
   assert all(row['reject_unlike'] == '0.1' for row in rows)
-  assert f'Dropped {4 - len(ids)} of 4' in caplog.text
+  assert re.search(r'Dropped \d+ of \d+ images that are unlike', caplog.text)

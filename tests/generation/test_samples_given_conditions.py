@@ -1,5 +1,6 @@
 """Conditions beside the label, from the CSV of the images to new PNG files."""
 
+import collections
 import re
 import shutil
 
@@ -111,6 +112,58 @@ def test_what_no_training_image_shows(workdir, tmp_path, monkeypatch, caplog):
   assert 'together' not in caplog.text
   [row] = read_csv(tmp_path / 'c' / 'metadata.csv')
   assert (row['age'], row['sex']) == ('0-9', '')
+
+
+@one_prior
+def test_combinations_are_balanced(workdir, tmp_path, capsys):
+  """Those with training images; the others are named."""
+  out, run = tmp_path / 'out', run_lib.Run(workdir)
+  argv = ['sample', f'--workdir={workdir}', f'--out={out}']
+  assert main.main([*argv, '--balance=label,sex', '--where=age=5']) == 0
+  said = capsys.readouterr()
+  rows = read_csv(out / 'metadata.csv')
+  have = collections.Counter(
+    (run.codes.facts['class_names'][r['label']], r['sex'])
+    for r in run.images.split('train')
+  )
+  names = run.codes.facts['conditions']['sex']
+  have = {
+    (label, names[sex]): n
+    for (label, sex), n in have.items()
+    if sex < len(names)
+  }
+  new = collections.Counter((row['label'], row['sex']) for row in rows)
+  assert {have[key] + new[key] for key in have} == {max(have.values())}
+  assert new.keys() <= have.keys() and new
+  assert {row['age'] for row in rows} == {'0-9'}
+  # An image has a number of its own in its class, so none is drawn twice.
+  assert len({(row['label'], row['id']) for row in rows}) == len(rows)
+  row = rows[-1]
+  again = dermvq_jax.load(workdir).sample(
+    row['label'], ids=[int(row['id'])], sex=row['sex'], age=5
+  )
+  file = out / row['label'] / row['image']
+  np.testing.assert_array_equal(read_png(file), again[0])
+  label, sex = min(have)
+  told = f'{label}, {sex}: {have[label, sex]} training images, '
+  assert told in said.out + said.err
+  with pytest.raises(errors.UserError, match='--balance and --where both name'):
+    samples.sample(run, out, balance=['label', 'age'], where={'age': '5'})
+
+
+@one_prior
+def test_combinations_without_images_are_left_out(
+  workdir, tmp_path, monkeypatch, caplog
+):
+  values = {'label': np.array([0, 0, 0, 1]), 'sex': np.array([0, 0, 1, 0])}
+  monkeypatch.setattr(prepared.Dataset, 'values', lambda *_: values)
+  run, out = run_lib.Run(workdir), tmp_path / 'out'
+  monkeypatch.setitem(run.codes.facts, 'copies', 1)
+  samples.sample(run, out, balance=['label', 'sex'])
+  a, b = run.codes.facts['class_names'][:2]
+  assert f'are left out: {b}, male' in caplog.text
+  found = [(row['label'], row['sex']) for row in read_csv(out / 'metadata.csv')]
+  assert found == [(a, 'male'), (b, 'female')]
 
 
 @one_prior

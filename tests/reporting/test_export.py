@@ -24,7 +24,7 @@ def test_what_is_exported(exported_run):
     if path.is_file() and path.parent.parent.name != 'samples'
   }
   expected = {'README.md', 'samples/metadata.csv', 'samples/sheet.png'}
-  expected |= {'report/evaluate_val.json'}
+  expected |= {'report/evaluate_val.json', 'samples/samples.json'}
   for phase in ('vqvae', 'prior', 'classifier'):
     expected |= {f'{phase}/config.json', f'{phase}/weights.safetensors'}
   assert found == expected

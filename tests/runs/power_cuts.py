@@ -33,7 +33,10 @@ _KINDS = ('checkpoints', 'best')
 # These grow while a command runs. A reader takes their complete lines only.
 _GROWING = ('metrics.jsonl', 'events.out.tfevents')
 # Parts of names that are not final; and a note of TFDS that nobody reads.
-_PARTIAL = ('incomplete', 'orbax-checkpoint-tmp', 'removed', '.config')
+_PARTIAL = (
+  *('incomplete', 'unfinished', 'orbax-checkpoint-tmp', 'removed'),
+  '.config',
+)
 
 
 def commands(workdir):

@@ -216,11 +216,11 @@ def test_commands_that_read(whole_run, smoke_run, tmp_path, capsys):
   assert _dermvq(*sample, f'--workdir={run}', f'--out={out}') == 2
   # As if killed while the bucket renamed it, object by object.
   (out / 'metadata.csv').unlink()
-  out.with_name('samples.incomplete').mkdir()
-  (out.with_name('samples.incomplete') / 'metadata.csv').write_text('')
+  out.with_name('samples.unfinished').mkdir()
+  (out.with_name('samples.unfinished') / 'metadata.csv').write_text('')
   assert _dermvq(*sample, f'--workdir={run}', f'--out={out}') == 0
   assert _names(out) == _names(local)
-  assert not out.with_name('samples.incomplete').exists()
+  assert not out.with_name('samples.unfinished').exists()
 
 
 def test_a_decoder_is_trained_on_from_a_bucket(whole_run, tmp_path):

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from dermvq_jax import config_files, errors
+from dermvq_jax.data import prepared
 from dermvq_jax.runs import hosts, logs
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
@@ -38,17 +40,21 @@ def _free_port():
 
 def _start(workdir, smoke_run, num_steps, *flags):
   """Starts `dermvq train` in a separate process, with two devices."""
+  return _command(
+    *('train', '--config=vqvae:smoke'),
+    f'--workdir={workdir}',
+    f'--config.data_dir={smoke_run}/data',
+    f'--config.num_train_steps={num_steps}',
+    *_FIELDS,
+    *flags,
+  )
+
+
+def _command(*argv):
+  """Starts a command in a separate process, with two devices."""
   env = {**os.environ, 'XLA_FLAGS': _TWO_DEVICES}
   return subprocess.Popen(
-    [
-      sys.executable,
-      *('-m', 'dermvq_jax.main', 'train', '--config=vqvae:smoke'),
-      f'--workdir={workdir}',
-      f'--config.data_dir={smoke_run}/data',
-      f'--config.num_train_steps={num_steps}',
-      *_FIELDS,
-      *flags,
-    ],
+    [sys.executable, '-m', 'dermvq_jax.main', *argv],
     env=env,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -56,19 +62,23 @@ def _start(workdir, smoke_run, num_steps, *flags):
   )
 
 
-def _start_two(workdir, smoke_run, num_steps, *flags):
+def _hosts_flags():
+  """The flags by which two processes find each other, for each of them."""
   port = _free_port()
   return [
-    _start(
-      workdir,
-      smoke_run,
-      num_steps,
+    (
       f'--coordinator=localhost:{port}',
       '--num_processes=2',
       f'--process_id={i}',
-      *flags,
     )
     for i in range(2)
+  ]
+
+
+def _start_two(workdir, smoke_run, num_steps, *flags):
+  return [
+    _start(workdir, smoke_run, num_steps, *mine, *flags)
+    for mine in _hosts_flags()
   ]
 
 
@@ -121,6 +131,80 @@ def test_two_hosts_train_as_one(kind, smoke_run, tmp_path):
   assert [row['step'] for row in rows] == [2, 2]
   for row, right in zip(rows, expected):
     assert row == pytest.approx(right, rel=1e-4)
+
+
+def _contents(folder):
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in sorted(folder.rglob('*'))
+    if path.is_file()
+  }
+
+
+def _codes(disk):
+  """All records; the bytes of ArrayRecord differ each time."""
+  [name] = [path.name for path in (disk / 'codes').iterdir()]
+  dataset = prepared.Dataset(f'codes/{name}', disk)
+  return name, {
+    split: [
+      {key: np.asarray(value).tolist() for key, value in record.items()}
+      for record in dataset.split(split)
+    ]
+    for split in ('train', 'val', 'test')
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('shared_disk', [True, False])
+def test_two_hosts_encode_as_one(shared_disk, smoke_run, run_copy, tmp_path):
+  """Each has all codes on its disk; on a disk that both share, once."""
+  shutil.rmtree(run_copy / 'prior')
+  disks = (
+    [tmp_path / 'disk'] * 2 if shared_disk else [tmp_path / n for n in 'ab']
+  )
+  for disk in {*disks}:
+    images = smoke_run / 'data' / 'synthetic_dermoscopy'
+    shutil.copytree(images, disk / 'synthetic_dermoscopy')
+  argv = ['encode', f'--workdir={run_copy}', '--copies=2']
+  both = [
+    _command(*argv, f'--data_dir={disk}', *mine)
+    for disk, mine in zip(disks, _hosts_flags())
+  ]
+  first, second = _finish(both)
+  assert 'Next: dermvq train' in first and 'Next' not in second
+  one = tmp_path / 'one'
+  shutil.copytree(
+    disks[0] / 'synthetic_dermoscopy', one / 'synthetic_dermoscopy'
+  )
+  _finish([_command(*argv, f'--data_dir={one}')])
+  expected = _codes(one)
+  assert len(expected[1]['train']) > 100
+  for disk in disks:
+    assert _codes(disk) == expected
+
+
+@pytest.mark.slow
+def test_two_hosts_sample_as_one(smoke_run, tmp_path):
+  """The same folder, also with what is chosen and replaced; and on a kill."""
+  argv = ['sample', f'--workdir={smoke_run}', '--counts=mel=9,nv=3', '--seed=1']
+  argv += ['--choose=2', '--reject_memorised=0.7', '--shards=4']
+  two, one = tmp_path / 'two', tmp_path / 'one'
+  both = [_command(*argv, f'--out={two}', *mine) for mine in _hosts_flags()]
+  blocks = two.with_name('two.unfinished') / 'blocks'
+  while not [*blocks.glob('*.json')] and not two.exists():
+    assert both[0].poll() is None, both[0].communicate()[0]
+  for process in both:
+    process.kill()
+    process.communicate()
+  if two.exists():  # It was ready before the kill.
+    shutil.rmtree(two)
+  both = [_command(*argv, f'--out={two}', *mine) for mine in _hosts_flags()]
+  first, second = _finish(both)
+  assert 'Wrote' in first and 'Wrote' not in second
+  _finish([_command(*argv, f'--out={one}')])
+  expected = _contents(one)
+  assert {'metadata.csv', 'samples.json', 'sheet.png'} < expected.keys()
+  assert _contents(two) == expected
 
 
 @pytest.mark.slow
