@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from dermvq_jax import console, errors, flags
+from dermvq_jax import console, errors, flags, sampling_flags
 from dermvq_jax.training import compile_cache, host_memory
 
 _MISTAKE = 2  # exit code, the same as argparse's
@@ -47,7 +47,7 @@ def _run_of(args: argparse.Namespace):
 
 def _controls_of(args: argparse.Namespace) -> dict[str, float | int]:
   """The controls of sampling, named as in `sampler.Controls`."""
-  names = ('temperature', 'top_k', 'top_p', 'guidance_scale')
+  names = [number.name for number in sampling_flags.CONTROLS]
   return {name: getattr(args, name) for name in names}
 
 

@@ -1,8 +1,109 @@
 """The flags for what is sampled, and how."""
 
 import argparse
+import dataclasses
 
 from dermvq_jax import flag_types
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A number that can be given: a flag here, a slider in `dermvq explore`.
+
+  Attributes:
+    name: the name of the flag, and of the argument in Python.
+    default: its value if it is not given; its type is that of all values.
+    help: what it does; the flag says the default too.
+    default_text: the default in words.
+    metavar: stands for the number in the help of the flag.
+    most: the end of the slider; None: the number of codes. The flag takes any
+      number.
+    step: the step of the slider.
+  """
+
+  name: str
+  default: float | int
+  help: str
+  default_text: str
+  metavar: str | None
+  most: float | None
+  step: float
+
+  def add_to(self, sub: argparse.ArgumentParser):
+    """Adds the flag."""
+    sub.add_argument(
+      f'--{self.name}',
+      type=type(self.default),
+      default=self.default,
+      metavar=self.metavar,
+      help=f'{self.help} (default: {self.default_text})',
+    )
+
+
+# The fields of `sampler.Controls`.
+CONTROLS = (
+  Number(
+    'temperature',
+    1.0,
+    'below 1: more typical, less varied',
+    '1',
+    metavar=None,
+    most=1.5,
+    step=0.05,
+  ),
+  Number(
+    'top_k',
+    0,
+    'sample each code from the K most likely ones',
+    '0, from all',
+    metavar='K',
+    most=None,
+    step=1,
+  ),
+  Number(
+    'top_p',
+    1.0,
+    'nucleus sampling: keep the smallest set of codes whose probabilities sum '
+    'to P',
+    '1, off',
+    metavar='P',
+    most=1,
+    step=0.05,
+  ),
+  Number(
+    'guidance_scale',
+    1.0,
+    'classifier-free guidance; above 1 exaggerates what distinguishes the '
+    'class, 0 ignores the class',
+    '1, off',
+    metavar='S',
+    most=5,
+    step=0.1,
+  ),
+)
+# What `dermvq sample` drops again.
+REJECTIONS = (
+  Number(
+    'reject_memorised',
+    0.0,
+    'drop samples that look memorised: memorisation ratio, by pixels, below T; '
+    'try 0.6, or the threshold that dermvq evaluate reports',
+    '0, off',
+    metavar='T',
+    most=1,
+    step=0.05,
+  ),
+  Number(
+    'reject_unlike',
+    0.0,
+    'drop samples that are unlike the images of the run, encoded and decoded: '
+    'p-value of at most P, as in dermvq score',
+    '0, off',
+    metavar='P',
+    most=0.99,
+    step=0.01,
+  ),
+)
 
 
 def add_seed(sub: argparse.ArgumentParser):
@@ -12,35 +113,8 @@ def add_seed(sub: argparse.ArgumentParser):
 
 def add_controls(sub: argparse.ArgumentParser):
   """Adds the flags for how images are sampled."""
-  sub.add_argument(
-    '--temperature',
-    type=float,
-    default=1.0,
-    help='below 1: more typical, less varied (default: 1)',
-  )
-  sub.add_argument(
-    '--top_k',
-    type=int,
-    default=0,
-    metavar='K',
-    help='sample each code from the K most likely ones (default: 0, from all)',
-  )
-  sub.add_argument(
-    '--top_p',
-    type=float,
-    default=1.0,
-    metavar='P',
-    help='nucleus sampling: keep the smallest set of codes whose probabilities '
-    'sum to P (default: 1, off)',
-  )
-  sub.add_argument(
-    '--guidance_scale',
-    type=float,
-    default=1.0,
-    metavar='S',
-    help='classifier-free guidance; above 1 exaggerates what distinguishes the '
-    'class, 0 ignores the class (default: 1, off)',
-  )
+  for number in CONTROLS:
+    number.add_to(sub)
 
 
 def add_sampling(sub: argparse.ArgumentParser):
@@ -82,20 +156,5 @@ def add_sampling(sub: argparse.ArgumentParser):
     help='left, right, top, bottom (halves), center, border, or an image file '
     'that is white where it hides the image',
   )
-  sub.add_argument(
-    '--reject_memorised',
-    type=float,
-    default=0.0,
-    metavar='T',
-    help='drop samples that look memorised: memorisation ratio, by pixels, '
-    'below T; try 0.6, or the threshold that dermvq evaluate reports (default: '
-    '0, off)',
-  )
-  sub.add_argument(
-    '--reject_unlike',
-    type=float,
-    default=0.0,
-    metavar='P',
-    help='drop samples that are unlike the images of the run, encoded and '
-    'decoded: p-value of at most P, as in dermvq score (default: 0, off)',
-  )
+  for number in REJECTIONS:
+    number.add_to(sub)

@@ -182,9 +182,28 @@ def _choose_labels(
   return labels
 
 
-def sample(
-  run: run_lib.Run,
-  out: epath.PathLike,
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """New images, without those that were dropped.
+
+  Attributes:
+    images: uint8 `[B, H, W, 3]`.
+    names: the class of each, `[B]`.
+    ids: the number of each in its class, `[B]`.
+    settings: how they were made; columns of `metadata.csv`.
+    start: of completions: the image, and the same with its hidden part grey,
+      uint8 `[2, H, W, 3]`; otherwise None.
+  """
+
+  images: np.ndarray
+  names: list[str]
+  ids: np.ndarray
+  settings: dict[str, Any]
+  start: np.ndarray | None
+
+
+def draw(
+  model: inference.Model,
   *,
   counts: dict[str, int] | None = None,
   balance: bool = False,
@@ -195,20 +214,13 @@ def sample(
   reject_memorised: float = 0.0,
   reject_unlike: float = 0.0,
   **controls,
-):
-  """Writes new images: a folder of PNG files for each class, `metadata.csv`.
+) -> Samples:
+  """Samples new images, or completions of an image, but writes nothing.
 
-  The dataset `image_folder` can read this folder; so can torchvision's
-  ImageFolder. Every image is marked as synthetic: in its name, its PNG text
-  chunks and the CSV file. `sheet.png` shows some of them.
-
-  With `complete` they are completions of a partly hidden image: every code that
-  stands for a hidden pixel is sampled anew. `original.png` and `masked.png` are
-  written too and are the first row of the sheet.
+  With `complete` every code that stands for a hidden pixel is sampled anew.
 
   Args:
-    run: a run with trained VQ-VAE and prior.
-    out: the new folder.
+    model: a run with trained VQ-VAE and prior.
     counts: images of each class; the class '' stands for every class.
     balance: instead of counts, tops up every class until it is as large as the
       largest class of the training split.
@@ -230,9 +242,9 @@ def sample(
   Raises:
     UserError: the run is not trained, a class, condition or value is unknown or
       has no training image, a control is out of its range, there is no such
-      image or mask, the mask leaves no code or hides nothing, `out` exists,
-      there is nothing to balance, the training images are needed and not
-      found, or all images are dropped.
+      image or mask, the mask leaves no code or hides nothing, there
+      is nothing to balance, the training images are needed and not found, or
+      all images are dropped.
   """
   settings = dataclasses.asdict(sampler.Controls(**controls))
   if (complete is None) != (mask is None):
@@ -241,73 +253,92 @@ def sample(
     raise errors.UserError(
       '--balance cannot go with --counts or --complete; leave out one of them'
     )
-  model = inference.Model(run)
+  run = model.run
   where = _named(model, where or {})
   labels = _choose_labels(run, model, counts, balance, where)
-  known, sheet = {}, []
+  known, start = {}, None
   if complete is not None:
     original, masked = _hide(model, complete, mask)
     known = masked.repeat(len(labels))
-    sheet = [np.stack([original, masked.image])]
+    start = np.stack([original, masked.image])
   rejections = [
     _rejection(run, reject_memorised),
     _rejection_of_unlike(model, reject_unlike),
   ]
-  with files.new_folder(out) as folder:
-    new = model.sample(
-      labels, seed=seed, show_progress=True, **settings, **known, **where
-    )
-    if complete is not None:
-      images.save_png(folder / 'original.png', original)
-      images.save_png(folder / 'masked.png', masked.image)
-      settings |= {'complete': str(complete), 'mask': mask}
-    if reject_memorised:
-      settings['reject_memorised'] = reject_memorised
-    if reject_unlike:
-      settings['reject_unlike'] = reject_unlike
-    kept = np.flatnonzero(~_rejected(rejections, new))
-    names = [model.class_names[labels[i]] for i in kept]
-    ids = randomness.count_within_labels(labels)[kept]
-    settings = (
-      dict.fromkeys(model.conditions, '') | where | {'seed': seed} | settings
-    )
-    stems = dict(zip(model.class_names, tables.file_stems(model.class_names)))
-    sheet += _write_samples(folder, new[kept], names, ids, stems, settings)
-    images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
+  new = model.sample(
+    labels, seed=seed, show_progress=True, **settings, **known, **where
+  )
+  if complete is not None:
+    settings |= {'complete': str(complete), 'mask': mask}
+  if reject_memorised:
+    settings['reject_memorised'] = reject_memorised
+  if reject_unlike:
+    settings['reject_unlike'] = reject_unlike
+  kept = np.flatnonzero(~_rejected(rejections, new))
+  return Samples(
+    new[kept],
+    [model.class_names[labels[i]] for i in kept],
+    randomness.count_within_labels(labels)[kept],
+    dict.fromkeys(model.conditions, '') | where | {'seed': seed} | settings,
+    start,
+  )
 
 
-def _write_samples(
-  folder: epath.Path,
-  new: np.ndarray,
-  names: Sequence[str],
-  ids: Sequence[int],
-  stems: dict[str, str],
-  settings: dict[str, Any],
-) -> list[np.ndarray]:
-  """Writes PNG files and `metadata.csv`.
+def sample(run: run_lib.Run, out: epath.PathLike, **what):
+  """Draws new images and writes them, see `write`, to a new folder.
 
   Args:
-    folder: the folder to write into.
-    new: the images, uint8 `[B, H, W, 3]`.
-    names: the class of each.
-    ids: the number of each in its class.
-    stems: the folder of each class.
-    settings: further columns, with the same values in all rows.
+    run: a run with trained VQ-VAE and prior.
+    out: the new folder.
+    **what: what to sample, and how; see `draw`.
+
+  Raises:
+    UserError: `out` exists, or as in `draw`.
+  """
+  model = inference.Model(run)
+  with files.new_folder(out) as folder:
+    write(folder, draw(model, **what), model.class_names)
+
+
+def write(
+  folder: epath.Path, drawn: Samples, class_names: Sequence[str]
+) -> list[epath.Path]:
+  """Writes a folder of PNG files for each class, and `metadata.csv`.
+
+  The dataset `image_folder` can read this folder; so can torchvision's
+  ImageFolder. Every image is marked as synthetic: in its name, its PNG text
+  chunks and the CSV file. `sheet.png` shows some of them.
+
+  Of completions `original.png` and `masked.png` are written too and are the
+  first row of the sheet.
+
+  Args:
+    folder: an empty folder.
+    drawn: the images.
+    class_names: all classes of the run.
 
   Returns:
-    The first images of each class, uint8 `[N, H, W, 3]`.
+    The file of each image.
   """
-  rows, by_class = [], {}
-  for name, number, image in zip(names, ids, new):
+  paths, rows, by_class, sheet = [], [], {}, []
+  if drawn.start is not None:
+    for name, image in zip(('original', 'masked'), drawn.start):
+      images.save_png(folder / f'{name}.png', image)
+    sheet = [drawn.start]
+  stems = dict(zip(class_names, tables.file_stems(class_names)))
+  for name, number, image in zip(drawn.names, drawn.ids, drawn.images):
     stem = stems[name]
-    file = f'synthetic_{stem}_{number:05d}.png'
-    (folder / stem).mkdir(exist_ok=True)
-    images.save_png(folder / stem / file, image, _MARKS | {'Label': name})
-    row = {'image': file, 'label': name, 'synthetic': 'true'}
-    rows.append(row | {'id': number} | settings)
+    path = folder / stem / f'synthetic_{stem}_{number:05d}.png'
+    path.parent.mkdir(exist_ok=True)
+    images.save_png(path, image, _MARKS | {'Label': name})
+    row = {'image': path.name, 'label': name, 'synthetic': 'true'}
+    rows.append(row | {'id': number} | drawn.settings)
     by_class.setdefault(name, []).append(image)
+    paths.append(path)
   tables.write_csv(folder / 'metadata.csv', rows)
-  return [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
+  sheet += [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
+  images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
+  return paths
 
 
 _Rejection = Callable[[np.ndarray], np.ndarray]  # [B, H, W, 3] to bool [B]
