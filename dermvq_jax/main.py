@@ -189,6 +189,15 @@ def _export(args: argparse.Namespace):
   export.export(_run_of(args), args.out, without_search=args.without_search)
 
 
+def _explore(args: argparse.Namespace):
+  from dermvq_jax.explore import server
+
+  runs = [(args.workdir, args.data_dir or '')]
+  if args.compare:
+    runs.append((args.compare, ''))
+  server.explore(runs, args.port)
+
+
 def _demo(args: argparse.Namespace):
   from dermvq_jax import demo
 
@@ -211,6 +220,7 @@ _COMMANDS = {
   'evaluate': _evaluate,
   'report': _report,
   'export': _export,
+  'explore': _explore,
   'check': _check,
   'demo': _demo,
 }

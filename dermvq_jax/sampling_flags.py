@@ -1,4 +1,4 @@
-"""The flags for what is sampled, and how."""
+"""The flags for what is sampled or evaluated, and how."""
 
 import argparse
 import dataclasses
@@ -19,6 +19,7 @@ class Number:
     most: the end of the slider; None: the number of codes. The flag takes any
       number.
     step: the step of the slider.
+    least: the start of the slider.
   """
 
   name: str
@@ -28,6 +29,12 @@ class Number:
   metavar: str | None
   most: float | None
   step: float
+  least: float = 0
+
+  @property
+  def text(self) -> str:
+    """What it does, and its default."""
+    return f'{self.help} (default: {self.default_text})'
 
   def add_to(self, sub: argparse.ArgumentParser):
     """Adds the flag."""
@@ -36,7 +43,7 @@ class Number:
       type=type(self.default),
       default=self.default,
       metavar=self.metavar,
-      help=f'{self.help} (default: {self.default_text})',
+      help=self.text,
     )
 
 
@@ -69,6 +76,7 @@ CONTROLS = (
     metavar='P',
     most=1,
     step=0.05,
+    least=0.05,
   ),
   Number(
     'guidance_scale',
@@ -158,3 +166,30 @@ def add_sampling(sub: argparse.ArgumentParser):
   )
   for number in REJECTIONS:
     number.add_to(sub)
+
+
+def add_evaluation(sub: argparse.ArgumentParser):
+  """Adds the flags for what `dermvq evaluate` measures."""
+  sub.add_argument(
+    '--split',
+    choices=('train', 'val', 'test'),
+    default='val',
+    help='split to evaluate on (default: val)',
+  )
+  sub.add_argument(
+    '--num_samples',
+    type=int,
+    metavar='N',
+    help='number of samples to evaluate; 0 skips what needs samples, which is '
+    'fast (default: the size of the reference split)',
+  )
+  sub.add_argument(
+    '--inception',
+    type=flag_types.path,
+    metavar='FILE',
+    help='compare images in the features of the standard FID, with the weights '
+    'in this .npz file; docs/how_to/evaluate.md says where to get them '
+    "(default: in the features of the run's classifier)",
+  )
+  add_controls(sub)
+  add_seed(sub)

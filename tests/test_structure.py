@@ -31,7 +31,7 @@ _ORDER = [
   {'reporting'},
   {'config_files', 'flag_types'},
   {'sampling_flags'},
-  {'flags'},
+  {'flags', 'explore'},
   {'demo'},
   {'main'},
 ]

@@ -106,11 +106,17 @@ def save_png(
   text: Mapping[str, str] | None = None,
 ):
   """Writes uint8 `[H, W, 3]` to a PNG file, with `text` as its metadata."""
+  epath.Path(path).write_bytes(as_png(image, text))
+
+
+def as_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+  """Returns uint8 `[H, W, 3]` as PNG, with `text` as its metadata."""
   info = PngImagePlugin.PngInfo()
   for key, value in (text or {}).items():
     info.add_itxt(key, value)
-  with epath.Path(path).open('wb') as f:
-    Image.fromarray(image).save(f, format='PNG', pnginfo=info)
+  out = io.BytesIO()
+  Image.fromarray(image).save(out, format='PNG', pnginfo=info)
+  return out.getvalue()
 
 
 def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -20,8 +20,8 @@ _Counts = dict[str, int]  # number of images of each class
 _Where = dict[str, str]  # the name of a value of each condition
 _SHEET_COLUMNS = 16
 _MAX_IMAGES = 100_000  # They are in memory together.
-# In the text chunks of every image that `sample` writes.
-_MARKS = {
+# In the text chunks of every image that is made.
+MARKS = {
   'Synthetic': 'true',
   'Description': 'Synthetic image, made by a model. Not a patient, not for '
   'diagnosis.',
@@ -330,14 +330,14 @@ def write(
     stem = stems[name]
     path = folder / stem / f'synthetic_{stem}_{number:05d}.png'
     path.parent.mkdir(exist_ok=True)
-    images.save_png(path, image, _MARKS | {'Label': name})
+    images.save_png(path, image, MARKS | {'Label': name})
     row = {'image': path.name, 'label': name, 'synthetic': 'true'}
     rows.append(row | {'id': number} | drawn.settings)
     by_class.setdefault(name, []).append(image)
     paths.append(path)
   tables.write_csv(folder / 'metadata.csv', rows)
   sheet += [np.stack(m[:_SHEET_COLUMNS]) for m in by_class.values()]
-  images.save_png(folder / 'sheet.png', images.sheet(sheet), _MARKS)
+  images.save_png(folder / 'sheet.png', images.sheet(sheet), MARKS)
   return paths
 
 

@@ -1,0 +1,77 @@
+"""The tab that samples images, with every control of `dermvq sample`."""
+
+import pathlib
+import shutil
+from typing import Any
+
+import gradio as gr
+
+from dermvq_jax.explore import inputs, requests
+from dermvq_jax.explore import session as session_lib
+from dermvq_jax.generation import samples
+
+_OUT = 'SAMPLES'
+
+
+def sample(
+  session: session_lib.Session, request: requests.Request
+) -> tuple[list[tuple[str, str]], str, str]:
+  """Samples as `dermvq sample` does, into a folder of the session.
+
+  Returns:
+    The file and the caption of each image; the command that makes the same; a
+    zip of the folder that it makes.
+
+  Raises:
+    UserError: as `samples.draw`, or no command can ask for this.
+  """
+  command = request.command(*session.flags(_OUT))
+  drawn = samples.draw(session.model, **request.arguments)
+  folder = session.new_folder()
+  out = folder / _OUT
+  out.mkdir()
+  paths = samples.write(out, drawn, session.model.class_names)
+  zipped = shutil.make_archive(str(folder / _OUT), 'zip', folder, _OUT)
+  shown = [
+    (str(path), f'{name} {number}')
+    for path, name, number in zip(paths, drawn.names, drawn.ids)
+  ]
+  return shown, command, zipped
+
+
+def add(session: session_lib.Session, page: gr.Blocks):
+  """Adds the tab; it samples a few images when the page opens."""
+  with gr.Row():
+    with gr.Column(scale=2, min_width=300):
+      given = inputs.Inputs(session.model, rejections=True)
+    with gr.Column(scale=3, min_width=300):
+      button = gr.Button('Sample', variant='primary')
+      gallery = gr.Gallery(
+        label='New images',
+        show_label=False,
+        format='png',
+        object_fit='contain',
+        buttons=['fullscreen'],
+        elem_classes='pictures',
+        interactive=False,
+      )
+      command = gr.Textbox(
+        label='The command that makes the same images',
+        buttons=['copy'],
+        lines=3,
+        interactive=False,
+        elem_classes='command',
+      )
+      download = gr.DownloadButton('Download all of it as a zip')
+
+  def run(*values: Any) -> tuple[Any, str, pathlib.Path]:
+    return sample(session, given.request(*values))
+
+  event = {
+    'fn': inputs.with_messages(run),
+    'inputs': given.components,
+    'outputs': [gallery, command, download],
+    'concurrency_id': 'model',
+  }
+  button.click(**event)
+  page.load(**event)
