@@ -1,7 +1,7 @@
 """The tab of codes: click one, replace it, watch the grid fill."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -162,7 +162,7 @@ def _place(event: gr.SelectData, side: int) -> tuple[int, int]:
   return int(y) // side, int(x) // side
 
 
-def add(session: session_lib.Session, page: gr.Blocks):
+def add(session: session_lib.Session, opened: Callable[..., Any]):
   """Adds the tab."""
   model = session.model
   before, now = gr.State(), gr.State()
@@ -243,7 +243,7 @@ def add(session: session_lib.Session, page: gr.Blocks):
       time.sleep(_PAUSE)
 
   with source:
-    sources.add(session, page, start, outputs)
+    sources.add(session, opened, start, outputs)
   model_event = {'concurrency_id': 'model', 'show_progress': 'hidden'}
   shown.select(
     inputs.with_messages(click), now, [row, column, code, shown], **model_event

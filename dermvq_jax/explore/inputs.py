@@ -26,6 +26,7 @@ class Inputs:
     model: inference.Model,
     *,
     several: bool = True,
+    start: int = 8,
     rejections: bool = False,
   ):
     """Adds the inputs to the page.
@@ -33,6 +34,7 @@ class Inputs:
     Args:
       model: has the classes and conditions.
       several: whether there can be several classes and images.
+      start: the number of images at first.
       rejections: whether images can be dropped again.
     """
     names = list(model.class_names)
@@ -46,7 +48,7 @@ class Inputs:
     self._count = gr.Slider(
       1,
       _MAX_IMAGES,
-      value=8 if several else 1,
+      value=start if several else 1,
       step=1,
       label='Images of each class',
       visible=several,
@@ -93,6 +95,36 @@ class Inputs:
       seed=seed,
       numbers=dict(zip(self._numbers, values[split:])),
     )
+
+
+class Results:
+  """New images, the command that makes the same, and all as a zip.
+
+  Attributes:
+    components: the three, outputs of an event.
+  """
+
+  def __init__(self):
+    """Adds them to the page."""
+    self.components = [
+      gr.Gallery(
+        label='New images',
+        show_label=False,
+        format='png',
+        object_fit='contain',
+        buttons=['fullscreen'],
+        interactive=False,
+        elem_classes='pictures',
+      ),
+      gr.Textbox(
+        label='The command that makes the same images',
+        buttons=['copy'],
+        lines=3,
+        interactive=False,
+        elem_classes='command',
+      ),
+      gr.DownloadButton('Download all of it as a zip'),
+    ]
 
 
 def _slider(number: sampling_flags.Number, model: inference.Model) -> gr.Slider:

@@ -4,12 +4,28 @@ import pathlib
 
 import gradio as gr
 
-from dermvq_jax.explore import codes, markup, sampling, sweeps
+from dermvq_jax.explore import (
+  codes,
+  completion,
+  data,
+  markup,
+  sampling,
+  sweeps,
+  training,
+)
 from dermvq_jax.explore import session as session_lib
 
 STYLE = pathlib.Path(__file__).with_name('page.css')
-# Tabs by their titles: what a run without a prior has, and what it has not.
-_NEED_PRIOR = {'Sample': sampling.add, 'Sweep': sweeps.add, 'Codes': codes.add}
+# What each tab shows, by its title.
+_TABS = {
+  'Sample': sampling.add,
+  'Sweep': sweeps.add,
+  'Codes': codes.add,
+  'Complete': completion.add,
+  'Training': training.add,
+  'Data': data.add,
+}
+_NEED_PRIOR = ('Sample', 'Sweep', 'Complete')
 
 
 def theme() -> gr.themes.Base:
@@ -30,12 +46,13 @@ def make(session: session_lib.Session) -> gr.Blocks:
   ) as page:
     gr.HTML(_heading(session))
     why_no_prior = session.why_no_prior()
-    for title, add in _NEED_PRIOR.items():
-      with gr.Tab(title):
-        if why_no_prior:
+    for number, (title, add) in enumerate(_TABS.items()):
+      with gr.Tab(title) as tab:
+        if why_no_prior and title in _NEED_PRIOR:
           gr.HTML(f'<p>{markup.text(why_no_prior)}</p>')
         else:
-          add(session, page)
+          # The first tab is open already.
+          add(session, tab.select if number else page.load)
   return page
 
 

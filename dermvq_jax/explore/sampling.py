@@ -1,7 +1,7 @@
 """The tab that samples images, with every control of `dermvq sample`."""
 
-import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -39,39 +39,23 @@ def sample(
   return shown, command, zipped
 
 
-def add(session: session_lib.Session, page: gr.Blocks):
+def add(session: session_lib.Session, opened: Callable[..., Any]):
   """Adds the tab; it samples a few images when the page opens."""
   with gr.Row():
     with gr.Column(scale=2, min_width=300):
       given = inputs.Inputs(session.model, rejections=True)
     with gr.Column(scale=3, min_width=300):
       button = gr.Button('Sample', variant='primary')
-      gallery = gr.Gallery(
-        label='New images',
-        show_label=False,
-        format='png',
-        object_fit='contain',
-        buttons=['fullscreen'],
-        elem_classes='pictures',
-        interactive=False,
-      )
-      command = gr.Textbox(
-        label='The command that makes the same images',
-        buttons=['copy'],
-        lines=3,
-        interactive=False,
-        elem_classes='command',
-      )
-      download = gr.DownloadButton('Download all of it as a zip')
+      results = inputs.Results()
 
-  def run(*values: Any) -> tuple[Any, str, pathlib.Path]:
+  def run(*values: Any) -> tuple[Any, ...]:
     return sample(session, given.request(*values))
 
   event = {
     'fn': inputs.with_messages(run),
     'inputs': given.components,
-    'outputs': [gallery, command, download],
+    'outputs': results.components,
     'concurrency_id': 'model',
   }
   button.click(**event)
-  page.load(**event)
+  opened(**event)

@@ -56,22 +56,30 @@ def from_data(
 
 def add(
   session: session_lib.Session,
-  page: gr.Blocks,
-  function: Callable[..., Any],
+  opened: Callable[..., Any],
+  function: Callable[[np.ndarray], list[Any]],
   outputs: list[gr.components.Component],
 ):
   """Adds the three ways to choose an image.
 
   Args:
     session: the session.
-    page: when it opens, an image is sampled if there is a prior.
+    opened: the event that the tab is opened; the first time an image is taken.
     function: is given the image, uint8 `[H, W, 3]`.
-    outputs: what its results are.
+    outputs: what its results are; the first is None until there is an image.
   """
   event = {'outputs': outputs, 'concurrency_id': 'model'}
 
   def then(read: Callable[..., np.ndarray]) -> Callable[..., Any]:
     return inputs.with_messages(lambda *args: function(read(session, *args)))
+
+  def at_first(read: Callable[..., np.ndarray]) -> Callable[..., Any]:
+    def call(there: Any, *args: Any) -> Any:
+      return (
+        [gr.skip()] * len(outputs) if there is not None else then(read)(*args)
+      )
+
+    return call
 
   with gr.Accordion('Choose an image'):
     if not session.why_no_prior():
@@ -81,7 +89,7 @@ def add(
         seed = gr.Number(0, precision=0, minimum=0, label='Seed')
       new = gr.Button('Take a new sample')
       new.click(then(from_prior), [label, seed], **event)
-      page.load(then(from_prior), [label, seed], **event)
+      opened(at_first(from_prior), [outputs[0], label, seed], **event)
     if not session.why_no_data():
       with gr.Row():
         split = gr.Dropdown(
@@ -91,7 +99,7 @@ def add(
       taken = gr.Button('Take an image of the data set')
       taken.click(then(from_data), [split, number], **event)
       if session.why_no_prior():
-        page.load(then(from_data), [split, number], **event)
+        opened(at_first(from_data), [outputs[0], split, number], **event)
     file = gr.File(
       file_types=['image', '.dcm'], label='A file of yours', height=120
     )

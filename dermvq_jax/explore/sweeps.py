@@ -1,6 +1,6 @@
 """The tab that changes two controls at once: a table of images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -100,9 +100,9 @@ def sweep(
     yield markup.grid(corner, column_values, rows), '\n'.join(commands)
 
 
-def add(session: session_lib.Session, page: gr.Blocks):
+def add(session: session_lib.Session, opened: Callable[..., Any]):
   """Adds the tab."""
-  del page
+  del opened  # It does nothing before it is asked to.
   model = session.model
   gr.HTML(
     '<p class="soft">One image for each pair of values. All else, the random '
