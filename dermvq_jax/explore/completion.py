@@ -154,6 +154,7 @@ def add(session: session_lib.Session, opened: Callable[..., Any]):
           color_mode='fixed',
         ),
         canvas_size=(_SIDE, _SIDE),
+        height=640,
         elem_classes='canvas',
       )
       button = gr.Button('Complete', variant='primary')

@@ -12,7 +12,7 @@ from dermvq_jax.explore import inputs, markup
 from dermvq_jax.explore import session as session_lib
 from dermvq_jax.reporting import data_section, page
 
-_ALL = 'all classes'
+ALL = 'all classes'
 _PER_PAGE = 24
 
 
@@ -32,7 +32,7 @@ def images(
   Args:
     session: the session.
     split: 'train', 'val' or 'test'.
-    name: a class, or `_ALL`.
+    name: a class, or `ALL`.
     number: of the page, from 1.
 
   Returns:
@@ -45,7 +45,7 @@ def images(
   run, names = session.model.run, session.model.class_names
   labels = run.images.labels(split)
   found = np.arange(len(labels))
-  if name != _ALL:
+  if name != ALL:
     found = np.flatnonzero(labels == names.index(name))
   pages = max(-(-len(found) // _PER_PAGE), 1)
   if number is None or not 1 <= number <= pages:
@@ -75,11 +75,11 @@ def add(session: session_lib.Session, opened: Callable[..., Any]):
   opened(show, is_shown, [is_shown, table], concurrency_id='model')
   if session.why_no_data():
     return
-  names = [_ALL, *session.model.class_names]
+  names = [ALL, *session.model.class_names]
   with gr.Row():
     asked = [
       gr.Dropdown(list(splits.SPLITS), value='train', label='Split'),
-      gr.Dropdown(names, value=_ALL, label='Class'),
+      gr.Dropdown(names, value=ALL, label='Class'),
       gr.Number(1, precision=0, minimum=1, label='Page'),
     ]
   button = gr.Button('Show images')

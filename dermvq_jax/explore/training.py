@@ -49,7 +49,7 @@ def use_of_codes(session: session_lib.Session, index: int) -> str:
   if used < _COLLAPSED * size:
     said += (
       ' Most codes are never used: the codebook has collapsed. See '
-      'config.quantizer.restart_after and codebook_start.'
+      'config.quantizer.restart_after and codebook_init.'
     )
   chart = figures.usage_histogram(counts)
   return (
