@@ -190,17 +190,7 @@ def add(session: session_lib.Session, opened: Callable[..., Any]):
         elem_classes='code_map',
       )
       result = gr.HTML()
-      with gr.Accordion('Watch the codes being drawn'):
-        known = gr.Slider(
-          1,
-          model.grid[0] * model.grid[1],
-          step=1,
-          label='Codes so far',
-          info='the prior draws row by row, from left to right; each code '
-          'depends on those before it',
-        )
-        play = gr.Button('Play')
-        drawn = gr.HTML()
+      _add_film(model, now)
 
   def view(old: np.ndarray, codes: np.ndarray, i: int, j: int) -> list[Any]:
     return [
@@ -221,6 +211,7 @@ def add(session: session_lib.Session, opened: Callable[..., Any]):
     return view(codes, codes, h // 2, w // 2)
 
   def choose(codes: np.ndarray, i: int, j: int) -> tuple[int, np.ndarray]:
+    _check_chosen(codes)
     return int(codes[i, j]), code_map(model, codes, (i, j))
 
   def click(codes: np.ndarray, event: gr.SelectData) -> list[Any]:
@@ -230,17 +221,12 @@ def add(session: session_lib.Session, opened: Callable[..., Any]):
   def change(
     old: np.ndarray, codes: np.ndarray, i: int, j: int, new: int
   ) -> list[Any]:
+    _check_chosen(codes)
     return view(old, replaced(model, codes, i, j, new), i, j)
 
-  def frame(codes: np.ndarray, count: int) -> str:
-    return _side_by_side(
-      code_map(model, codes, known=count), so_far(model, codes, count), count
-    )
-
-  def run(codes: np.ndarray) -> Iterator[tuple[int, str]]:
-    for count, shown_codes, image in film(model, codes):
-      yield count, _side_by_side(shown_codes, image, count)
-      time.sleep(_PAUSE)
+  def reset(old: np.ndarray, i: int, j: int) -> list[Any]:
+    _check_chosen(old)
+    return view(old, old, i, j)
 
   with source:
     sources.add(session, opened, start, outputs)
@@ -262,13 +248,47 @@ def add(session: session_lib.Session, opened: Callable[..., Any]):
     **model_event,
   )
   undo.click(
-    lambda old, i, j: view(old, old, i, j),
+    inputs.with_messages(reset),
     [before, row, column],
     outputs,
     **model_event,
   )
-  known.input(frame, [now, known], drawn, **model_event)
-  play.click(run, now, [known, drawn], **model_event)
+
+
+def _add_film(model: inference.Model, now: gr.State):
+  """Adds the part that draws the codes of `now` one after the other."""
+  with gr.Accordion('Watch the codes being drawn'):
+    known = gr.Slider(
+      1,
+      model.grid[0] * model.grid[1],
+      step=1,
+      label='Codes so far',
+      info='the prior draws row by row, from left to right; each code depends '
+      'on those before it',
+    )
+    play = gr.Button('Play')
+    drawn = gr.HTML()
+
+  def frame(codes: np.ndarray, count: int) -> str:
+    _check_chosen(codes)
+    return _side_by_side(
+      code_map(model, codes, known=count), so_far(model, codes, count), count
+    )
+
+  def run(codes: np.ndarray) -> Iterator[tuple[int, str]]:
+    _check_chosen(codes)
+    for count, shown_codes, image in film(model, codes):
+      yield count, _side_by_side(shown_codes, image, count)
+      time.sleep(_PAUSE)
+
+  event = {'concurrency_id': 'model', 'show_progress': 'hidden'}
+  known.input(inputs.with_messages(frame), [now, known], drawn, **event)
+  play.click(inputs.steps_with_messages(run), now, [known, drawn], **event)
+
+
+def _check_chosen(codes: np.ndarray | None):
+  if codes is None:
+    raise errors.UserError('choose an image first')
 
 
 def _side_by_side(codes: np.ndarray, image: np.ndarray, count: int) -> str:
