@@ -10,7 +10,6 @@ import numpy as np
 from dermvq_jax import errors, inference
 from dermvq_jax.explore import inputs, markup, sources
 from dermvq_jax.explore import session as session_lib
-from dermvq_jax.generation import samples
 from dermvq_jax.reporting import pictures
 
 _MAP_SIDE = 448  # pixels of the map of codes, about
@@ -119,20 +118,23 @@ def so_far(model: inference.Model, codes: np.ndarray, known: int) -> np.ndarray:
 def compared(
   model: inference.Model, before: np.ndarray, codes: np.ndarray
 ) -> str:
-  """Shows what the codes decode to, and what changed, as HTML."""
+  """Shows what the codes decode to, and what changed, as HTML.
+
+  It is not marked as synthetic, because the codes may be those of a patient.
+  """
   old, new = model.decode(np.stack([before, codes]))
   difference = np.abs(old.astype(np.int32) - new)
   changed = int((before != codes).sum())
   shown = np.minimum(_GAIN * difference, 255).astype(np.uint8)
   return markup.captioned(
     [
-      (markup.picture(old, 'before', samples.MARKS), 'decoded, before'),
+      (markup.picture(old, 'before'), 'decoded, before'),
       (
-        markup.picture(new, 'now', samples.MARKS),
+        markup.picture(new, 'now'),
         f'decoded, {changed} of {codes.size} codes changed',
       ),
       (
-        markup.picture(shown, 'difference', samples.MARKS),
+        markup.picture(shown, 'difference'),
         f'difference x {_GAIN}: {(difference.max(-1) > 0).mean():.0%} of the '
         'pixels changed',
       ),
@@ -295,6 +297,6 @@ def _side_by_side(codes: np.ndarray, image: np.ndarray, count: int) -> str:
   return markup.captioned(
     [
       (markup.picture(codes, f'{count} codes'), f'{count} codes'),
-      (markup.picture(image, 'decoded', samples.MARKS), 'decoded so far'),
+      (markup.picture(image, 'decoded'), 'decoded so far'),
     ]
   )

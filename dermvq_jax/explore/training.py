@@ -37,7 +37,9 @@ def use_of_codes(session: session_lib.Session, index: int) -> str:
   else:
     codes = model.sample_codes(model.class_names, _NUM_SAMPLES)
     of_what = 'new samples, as the images are not here'
-    pictures = _row('samples', model.decode(codes[::_NUM_SAMPLES]))
+    pictures = _row(
+      'samples', model.decode(codes[::_NUM_SAMPLES]), samples.MARKS
+    )
   counts = np.bincount(codes.ravel(), minlength=size)
   shares = counts[counts > 0] / counts.sum()
   perplexity = np.exp(-np.sum(shares * np.log(shares)))
@@ -58,15 +60,11 @@ def use_of_codes(session: session_lib.Session, index: int) -> str:
   )
 
 
-def _row(title: str, images: np.ndarray) -> str:
-  shown = ''.join(
-    f'<td>{markup.picture(image, title, samples.MARKS)}</td>'
-    for image in images
-  )
-  return (
-    f'<p class="soft">{title}</p><div class="wide"><table class="sweep">'
-    f'<tr>{shown}</tr></table></div>'
-  )
+def _row(
+  title: str, images: np.ndarray, marks: dict[str, str] | None = None
+) -> str:
+  shown = (markup.picture(image, title, marks) for image in images)
+  return f'<p class="soft">{title}</p><div class="strip">{"".join(shown)}</div>'
 
 
 def curves(session: session_lib.Session, index: int) -> str:
