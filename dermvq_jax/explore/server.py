@@ -99,8 +99,11 @@ def serving(
 def explore(runs: Sequence[tuple[str, str]], port: int | None = None):
   """Serves the page until Ctrl-C; for arguments and errors see `serving`."""
   # Its files are removed however it is ended.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
-  with serving(runs, port) as address, contextlib.suppress(KeyboardInterrupt):
-    line = f'Open {address} in a browser on this machine. Ctrl-C ends.'
-    print(line, flush=True)
-    threading.Event().wait()
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    with serving(runs, port) as address, contextlib.suppress(KeyboardInterrupt):
+      line = f'Open {address} in a browser on this machine. Ctrl-C ends.'
+      print(line, flush=True)
+      threading.Event().wait()
+  finally:
+    signal.signal(signal.SIGTERM, before)
