@@ -13,9 +13,13 @@ _ACTIVE = re.compile(
 class UserError(ValueError):
   """A problem the user can fix.
 
-  The message says what is wrong and how to fix it, in one line. The command
-  line prints it without a traceback and exits with code 2.
+  The message says what is wrong and how to fix it. The command line prints it
+  without a traceback and exits with code 2. It is one line, whatever values of
+  a stranger's file it quotes: see `printable`.
   """
+
+  def __init__(self, message: str):
+    super().__init__(printable(message))
 
 
 class MissingError(UserError, FileNotFoundError):

@@ -41,7 +41,7 @@ def check_flags(
   """Exits with a suggestion if there is no such command or flag.
 
   argparse would complain about what is missing first, and would show the usage
-  of the parser of all commands.
+  of the parser of all commands. It also takes the value away from '--flag=--'.
 
   Args:
     words: a command line.
@@ -63,3 +63,7 @@ def check_flags(
       if not meant and 'config' in known:
         meant = f'; a field of the config is written --config.{flag}=VALUE'
       commands[name].error(f'there is no flag {word}{meant}')
+    if word.endswith('=--'):
+      commands[name].error(
+        f"argument --{flag}: '--' is no value; a file of that name is ./--"
+      )

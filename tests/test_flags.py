@@ -63,6 +63,8 @@ COMMANDS = (
     (['explore', '--compare='], 'the path is empty'),
     (['check', '--workdir='], 'is a variable of the shell not set?'),
     (['encode', '--workdir=x', '--data_dir='], 'path is empty'),
+    (['check', '--workdir=--'], 'argument --workdir: '),
+    (['encode', '--workdir=x', '--copies=--'], "--copies: '--' is no value"),
     (['check', '--workdir=~nobody-here/x'], 'give ./~nobody-here/x'),
     (['check', '--workdir=a\udcff'], "'a\\udcff' is not UTF-8"),
     (['check', '--workdir=a\0b'], 'cannot hold the character \\x00'),

@@ -223,12 +223,8 @@ class Phase:
       return
     old, new = _flatten(self.config.to_dict()), _flatten(config.to_dict())
     free = {k for k in old | new if k in _FREE or k.endswith(_FREE_SUFFIX)}
-    schedules = {
-      field.schedule
-      for name, field in config.items()
-      if name == 'optim' or name.endswith('_optim')
-    }
-    if schedules == {'constant'}:
+    optimisers = ranges.optimisers(config)
+    if {fields.schedule for fields in optimisers.values()} == {'constant'}:
       # The steps so far do not depend on how many will follow.
       free |= {'num_train_steps', 'min_train_steps', 'num_epochs'}
     differing = [

@@ -158,6 +158,15 @@ def check_ranges(config: Mapping[str, Any]):
         )
 
 
+def optimisers(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the parts of a config that describe an optimiser, by name."""
+  return {
+    name: fields
+    for name, fields in config.items()
+    if name == 'optim' or name.endswith('_optim')
+  }
+
+
 def check_stored(config: Mapping[str, Any], task: str):
   """Checks a config that was read from a file.
 
@@ -168,6 +177,10 @@ def check_stored(config: Mapping[str, Any], task: str):
   if config.get('task') != task:
     found = errors.one_line(repr(config.get('task')))
     raise errors.UserError(f'config.task is {found}, not {task!r}')
-  if 'data_dir' not in config:
-    raise errors.UserError('config.data_dir is missing')
+  for name in ('data_dir', 'optim'):
+    if name not in config:
+      raise errors.UserError(f'config.{name} is missing')
+  for name, fields in optimisers(config).items():
+    if not isinstance(fields, Mapping) or 'schedule' not in fields:
+      raise errors.UserError(f'config.{name} describes no optimiser')
   check_ranges(config)

@@ -98,3 +98,29 @@ def test_no_number_of_the_shipped_configs_is_forgotten(name):
         part[last] = 'x'
       with pytest.raises(errors.UserError, match=f'config.{field} is'):
         ranges.check_ranges(before)
+
+
+@pytest.mark.parametrize('task', ['vqvae', 'prior', 'classifier'])
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'optim': None}, 'config.optim describes no optimiser'),
+    ({'optim': {}}, 'config.optim describes no optimiser'),
+    ({'optim': [1]}, 'config.optim describes no optimiser'),
+    ({'a_optim': 3}, 'config.a_optim describes no optimiser'),
+    ({'task': 'x'}, "config.task is 'x'"),
+  ],
+)
+def test_a_damaged_config(task, changes, message):
+  config = config_files.load(task).to_dict()
+  ranges.check_stored(config, task)
+  with pytest.raises(errors.UserError, match=message):
+    ranges.check_stored(config | changes, task)
+
+
+@pytest.mark.parametrize('name', ['data_dir', 'optim'])
+def test_a_config_without_a_field(name):
+  config = config_files.load('prior').to_dict()
+  del config[name]
+  with pytest.raises(errors.UserError, match=f'config.{name} is missing'):
+    ranges.check_stored(config, 'prior')
