@@ -259,7 +259,7 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
     'Shows a run in a browser on this machine: samples with every control, '
     'codes, completions, curves, the data. Nothing is sent elsewhere. It needs '
     'the extra explore.',
-    '',
+    '--workdir=demo',
     '--workdir=RUN',
     '--workdir=RUN --compare=COLLAPSED',
   )
