@@ -33,6 +33,7 @@ setuptools.setup(
     'dermvq_jax.data',
     'dermvq_jax.data.datasets',
     'dermvq_jax.evaluation',
+    'dermvq_jax.explore',
     'dermvq_jax.generation',
     'dermvq_jax.inference',
     'dermvq_jax.models',
@@ -46,6 +47,7 @@ setuptools.setup(
   package_data={
     # demo_model is an export, made by make demo-model.
     'dermvq_jax': ['py.typed', 'demo_model/**'],
+    'dermvq_jax.explore': ['page.css'],
     'dermvq_jax.models': ['weights/*'],
     'dermvq_jax.reporting': ['templates/*'],
   },
@@ -85,6 +87,9 @@ setuptools.setup(
       'gcp-storage-emulator',
       'gcsfs',
       'hypothesis',
+      # The page of dermvq explore, and what drives Debian's Chromium on it.
+      'gradio>=6.31,<7',
+      'playwright',
       # They run the notebook.
       'ipykernel',
       'nbclient',
@@ -111,6 +116,9 @@ setuptools.setup(
     # They come with photographs; the isolation forest.
     'outliers': ['scikit-image', 'scikit-learn'],
     'dicom': ['pydicom>=3'],
+    # The page of dermvq explore. gradio 6 needs Pillow before 13; without a
+    # lower limit, pip would take gradio 3 beside Pillow 13.
+    'explore': ['gradio>=6.31,<7'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],
   },

@@ -95,3 +95,12 @@ def seed(text: str) -> int:
     raise argparse.ArgumentTypeError(
       f'{text!r} is not a whole number from 0 to {2**32 - 1}'
     ) from None
+
+
+def port(text: str) -> int:
+  """Reads the number of a port."""
+  if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**16:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is not a port; give a whole number from 1 to {2**16 - 1}'
+    )
+  return int(text)

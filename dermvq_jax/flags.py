@@ -28,13 +28,15 @@ A run is one folder, the workdir:
 """
 
 
-def _add_workdir(sub: argparse.ArgumentParser):
+def _add_workdir(sub: argparse.ArgumentParser, default: str | None = None):
   sub.add_argument(
     '--workdir',
-    required=True,
+    required=default is None,
+    default=default,
     type=flag_types.folder,
     metavar='DIR',
-    help='folder of the run, local or gs://BUCKET/...',
+    help='folder of the run, local or gs://BUCKET/...'
+    + (f' (default: {default})' if default else ''),
   )
 
 
@@ -57,40 +59,6 @@ def _add_data_dir(sub: argparse.ArgumentParser, required: bool = False):
     help='folder of prepared datasets'
     + ('' if required else ' (default: where the run was trained from)'),
   )
-
-
-def _add_evaluation(sub: argparse.ArgumentParser):
-  """Adds the flags for what `dermvq evaluate` measures."""
-  sub.add_argument(
-    '--split',
-    choices=('train', 'val', 'test'),
-    default='val',
-    help='split to evaluate on (default: val)',
-  )
-  sub.add_argument(
-    '--num_samples',
-    type=int,
-    metavar='N',
-    help='number of samples to evaluate; 0 skips what needs samples, which is '
-    'fast (default: the size of the reference split)',
-  )
-  sub.add_argument(
-    '--inception',
-    type=flag_types.path,
-    metavar='FILE',
-    help='compare images in the features of the standard FID, with the weights '
-    'in this .npz file; docs/how_to/evaluate.md says where to get them '
-    "(default: in the features of the run's classifier)",
-  )
-  sampling_flags.add_controls(sub)
-  sub.add_argument(
-    '--judge',
-    type=flag_types.folder,
-    metavar='DIR',
-    help='run whose classifier judges samples; --choose by a classifier needs '
-    "one of another seed and architecture (default: the run's own)",
-  )
-  sampling_flags.add_seed(sub)
 
 
 def _add_images(sub: argparse.ArgumentParser, use_of_label: str):
@@ -261,7 +229,7 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
     '--workdir=RUN --num_samples=0',
   )
   _add_workdir(sub)
-  _add_evaluation(sub)
+  sampling_flags.add_evaluation(sub)
   _add_data_dir(sub)
 
   sub = command(
@@ -286,6 +254,30 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
     action='store_true',
     help='export although no dermvq evaluate has searched samples for copies '
     'of training images',
+  )
+  _add_data_dir(sub)
+  sub = command(
+    'explore',
+    'Shows a run in a browser on this machine: samples with every control, '
+    'codes, completions, curves, the data. Nothing is sent elsewhere. It needs '
+    'the extra explore.',
+    '--workdir=demo',
+    '--workdir=RUN',
+    '--workdir=RUN --compare=COLLAPSED',
+  )
+  _add_workdir(sub, default='demo')
+  sub.add_argument(
+    '--compare',
+    type=flag_types.folder,
+    metavar='DIR',
+    help='folder of another run, to show beside the first',
+  )
+  sub.add_argument(
+    '--port',
+    type=flag_types.port,
+    metavar='N',
+    help='port of the page on 127.0.0.1 (default: the first free one from '
+    '7860)',
   )
   _add_data_dir(sub)
   sub = command(

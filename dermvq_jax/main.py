@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from dermvq_jax import console, errors, flags
+from dermvq_jax import console, errors, flags, sampling_flags
 from dermvq_jax.training import compile_cache, host_memory
 
 _MISTAKE = 2  # exit code, the same as argparse's
@@ -49,8 +49,8 @@ def _run_of(args: argparse.Namespace):
 
 def _controls_of(args: argparse.Namespace) -> dict[str, Any]:
   """The controls of sampling, named as in `Model.sample`."""
-  names = ('temperature', 'top_k', 'top_p', 'guidance_scale')
-  names += ('choose', 'choose_by')
+  names = [number.name for number in sampling_flags.CONTROLS]
+  names += ['choose', 'choose_by']
   return {name: getattr(args, name) for name in names}
 
 
@@ -208,6 +208,15 @@ def _export(args: argparse.Namespace):
   export.export(_run_of(args), args.out, without_search=args.without_search)
 
 
+def _explore(args: argparse.Namespace):
+  from dermvq_jax.explore import server
+
+  runs = [(args.workdir, args.data_dir or '')]
+  if args.compare:
+    runs.append((args.compare, ''))
+  server.explore(runs, args.port)
+
+
 def _demo(args: argparse.Namespace):
   from dermvq_jax import demo
 
@@ -230,6 +239,7 @@ _COMMANDS = {
   'evaluate': _evaluate,
   'report': _report,
   'export': _export,
+  'explore': _explore,
   'check': _check,
   'demo': _demo,
 }

@@ -1,8 +1,117 @@
-"""The flags for what is sampled, and how."""
+"""The flags for what is sampled or evaluated, and how."""
 
 import argparse
+import dataclasses
 
 from dermvq_jax import flag_types
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A number that can be given: a flag here, a slider in `dermvq explore`.
+
+  Attributes:
+    name: the name of the flag, and of the argument in Python.
+    default: its value if it is not given; its type is that of all values.
+    help: what it does; the flag says the default too.
+    default_text: the default in words.
+    metavar: stands for the number in the help of the flag.
+    most: the end of the slider; None: the number of codes. The flag takes any
+      number.
+    step: the step of the slider.
+    least: the start of the slider.
+  """
+
+  name: str
+  default: float | int
+  help: str
+  default_text: str
+  metavar: str | None
+  most: float | None
+  step: float
+  least: float = 0
+
+  @property
+  def text(self) -> str:
+    """What it does, and its default."""
+    return f'{self.help} (default: {self.default_text})'
+
+  def add_to(self, sub: argparse.ArgumentParser):
+    """Adds the flag."""
+    sub.add_argument(
+      f'--{self.name}',
+      type=type(self.default),
+      default=self.default,
+      metavar=self.metavar,
+      help=self.text,
+    )
+
+
+# The fields of `sampler.Controls`.
+CONTROLS = (
+  Number(
+    'temperature',
+    1.0,
+    'below 1: more typical, less varied',
+    '1',
+    metavar=None,
+    most=1.5,
+    step=0.05,
+  ),
+  Number(
+    'top_k',
+    0,
+    'sample each code from the K most likely ones',
+    '0, from all',
+    metavar='K',
+    most=None,
+    step=1,
+  ),
+  Number(
+    'top_p',
+    1.0,
+    'nucleus sampling: keep the smallest set of codes whose probabilities sum '
+    'to P',
+    '1, off',
+    metavar='P',
+    most=1,
+    step=0.05,
+    least=0.05,
+  ),
+  Number(
+    'guidance_scale',
+    1.0,
+    'classifier-free guidance; above 1 exaggerates what distinguishes the '
+    'class, 0 ignores the class',
+    '1, off',
+    metavar='S',
+    most=5,
+    step=0.1,
+  ),
+)
+# What `dermvq sample` replaces.
+REJECTIONS = (
+  Number(
+    'reject_memorised',
+    0.0,
+    'replace samples that look memorised: memorisation ratio, by pixels, below '
+    'T; try 0.6, or the threshold that dermvq evaluate reports',
+    '0, off',
+    metavar='T',
+    most=1,
+    step=0.05,
+  ),
+  Number(
+    'reject_unlike',
+    0.0,
+    'replace samples that are unlike the images of the run, encoded and '
+    'decoded: p-value of at most P, as in dermvq score',
+    '0, off',
+    metavar='P',
+    most=0.99,
+    step=0.01,
+  ),
+)
 
 
 def add_seed(sub: argparse.ArgumentParser):
@@ -12,35 +121,8 @@ def add_seed(sub: argparse.ArgumentParser):
 
 def add_controls(sub: argparse.ArgumentParser):
   """Adds the flags for how images are sampled."""
-  sub.add_argument(
-    '--temperature',
-    type=float,
-    default=1.0,
-    help='below 1: more typical, less varied (default: 1)',
-  )
-  sub.add_argument(
-    '--top_k',
-    type=int,
-    default=0,
-    metavar='K',
-    help='sample each code from the K most likely ones (default: 0, from all)',
-  )
-  sub.add_argument(
-    '--top_p',
-    type=float,
-    default=1.0,
-    metavar='P',
-    help='nucleus sampling: keep the smallest set of codes whose probabilities '
-    'sum to P (default: 1, off)',
-  )
-  sub.add_argument(
-    '--guidance_scale',
-    type=float,
-    default=1.0,
-    metavar='S',
-    help='classifier-free guidance; above 1 exaggerates what distinguishes the '
-    'class, 0 ignores the class (default: 1, off)',
-  )
+  for number in CONTROLS:
+    number.add_to(sub)
   sub.add_argument(
     '--choose',
     type=int,
@@ -101,23 +183,8 @@ def add_sampling(sub: argparse.ArgumentParser):
     help='left, right, top, bottom (halves), center, border, or an image file '
     'that is white where it hides the image',
   )
-  sub.add_argument(
-    '--reject_memorised',
-    type=float,
-    default=0.0,
-    metavar='T',
-    help='replace samples that look memorised: memorisation ratio, by pixels, '
-    'below T; try 0.6, or the threshold that dermvq evaluate reports (default: '
-    '0, off)',
-  )
-  sub.add_argument(
-    '--reject_unlike',
-    type=float,
-    default=0.0,
-    metavar='P',
-    help='replace samples that are unlike the images of the run, encoded and '
-    'decoded: p-value of at most P, as in dermvq score (default: 0, off)',
-  )
+  for number in REJECTIONS:
+    number.add_to(sub)
   sub.add_argument(
     '--shards',
     type=int,
@@ -126,3 +193,37 @@ def add_sampling(sub: argparse.ArgumentParser):
     help='write .tar files of at most N images each, for example 10000, where '
     'so many single files are too many (default: 0, a folder for each class)',
   )
+
+
+def add_evaluation(sub: argparse.ArgumentParser):
+  """Adds the flags for what `dermvq evaluate` measures."""
+  sub.add_argument(
+    '--split',
+    choices=('train', 'val', 'test'),
+    default='val',
+    help='split to evaluate on (default: val)',
+  )
+  sub.add_argument(
+    '--num_samples',
+    type=int,
+    metavar='N',
+    help='number of samples to evaluate; 0 skips what needs samples, which is '
+    'fast (default: the size of the reference split)',
+  )
+  sub.add_argument(
+    '--inception',
+    type=flag_types.path,
+    metavar='FILE',
+    help='compare images in the features of the standard FID, with the weights '
+    'in this .npz file; docs/how_to/evaluate.md says where to get them '
+    "(default: in the features of the run's classifier)",
+  )
+  add_controls(sub)
+  sub.add_argument(
+    '--judge',
+    type=flag_types.folder,
+    metavar='DIR',
+    help='run whose classifier judges samples; --choose by a classifier needs '
+    "one of another seed and architecture (default: the run's own)",
+  )
+  add_seed(sub)

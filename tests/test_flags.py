@@ -15,6 +15,7 @@ COMMANDS = (
   'reconstruct',
   'evaluate',
   'report',
+  'explore',
   'check',
   'demo',
 )
@@ -57,6 +58,9 @@ COMMANDS = (
     (['sample', '--workdir=x', '--out=y', '--config.seed=1'], 'only dermvq tr'),
     (['reconstruct', '--workdir=x', '--out=y', '--split=all'], "'all'"),
     (['demo', '--size=large'], "'large'"),
+    (['explore', '--port=0'], "'0' is not a port"),
+    (['explore', '--port=http'], "'http' is not a port"),
+    (['explore', '--compare='], 'the path is empty'),
     (['check', '--workdir='], 'is a variable of the shell not set?'),
     (['encode', '--workdir=x', '--data_dir='], 'path is empty'),
     (['check', '--workdir=--'], 'argument --workdir: '),

@@ -31,7 +31,7 @@ _ORDER = [
   {'reporting'},
   {'config_files', 'flag_types'},
   {'sampling_flags'},
-  {'flags'},
+  {'flags', 'explore'},
   {'demo'},
   {'main'},
 ]
@@ -40,11 +40,18 @@ _RANK = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
 _CONFINED = {
   'orbax': {'runs.checkpoints', 'runs.steps'},
   'matplotlib': {'reporting.figures', 'reporting.pictures'},
+  'gradio': {
+    f'explore.{name}'
+    for name in (
+      *('codes', 'completion', 'data', 'inputs', 'page', 'sampling'),
+      *('sources', 'sweeps', 'training'),
+    )
+  },
   'tensorflow': {'runs.logs'},
   'clu.metric_writers': {'runs.logs'},
   'clu.periodic_actions': {'runs.logs'},
 }
-_LAZY = _CONFINED.keys() - {'orbax', 'matplotlib'}
+_LAZY = _CONFINED.keys() - {'gradio', 'orbax', 'matplotlib'}
 _MAX_LINES = 450
 
 
@@ -254,6 +261,7 @@ loaded = {}
 def note(step):
   names = {name.partition('.')[0] for name in sys.modules}
   heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'clu', 'orbax', 'grain'}
+  heavy.add('gradio')
   loaded[step] = sorted(names & heavy)
 import dermvq_jax
 note('dermvq_jax')

@@ -23,7 +23,7 @@ from dermvq_jax.data import images
 from dermvq_jax.generation import requests, tables
 
 # In the text chunks of every image.
-_MARKS = {
+MARKS = {
   'Synthetic': 'true',
   'Description': 'Synthetic image, made by a model. Not a patient, not for '
   'diagnosis.',
@@ -148,7 +148,7 @@ class SampleFolder:
         for image, (group, id_) in zip(new, which):
           kept.append((group, id_))
           name = self._class_names[self._groups[group].label]
-          png = images.as_png(image, _MARKS | {'Label': name})
+          png = images.as_png(image, MARKS | {'Label': name})
           yield self._file(group, id_), png
 
     if self._in_shards:
@@ -214,7 +214,7 @@ class SampleFolder:
       images.save_png(self._folder / f'{name}.png', picture)
     first_row = [np.stack([*pictures.values()])] if pictures else []
     sheet = images.sheet([*first_row, *map(np.stack, shown.values())])
-    images.save_png(self._folder / 'sheet.png', sheet, _MARKS)
+    images.save_png(self._folder / 'sheet.png', sheet, MARKS)
     found['dropped'] = dict(found['dropped'])
     files.write_text(self._folder / _RECORD, _as_text(plan | found))
     return found

@@ -231,8 +231,22 @@ def _make_blocks(
   return stop
 
 
-def sample(
-  run: run_lib.Run,
+def sample(run: run_lib.Run, out: epath.PathLike, **what):
+  """Writes new images with a run's model, see `write`.
+
+  Args:
+    run: a run with trained VQ-VAE and prior.
+    out: the new folder.
+    **what: what to sample, and how; see `write`.
+
+  Raises:
+    UserError: as in `write`.
+  """
+  write(inference.Model(run), out, **what)
+
+
+def write(
+  model: inference.Model,
   out: epath.PathLike,
   *,
   counts: dict[str, int] | None = None,
@@ -265,7 +279,7 @@ def sample(
   written too and are the first row of the sheet.
 
   Args:
-    run: a run with trained VQ-VAE and prior.
+    model: a run with trained VQ-VAE and prior.
     out: the new folder.
     counts: images of each class; the class '' stands for every class.
     balance: instead of counts, tops up every class until it is as large as the
@@ -300,7 +314,7 @@ def sample(
   settings = {'seed': seed} | dataclasses.asdict(sampler.Controls(**controls))
   choosing.check(choose, choose_by)
   _check(counts, balance, complete, mask, shards)
-  model = inference.Model(run)
+  run = model.run
   where = requests.named(model, where or {})
   groups = requests.groups(run, model, counts, balance, where)
   pictures, masked = {}, None
@@ -317,7 +331,7 @@ def sample(
       phases.append(run.classifier)
   further = {
     'complete': str(complete or ''),
-    'mask': mask,
+    'mask': str(mask or ''),
     'reject_memorised': reject_memorised,
     'reject_unlike': reject_unlike,
   }

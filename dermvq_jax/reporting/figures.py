@@ -14,6 +14,7 @@ import numpy as np
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import ticker  # noqa: E402
 
 _PLACEHOLDER = '#010203'  # becomes the colour of the text around the chart
 _COLOURS = ('#8a8f98', '#2f7fd1', '#dd7a2f')  # readable on light and dark
@@ -88,6 +89,21 @@ def _panels(count: int, columns: int) -> tuple[plt.Figure, Sequence[plt.Axes]]:
   return figure, axes.ravel()
 
 
+class _PlainNumbers(ticker.LogFormatter):
+  """Writes 0.02; the default is a formula, and formulas are not drawn here."""
+
+  def __call__(self, x: float, pos: int | None = None) -> str:
+    """The text of a tick; '' if it gets none."""
+    return f'{x:g}' if super().__call__(x, pos) else ''
+
+
+def _use_log_scale(axis: plt.Axes):
+  """Makes the y axis logarithmic."""
+  axis.set_yscale('log')
+  axis.yaxis.set_major_formatter(_PlainNumbers())
+  axis.yaxis.set_minor_formatter(_PlainNumbers(labelOnlyBase=False))
+
+
 def _series(
   rows: Sequence[dict[str, Any]], metric: str
 ) -> tuple[Sequence[int], Sequence[float]]:
@@ -126,7 +142,7 @@ def curves(rows: Sequence[dict[str, Any]], phase: str) -> str:
         )
     axis.set(title=title, xlabel='step', ylabel=unit)
     if log_scale:
-      axis.set_yscale('log')
+      _use_log_scale(axis)
     if metric == 'codebook_usage':
       axis.set_ylim(0, 1.05)
     axis.grid()
@@ -169,7 +185,7 @@ def smoothed(rows: Sequence[dict[str, Any]], name: str = 'smoothed') -> str:
       axis.legend()
     axis.set(title=f'Smoothed {title}', xlabel='step', ylabel=title)
     axis.grid()
-  axes[0].set_yscale('log')
+  _use_log_scale(axes[0])
   return _svg(figure, name)
 
 
@@ -202,7 +218,7 @@ def compare(
       axis.plot(steps, values, c=colour, lw=1.2, label=label)
   axis.set(xlabel='step', ylabel=unit)
   if log_scale:
-    axis.set_yscale('log')
+    _use_log_scale(axis)
   axis.grid()
   if axis.lines:
     axis.legend()

@@ -21,7 +21,7 @@ _ERROR_GAIN = 4  # differences are multiplied by this, to be visible
 _DISTANCE_ROWS = 256  # rows of the matrix of distances at a time
 
 # control -> its values from mild to strong, including the one that is off
-_CONTROLS = {
+CONTROLS = {
   'temperature': (0.0, 0.5, 0.8, 1.0, 1.2),
   'top_k': (2, 10, 50, 0),
   'top_p': (0.5, 0.8, 0.95, 1.0),
@@ -119,7 +119,7 @@ def samples(
 def controls(model: inference.Model, seed: int) -> page.Section:
   """The section that shows what each control of sampling does."""
   names, shown = model.class_names, []
-  for control, values in _CONTROLS.items():
+  for control, values in CONTROLS.items():
     drop_rates = model.config.prior.conditions.values()
     if control == 'guidance_scale' and not all(drop_rates):
       continue

@@ -82,16 +82,25 @@ class Section:
   listings: Sequence[Listing] = ()
 
 
-def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-  """Renders the page as HTML that refers to no other file."""
+def _template(name: str) -> jinja2.Template:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('dermvq_jax.reporting'),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
   )
-  return environment.get_template('report.html').render(
+  return environment.get_template(name)
+
+
+def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+  """Renders the page as HTML that refers to no other file."""
+  return _template('report.html').render(
     title=title, subtitle=subtitle, sections=sections
   )
+
+
+def render_section(section: Section) -> str:
+  """Renders a part of the page as HTML, for another page."""
+  return _template('section.html').render(section=section)
 
 
 def write(

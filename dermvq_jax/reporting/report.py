@@ -38,7 +38,8 @@ def _numbers(run: run_lib.Run) -> page.Section:
   return page.Section('numbers', 'Numbers', tables=[table])
 
 
-def _training(run: run_lib.Run) -> page.Section:
+def training(run: run_lib.Run) -> page.Section:
+  """The section of the curves; `UserError` if a metrics.jsonl is damaged."""
   vqvae = run.vqvae.metrics()
   charts = [
     page.Figure(
@@ -144,7 +145,7 @@ def report(run: run_lib.Run, seed: int = 0) -> list[epath.Path]:
   sections += [
     model_sections.reconstructions(run, model, validation),
     # An export has no metrics.
-    *([] if run.is_exported else [_training(run)]),
+    *([] if run.is_exported else [training(run)]),
     data_section.section(run),
     _how(run, evaluated),
   ]

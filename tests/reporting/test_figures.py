@@ -82,6 +82,14 @@ def test_curves_show_what_is_logged():
   assert 'validation' in with_val and 'validation' not in without
 
 
+def test_logarithmic_axes_have_plain_numbers():
+  """Formulas are not drawn, so the text of one would be shown as it is."""
+  rows = [{'step': i, 'step/nmse': v} for i, v in enumerate((0.5, 0.02))]
+  texts = _texts(figures.smoothed(rows))
+  assert {'0.1', '0.02', '0.4'} <= texts
+  assert not any('$' in text for text in texts)
+
+
 def test_smooth():
   values = np.random.default_rng(0).normal(size=30)
   expected = [values[max(0, i - 6) : i + 1].mean() for i in range(30)]

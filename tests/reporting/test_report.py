@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 
+import browser
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,7 +40,6 @@ EVALUATION_FIGURES = [
 ]
 ALL_FIGURES = VQVAE_FIGURES + PRIOR_FIGURES + EVALUATION_FIGURES
 EVALUATION = ['evaluate_val.json', 'nearest_val.npz']
-_CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 
 
 def assert_figures(folder, names):
@@ -193,7 +193,7 @@ addEventListener('load', () => {
 """
 
 
-@pytest.mark.skipif(not _CHROMIUM, reason='there is no Chromium')
+@browser.needs_chromium
 @pytest.mark.parametrize('width', [400, 1200])
 def test_in_a_browser(smoke_run, tmp_path, width):
   """No error, no request, all figures visible, no sideways scrolling."""
@@ -207,10 +207,9 @@ def test_in_a_browser(smoke_run, tmp_path, width):
   )
   done = subprocess.run(
     [
-      _CHROMIUM,
+      browser.CHROMIUM,
       '--headless',
-      '--no-sandbox',
-      '--disable-gpu',
+      *browser.FLAGS,
       '--enable-logging=stderr',
       f'--user-data-dir={tmp_path}/profile',
       '--window-size=1300,1000',
