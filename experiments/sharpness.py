@@ -19,7 +19,8 @@ the held-out images (val and test) of each run:
   and on samples, divided by that on the real images.
 
 Results are kept in STUDY; a run that is measured there is not measured again.
-Runs without a prior are judged by their reconstructions.
+Runs without a prior are judged by their reconstructions. Without --judge there
+is no evidence, without --vgg16 no KID in VGG16.
 """
 
 import functools
@@ -71,17 +72,22 @@ def _power(real: np.ndarray, made: np.ndarray) -> list[float]:
   return measures.measure_texture(real, {'made': made}).power['made']
 
 
-def _accuracy(
-  judge: classifier_lib.Classifier, images: np.ndarray, labels: np.ndarray
-) -> float:
+def _evidence(
+  judge: classifier_lib.Classifier | None,
+  images: np.ndarray,
+  labels: np.ndarray,
+) -> dict[str, float]:
+  if judge is None:
+    return {}
   predicted = judge.predict(images)
   number = len(judge.class_names)
-  return generation_metrics.balanced_accuracy(predicted, labels, number)[0]
+  found = generation_metrics.balanced_accuracy(predicted, labels, number)
+  return {'evidence': found[0]}
 
 
 def measure(
   run: run_lib.Run,
-  judge: classifier_lib.Classifier,
+  judge: classifier_lib.Classifier | None,
   spaces: dict[str, feature_spaces.Features],
   controls: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
@@ -89,7 +95,8 @@ def measure(
 
   Args:
     run: a run with a trained VQ-VAE, and perhaps a prior.
-    judge: a classifier that the run did not use.
+    judge: a classifier that the run did not use; without one there is no
+      evidence.
     spaces: the spaces of the KID, by name.
     controls: how to sample, by name; each makes a set of samples.
 
@@ -110,10 +117,10 @@ def measure(
     'codes': int(np.prod(model.grid)),
     'usage': len(np.unique(codes)) / model.codebook_size,
     'psnr': float(-10 * np.log10(error)),
-    'real': {'evidence': _accuracy(judge, every_real, every_label)},
+    'real': _evidence(judge, every_real, every_label),
     'reconstructions': {
       'power': _power(every_real, every_made),
-      'evidence': _accuracy(judge, every_made, every_label),
+      **_evidence(judge, every_made, every_label),
     },
   }
   features = {
@@ -142,7 +149,7 @@ def measure(
     samples = model.sample(every_label, seed=1, show_progress=True, **chosen)
     result[key] = {
       'power': _power(every_real, samples),
-      'evidence': _accuracy(judge, samples, every_label),
+      **_evidence(judge, samples, every_label),
     }
     for name, space in spaces.items():
       of_real = np.concatenate(list(features[name].values()))
@@ -161,7 +168,9 @@ def table(found: dict[str, dict[str, Any]]) -> str:
   baseline, *_ = found.values()
   spaces = [k for k in baseline['real'] if k != 'evidence']
   header = ['run', 'images', 'power 1/4-1/2', '1/8-1/4']
-  header += [f'KID {s} x 1000 (share)' for s in spaces] + ['evidence']
+  header += [f'KID {s} x 1000 (share)' for s in spaces]
+  if 'evidence' in baseline['real']:
+    header.append('evidence')
   rows = []
   for run, result in found.items():
     for name, row in result.items():
@@ -173,7 +182,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         kid, error = row[space]
         share = kid / baseline.get(name, row)[space][0]
         cells.append(f'{1000 * kid:.2f} ± {1000 * error:.2f} ({share:.2f})')
-      cells.append(f'{row["evidence"] / result["real"]["evidence"]:.2f}')
+      if 'evidence' in row:
+        cells.append(f'{row["evidence"] / result["real"]["evidence"]:.2f}')
       rows.append(cells)
   head = common.table(
     ['run', 'codes', 'usage', 'PSNR'],
@@ -198,7 +208,7 @@ def main(argv: list[str] | None = None):
   """Measures runs and prints the tables."""
   parser = common.parser(__doc__, 'python -m experiments.sharpness')
   parser.add_argument('--runs', nargs='+', required=True, metavar='RUN')
-  parser.add_argument('--judge', required=True, help='workdir of a classifier')
+  parser.add_argument('--judge', help='workdir of a classifier')
   parser.add_argument('--vgg16', type=epath.Path, help='.npz file of VGG16')
   parser.add_argument('--out', type=epath.Path, required=True)
   parser.add_argument(
@@ -212,8 +222,10 @@ def main(argv: list[str] | None = None):
   args = parser.parse_args(argv)
   common.setup()
   with common.usage_errors(parser):
-    judge = classifier_lib.Classifier(run_lib.Run(args.judge))
-    spaces = {'judge': judge}
+    judge, spaces = None, {}
+    if args.judge:
+      judge = classifier_lib.Classifier(run_lib.Run(args.judge))
+      spaces['judge'] = judge
     if args.vgg16:
       spaces['VGG16'] = Vgg16(args.vgg16)
     names = {epath.Path(path).name: path for path in args.runs}

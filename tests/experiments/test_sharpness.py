@@ -21,3 +21,9 @@ def test_a_run_is_judged(smoke_run, tmp_path, capsys):
   assert found['codes'] == 16 and 0 < found['usage'] <= 1
   sharpness.main(arguments)  # Nothing is measured again.
   assert capsys.readouterr().out == told
+
+
+def test_without_a_judge(smoke_run, tmp_path, capsys):
+  sharpness.main([f'--runs={smoke_run}', f'--out={tmp_path}', '--controls'])
+  told = capsys.readouterr().out
+  assert 'power 1/4-1/2' in told and 'evidence' not in told
