@@ -269,11 +269,11 @@ def test_sample_drops_copies(smoke_run, tmp_path, caplog, monkeypatch):
   made = inference.Model(run).sample(['mel'] * 3 + ['nv'] * 3)
   made[1], made[3] = records[4]['image'], records[5]['image'][::-1]
 
-  def sample(_, labels, *, ids, **__):
-    is_nv = np.array(labels) == max(labels)
-    return made[np.array(ids) + 3 * is_nv]
+  def sample_codes(_, labels, *, ids, **__):
+    return np.array(ids) + 3 * (labels == max(labels))
 
-  monkeypatch.setattr(inference.Model, 'sample', sample)
+  monkeypatch.setattr(inference.Model, 'sample_codes', sample_codes)
+  monkeypatch.setattr(inference.Model, 'decode', lambda _, codes: made[codes])
   caplog.set_level('INFO')
   out, counts = tmp_path / 'out', {'mel': 2, 'nv': 2}
   samples.sample(run, out, counts=counts, reject_memorised=0.05)
@@ -286,7 +286,9 @@ def test_sample_drops_copies(smoke_run, tmp_path, caplog, monkeypatch):
   ]
   rows = (out / 'metadata.csv').read_text().splitlines()
   assert len(rows) == 5 and rows[0].endswith('reject_memorised')
-  monkeypatch.setattr(inference.Model, 'sample', lambda *_, **__: made[:1])
+  monkeypatch.setattr(
+    inference.Model, 'decode', lambda _, codes: made[:1].repeat(len(codes), 0)
+  )
   with pytest.raises(errors.UserError, match='every image.*lower'):
     samples.sample(
       run, tmp_path / 'none', counts={'mel': 1}, reject_memorised=1.0
