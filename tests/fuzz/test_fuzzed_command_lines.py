@@ -125,7 +125,7 @@ def sandbox(smoke_run, tmp_path, monkeypatch):
     (demo, 'demo'),
     (report, 'report'),
     (evaluate, '_measure_codes'),
-    (inference.Model, 'sample'),
+    (inference.Model, 'sample_codes'),
     (trainer.Trainer, 'start'),
   ):
     monkeypatch.setattr(owner, name, accept)
