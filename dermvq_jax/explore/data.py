@@ -84,14 +84,7 @@ def add(session: session_lib.Session, opened: Callable[..., Any]):
     ]
   button = gr.Button('Show images')
   about = gr.Markdown()
-  gallery = gr.Gallery(
-    show_label=False,
-    format='png',
-    object_fit='contain',
-    buttons=['fullscreen'],
-    interactive=False,
-    elem_classes='pictures',
-  )
+  gallery = inputs.gallery('Images of the data set')
   button.click(
     inputs.with_messages(lambda *values: images(session, *values)),
     asked,

@@ -97,6 +97,19 @@ class Inputs:
     )
 
 
+def gallery(label: str) -> gr.Gallery:
+  """Adds a place for images; readers of screens say its label."""
+  return gr.Gallery(
+    label=label,
+    show_label=False,
+    format='png',
+    object_fit='contain',
+    buttons=['fullscreen'],
+    interactive=False,
+    elem_classes='pictures',
+  )
+
+
 class Results:
   """New images, the command that makes the same, and all as a zip.
 
@@ -107,15 +120,7 @@ class Results:
   def __init__(self):
     """Adds them to the page."""
     self.components = [
-      gr.Gallery(
-        label='New images',
-        show_label=False,
-        format='png',
-        object_fit='contain',
-        buttons=['fullscreen'],
-        interactive=False,
-        elem_classes='pictures',
-      ),
+      gallery('New images'),
       gr.Textbox(
         label='The command that makes the same images',
         buttons=['copy'],
