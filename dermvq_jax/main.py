@@ -84,6 +84,7 @@ def _prepare(args: argparse.Namespace):
     columns=columns,
     leave_out=args.leave_out,
     max_workers=args.max_workers,
+    beam_options=args.beam_options,
   )
   print(prepare.summary(prepared))
   _say_next(

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dermvq_jax.data import splits
-from dermvq_jax.data.datasets import builder
+from dermvq_jax.data.datasets import description
 
 # split -> examples with `codes`, `label`, `id`, `group` and the conditions.
 Examples = Callable[[str], Iterable[dict[str, Any]]]
@@ -60,13 +60,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     config = self.builder_config
-    return builder.LocalInfo(
+    return description.LocalInfo(
       builder=self,
       description=self.__doc__,
       features=tfds.features.FeaturesDict(
         {
           'codes': tfds.features.Tensor(shape=config.grid, dtype=np.int32),
-          **builder.shared_features(config.class_names, config.conditions),
+          **description.shared_features(config.class_names, config.conditions),
         }
       ),
       metadata=tfds.core.MetadataDict(

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from dermvq_jax import errors, files, provenance
-from dermvq_jax.data import images, prepared, spill
+from dermvq_jax.data import beam, images, prepared, spill
 from dermvq_jax.data.datasets import builder as builder_lib
 
 # TFDS' names for a folder that it is still writing, and for a note that it
@@ -40,6 +40,7 @@ def run(
   columns: Mapping[str, str] | None = None,
   leave_out: epath.PathLike | None = None,
   max_workers: int | None = None,
+  beam_options: str | None = None,
 ) -> tfds.core.DatasetBuilder:
   """Writes `dataset` as ArrayRecord files, unless that was done before.
 
@@ -59,14 +60,18 @@ def run(
       records. The others stay in the splits that they would be in anyway.
     max_workers: upper limit of the processes that read files; None: one for
       each core. The records do not depend on it.
+    beam_options: 'runner=NAME,OPTION=VALUE,...' lets Apache Beam read the
+      files, on machines that share `manual_dir` and `data_dir`. The records do
+      not depend on it.
 
   Returns:
     The prepared builder.
 
   Raises:
     UserError: the user's files are missing or malformed, or not those that the
-      dataset was prepared from; `data_dir` is not local or can't be written; or
-      images are to be left out of a dataset that is already prepared.
+      dataset was prepared from; `data_dir` is not local or can't be written;
+      images are to be left out of a dataset that is already prepared; or Beam
+      is not installed or fails.
   """
   if '://' in str(data_dir):
     raise errors.UserError(
@@ -75,11 +80,22 @@ def run(
     )
   if max_workers is not None and max_workers < 1:
     raise errors.UserError(f'--max_workers is {max_workers}; give 1 or more')
+  pipeline = None
+  if beam_options is not None:
+    if max_workers is not None:
+      raise errors.UserError(
+        '--max_workers is not for Apache Beam; give its runner an option in '
+        '--beam_options, for example direct_num_workers=2'
+      )
+    pipeline = beam.options(beam_options)
+    # Other machines are in other folders.
+    data_dir = pathlib.Path(data_dir).expanduser().absolute()
   names = () if leave_out is None else _flagged(epath.Path(leave_out))
 
   def make_builder() -> tfds.core.DatasetBuilder:
     builder = builder_lib.make(dataset, data_dir, columns)
     builder.leave_out, builder.max_workers = names, max_workers
+    builder.beam_options = pipeline
     return builder
 
   if names and not overwrite and _is_prepared(make_builder()):
@@ -186,7 +202,9 @@ def _write(
   """Lets TFDS prepare, without its progress bars and `downloads` folder."""
   tfds.disable_progress_bar()
   config = tfds.download.DownloadConfig(
-    manual_dir=manual_dir, try_download_gcs=False
+    manual_dir=manual_dir,
+    try_download_gcs=False,
+    beam_options=getattr(builder, 'beam_options', None),
   )
   try:
     with (

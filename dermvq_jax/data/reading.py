@@ -95,7 +95,7 @@ def read(
     in memory.
   """
   if workers == 1:
-    yield from (_read_here(file, size) for file in files)
+    yield from (read_here(file, size) for file in files)
     return
   free: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
   started = []
@@ -115,7 +115,7 @@ def read(
       worker = None
     finally:
       free.put(worker)
-    return [_read_here(file, size) for file in some]
+    return [read_here(file, size) for file in some]
 
   pool = concurrent.futures.ThreadPoolExecutor(workers)
   try:
@@ -139,12 +139,37 @@ def take(squares: Iterator[Square | errors.UserError]) -> Square:
   if isinstance(result, Square):
     return result
   others = [str(other) for other in squares if not isinstance(other, Square)]
+  raise unusable([str(result), *others])
+
+
+def unusable(reasons: Sequence[str]) -> errors.UserError:
+  """Returns the error for files that cannot be used; prints all but one.
+
+  Args:
+    reasons: why, for each of the files; at least one.
+  """
+  first, *others = reasons
   if not others:
-    raise result
+    return errors.UserError(first)
   print(*map(errors.printable, others), sep='\n', file=sys.stderr)
-  raise errors.UserError(
-    f'{result}; {len(others)} more cannot be used either, see above'
+  return errors.UserError(
+    f'{first}; {len(others)} more cannot be used either, see above'
   )
+
+
+def place(file: File) -> list[str | None]:
+  """Returns where a file is, as JSON values: its path, and that in a zip."""
+  in_zip = isinstance(file, zipfile.Path)
+  path = os.path.abspath(file.root.filename if in_zip else file)
+  return [path, file.at if in_zip else None]
+
+
+def at(where: Sequence[str | None]) -> File:
+  """Returns the file whose `place` is given."""
+  path, member = where
+  if member is None:
+    return pathlib.Path(path)
+  return zipfile.Path(_open_zip(path), member)
 
 
 def _in_order(
@@ -160,7 +185,8 @@ def _in_order(
     yield pending.popleft().result()
 
 
-def _read_here(file: File, size: int) -> Square | errors.UserError:
+def read_here(file: File, size: int) -> Square | errors.UserError:
+  """Reads the central square of a file in this process; see `read`."""
   try:
     with _here:
       pixels = images.read_square(file, size)
@@ -192,12 +218,7 @@ class _Worker:
     Raises:
       OSError, EOFError, ValueError: the process is gone.
     """
-    places = []
-    for file in files:
-      in_zip = isinstance(file, zipfile.Path)
-      path = file.root.filename if in_zip else file
-      places.append([os.fspath(path), file.at if in_zip else None])
-    request = json.dumps({'size': size, 'places': places})
+    request = json.dumps({'size': size, 'places': list(map(place, files))})
     self._process.stdin.write(request.encode() + b'\n')
     self._process.stdin.flush()
     return [self._answer(size) for _ in files]
@@ -229,11 +250,8 @@ def serve() -> None:
   os.dup2(2, 1)  # Nothing else gets between the answers.
   for line in sys.stdin.buffer:
     request = json.loads(line)
-    for path, member in request['places']:
-      file = pathlib.Path(path)
-      if member is not None:
-        file = zipfile.Path(_open_zip(file), member)
-      result = _read_here(file, request['size'])
+    for where in request['places']:
+      result = read_here(at(where), request['size'])
       if isinstance(result, Square):
         answers.write(json.dumps({'png': len(result.png)}).encode() + b'\n')
         answers.write(result.pixels.tobytes() + result.png)
@@ -243,5 +261,5 @@ def serve() -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
+def _open_zip(path: str) -> zipfile.ZipFile:
   return zipfile.ZipFile(path)

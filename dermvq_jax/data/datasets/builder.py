@@ -4,9 +4,7 @@ import abc
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import importlib
-import json
 import pathlib
 import re
 import sys
@@ -18,16 +16,13 @@ import tensorflow_datasets as tfds
 import tqdm
 from etils import epath
 
-from dermvq_jax import errors, files, progress
+from dermvq_jax import errors, progress
+from dermvq_jax.data import beam, images, reading, splits
 from dermvq_jax.data import conditions as conditions_lib
-from dermvq_jax.data import images, reading, splits
-from dermvq_jax.data.datasets import leaving_out
+from dermvq_jax.data.datasets import description, leaving_out, statistics
 
 # HAM10000's diagnoses in alphabetical order (Tschandl et al. 2018, Table 2).
 CLASS_NAMES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
-_FINGERPRINT_DIGITS = 16
-# A variance below this is zero, but for rounding errors.
-_NO_VARIANCE = 1e-9
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -75,44 +70,6 @@ class Record:
   split: str | None = None
 
 
-class LocalInfo(tfds.core.DatasetInfo):
-  """The description of a dataset that TFDS does not publish."""
-
-  def initialize_from_bucket(self) -> None:
-    """Does not search online; TFDS would leave a folder in /tmp each time."""
-
-  def write_to_directory(
-    self, dataset_info_dir: epath.PathLike, all_metadata: bool = True
-  ) -> None:
-    """Writes the last files of a dataset, whose folder has no name yet.
-
-    The whole folder is on the disk before TFDS gives it its name.
-    """
-    super().write_to_directory(dataset_info_dir, all_metadata)
-    files.sync_tree(dataset_info_dir)
-
-
-def shared_features(
-  class_names: Sequence[str] | None, conditions: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
-  """The TFDS features that images and their codes have in common.
-
-  Args:
-    class_names: names of the labels; None if they are set later.
-    conditions: names of the values of each further condition, by its name. A
-      value is stored as its number; the number of values is the null value,
-      which means that the value is not known.
-  """
-  # As keyword arguments: a condition with the name of another field is an
-  # error.
-  return dict(
-    label=tfds.features.ClassLabel(names=class_names),
-    id=tfds.features.Text(),
-    group=tfds.features.Text(),
-    **{name: tfds.features.Scalar(np.int32) for name in conditions},
-  )
-
-
 class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Base class of all datasets of images.
 
@@ -153,6 +110,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       builder is made.
     left_out: the ids of the images that were left out, after preparation.
     max_workers: upper limit of the processes that read files; None: the cores.
+    beam_options: Beam's `PipelineOptions` if Beam reads the files, else None.
   """
 
   class_names: Sequence[str] | None = CLASS_NAMES
@@ -163,6 +121,9 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   leave_out: Sequence[str] = ()
   left_out: Sequence[str] = ()
   max_workers: int | None = None
+  beam_options: Any = None
+  _beam_splits: Mapping[str, beam.Split] = {}
+  _identities: Mapping[str, Iterator[list[Any]]] = {}
   _progress: tqdm.tqdm
   _squares: Iterator[reading.Square | errors.UserError]
 
@@ -197,7 +158,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     size = self.builder_config.size
-    return LocalInfo(
+    return description.LocalInfo(
       builder=self,
       description=self.__doc__,
       features=tfds.features.FeaturesDict(
@@ -205,7 +166,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           'image': tfds.features.Image(
             shape=(size, size, 3), encoding_format='png'
           ),
-          **shared_features(self.class_names, self.conditions),
+          **description.shared_features(self.class_names, self.conditions),
           **self.extra_fields,
         }
       ),
@@ -262,8 +223,48 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       split: [r for r, s in zip(records, assigned) if s == split]
       for split in splits.SPLITS
     }
+    if self.beam_options is not None:
+      return self._read_with_beam(parts)
     self._start_reading([r for part in parts.values() for r in part])
     return {s: self._generate_examples(part, s) for s, part in parts.items()}
+
+  def _read_with_beam(self, parts: Mapping[str, Sequence[Record]]):
+    """Returns what TFDS lets Beam do for each split.
+
+    Raises:
+      UserError: the images of the dataset are not files.
+    """
+    if type(self).read_image is not ImageBuilder.read_image:
+      raise errors.UserError(
+        f'Apache Beam reads image files, which {self.name} does not have; '
+        'leave out --beam_options'
+      )
+    self._beam_splits = {s: beam.Split(self.data_path, s) for s in parts}
+    self._identities = {s: map(_identity, part) for s, part in parts.items()}
+    size = self.builder_config.size
+    return {
+      s: self._beam_splits[s].examples(
+        ((r.source, self._fields(r)) for r in part), size
+      )
+      for s, part in parts.items()
+    }
+
+  def _download_and_prepare(self, dl_manager, download_config) -> None:
+    """Writes all splits; TFDS calls it."""
+    failure = None
+    try:
+      super()._download_and_prepare(dl_manager, download_config)
+    except Exception as e:
+      if not self._beam_splits:
+        raise
+      failure = beam.failure(e)
+    unusable = [m for s in self._beam_splits.values() for m in s.close()]
+    if unusable:
+      raise reading.unusable(unusable)
+    if failure is not None:
+      raise failure
+    for split in self._beam_splits:
+      statistics.of_written(self.info, split, self._identities[split])
 
   def _start_reading(self, records: Sequence[Record]) -> None:
     """Prepares to read all images, in this order; `close` ends it."""
@@ -328,40 +329,23 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(
     self, records: Sequence[Record], split: str
   ) -> Iterator[tuple[str, dict[str, Any]]]:
-    total, total_squares, count = 0.0, 0.0, 0
-    digest = hashlib.sha256()
     self._progress.set_description(f'{self.name} {split}')
+    summary = statistics.Statistics(split)
     for record in records:
       square = reading.take(self._squares)
-      digest.update(_identity(record) + square.pixels.tobytes())
-      if split == 'train':
-        pixels = square.pixels.astype(np.float64) / 255
-        total += pixels.sum()
-        total_squares += np.square(pixels).sum()
-        count += pixels.size
-      yield (
-        record.id,
-        {
-          'image': square.png,
-          'label': record.label,
-          'id': record.id,
-          'group': record.group,
-          **self._condition_values(record),
-          **record.extra_fields,
-        },
-      )
-    fingerprint = digest.hexdigest()[:_FINGERPRINT_DIGITS]
-    self.info.metadata['fingerprint'][split] = fingerprint
-    if split == 'train' and count:
-      mean = total / count
-      variance = total_squares / count - mean**2
-      if variance < _NO_VARIANCE:
-        raise errors.UserError(
-          f'all pixels of all {len(records)} training images have the same '
-          f'value, {255 * mean:.0f}; look at the images and save them again'
-        )
-      # The variance of all values in [0, 1] is the denominator of NMSE.
-      self.info.metadata['train_variance'] = variance
+      summary.add(_identity(record), square.pixels)
+      yield record.id, {'image': square.png, **self._fields(record)}
+    summary.store(self.info.metadata)
+
+  def _fields(self, record: Record) -> dict[str, Any]:
+    """Returns what is stored of a record beside its image."""
+    return {
+      'label': record.label,
+      'id': record.id,
+      'group': record.group,
+      **self._condition_values(record),
+      **record.extra_fields,
+    }
 
   def _condition_values(self, record: Record) -> dict[str, int]:
     """Returns the number of each condition's value, or its null value.
@@ -378,10 +362,10 @@ def _as_lists(conditions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
   return {name: list(values) for name, values in conditions.items()}
 
 
-def _identity(record: Record) -> bytes:
+def _identity(record: Record) -> list[Any]:
   """Returns what the fingerprint of a split says of a record but its pixels."""
   known = sorted((k, name) for k, name in record.conditions.items() if name)
-  return json.dumps([record.id, record.label, record.group, known]).encode()
+  return [record.id, record.label, record.group, known]
 
 
 def make(

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from dermvq_jax import errors
 from dermvq_jax.data import prepare, prepared
-from dermvq_jax.data.datasets import builder
+from dermvq_jax.data.datasets import builder, description
 
 SEXES = ('female', 'male')
 SITES = ('back', 'face', 'scalp')
@@ -110,7 +110,7 @@ def test_unknown_conditions(tmp_path, monkeypatch, changes, message):
 @pytest.mark.parametrize('name', ['label', 'id', 'group'])
 def test_conditions_with_the_name_of_another_field(name):
   with pytest.raises(TypeError, match=name):
-    builder.shared_features(('a', 'b'), {name: ('x',)})
+    description.shared_features(('a', 'b'), {name: ('x',)})
 
 
 # Fingerprints, and what cannot be learnt.
