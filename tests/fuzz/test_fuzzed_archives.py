@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from dermvq_jax import errors
+from dermvq_jax.data import conditions
 from dermvq_jax.data.datasets import builder
 
 
@@ -21,6 +22,14 @@ def _read(dataset, folder):
     (r.id, r.label, r.group, r.split, made.read_image(r).tobytes())
     for r in made.read_records(folder)
   ]
+
+
+def _records(made, folder):
+  """The records of a builder, whose conditions it knows, or a UserError."""
+  records = made.read_records(folder)
+  for r in records:
+    conditions.of_record(r.id, r.conditions, made.conditions, made.name)
+  return records
 
 
 def _ham10000(folder):
@@ -42,7 +51,7 @@ def _ham10000(folder):
 
 # How each dataset's files are made, and those of them that are damaged.
 _TABLES = {
-  'image_folder': (fabricate.listed_images, 'metadata.csv'),
+  'image_folder': (fabricate.images_with_conditions, 'metadata.csv'),
   'ham10000': (_ham10000, 'HAM10000_metadata.csv'),
   'isic2018': (
     fabricate.isic2018,
@@ -54,15 +63,21 @@ _TABLES = {
     'ISIC_2019_Training_GroundTruth.csv',
     'ISIC_2019_Training_Metadata.csv',
   ),
+  'isic_archive': (fabricate.isic_archive, 'metadata.csv'),
+  'pad_ufes_20': (fabricate.pad_ufes_20, 'metadata.csv'),
+  'ph2': (fabricate.ph2, 'PH2_dataset.txt'),
 }
+# Further columns that are read.
+_COLUMNS = {'image_folder': {'condition': 'Sex,age:10'}}
 _ZIPS = {
-  'image_folder': (fabricate.listed_images, 'more.zip'),
+  'image_folder': (fabricate.images_with_conditions, 'more.zip'),
   'ham10000': (_ham10000, 'HAM10000_images_part_1.zip'),
   'isic2018': (
     fabricate.isic2018,
     'ISIC2018_Task3_Test_Input.zip',
     'ISIC2018_Task3_Training_GroundTruth.zip',
   ),
+  'pad_ufes_20': (fabricate.pad_ufes_20, 'images/imgs_part_1.zip'),
   'dermamnist': (fabricate.dermamnist, 'dermamnist.npz'),
 }
 
@@ -121,8 +136,8 @@ def test_tables(tally, archives, data, dataset):
   before = path.read_bytes()
   path.write_bytes(data.draw(_tables(before.decode())))
   try:
-    made = builder.make(name, folder.with_name('data'))
-    found = tally.call(made.read_records, folder)
+    made = builder.make(name, folder.with_name('data'), _COLUMNS.get(dataset))
+    found = tally.call(_records, made, folder)
   finally:
     path.write_bytes(before)
   if found is not None:
@@ -173,7 +188,7 @@ def _same_tables(draw):
 def test_any_form_of_a_table(tally, archives, case):
   """Delimiters, quotes, line ends and orders change nothing."""
   groups, text = case
-  name, folder, _ = archives('image_folder', fabricate.listed_images)
+  name, folder, _ = archives('image_folder', fabricate.images_with_conditions)
   path = folder / 'metadata.csv'
   before = path.read_bytes()
   path.write_bytes(text.encode())
