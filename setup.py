@@ -25,6 +25,7 @@ setuptools.setup(
   long_description=(_HERE / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
+  # TensorFlow 2.21 and its h5py have no packages for Python 3.14.
   python_requires='>=3.11,<3.14',
   # configs/ stays at the top level for editing and ships inside the package.
   packages=[

@@ -43,6 +43,9 @@ ARCHIVES = {
 }
 
 
+_ROOT = pathlib.Path(__file__).parents[3]
+
+
 def dataset_modules():
   """Names of the modules whose Builder makes a dataset of images."""
   names = []
@@ -70,6 +73,13 @@ def archive(request, tmp_path_factory):
     for split in SPLITS
   }
   return dataset, data_dir, {e.id: e for e in expected}, examples
+
+
+def test_every_dataset_is_in_the_table_of_layouts():
+  text = (_ROOT / 'docs/how_to/prepare.md').read_text()
+  table = [line for line in text.splitlines() if line.startswith('| ')]
+  for name in dataset_modules():
+    assert any(f'--dataset={name}/' in line for line in table), name
 
 
 def test_every_dataset_has_an_archive_here():
