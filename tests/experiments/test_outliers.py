@@ -95,6 +95,7 @@ def test_study(run_copy, tmp_path, monkeypatch):
   arguments = (run, epath.Path(tmp_path / 'study'), 'test', 4, 0)
   left_out = epath.Path(tmp_path / 'unseen')
   tables = study.study(*arguments, left_out=left_out)
-  rows = {line.split('|')[1].strip() for line in tables.splitlines() if '|' in line}
+  lines = [line for line in tables.splitlines() if '|' in line]
+  rows = {line.split('|')[1].strip() for line in lines}
   assert {'hair, weak', 'photograph', 'left out', 'mean'} <= rows
   assert tables == study.study(*arguments, left_out=left_out)
