@@ -16,6 +16,7 @@ _PREFIX = '--config.'
 _FOLDER = os.path.dirname(configs.__file__)
 # The file that the configs share is not a config itself.
 _NOT_CONFIGS = ('__init__', 'common')
+_WITH_ANOTHER = {'cpu': '128+cpu'}
 
 
 def shipped() -> list[str]:
@@ -29,11 +30,14 @@ def shipped() -> list[str]:
 
 
 def words(name: str) -> list[str]:
-  """Returns the words that may follow the name of a shipped config."""
+  """Returns the words that may follow the name of a shipped config.
+
+  A word that only goes with others is returned with one of them.
+  """
   try:
     _get_config(os.path.join(_FOLDER, f'{name}.py'), '?')
   except common.UnknownWordError as e:
-    return list(e.known)
+    return [_WITH_ANOTHER.get(word, word) for word in e.known]
   return []
 
 

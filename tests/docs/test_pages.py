@@ -43,7 +43,6 @@ def _fields():
     field
     for name in config_files.shipped()
     for word in ('', *(f':{word}' for word in config_files.words(name)))
-    if word != ':cpu'  # It goes with other words only, and has no field.
     for field in config_files.fields(config_files.load(name + word))
   }
 
