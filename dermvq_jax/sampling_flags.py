@@ -221,7 +221,7 @@ def add_evaluation(sub: argparse.ArgumentParser):
   add_controls(sub)
   sub.add_argument(
     '--judge',
-    type=flag_types.folder,
+    type=flag_types.run,
     metavar='DIR',
     help='run whose classifier judges samples; --choose by a classifier needs '
     "one of another seed and architecture (default: the run's own)",
