@@ -16,6 +16,7 @@ from dermvq_jax.models import arguments, bayes, build, chunks
 from dermvq_jax.models.priors import base, randomness, sampler
 from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
+from dermvq_jax.training import compile_cache
 
 PyTree = Any
 Labels = Sequence[str | int]
@@ -26,13 +27,14 @@ Given = conditions_lib.Given
 def load(workdir: epath.PathLike) -> 'Model':
   """Loads the run, or export, in `workdir`; the prior may still be missing.
 
-  An export needs neither TensorFlow nor Orbax: see `dermvq export`. 'demo' is
-  the model that comes with this package, see `runs.run.find`.
+  An export needs neither TensorFlow nor Orbax; 'demo' and hf://OWNER/NAME are
+  exports, see `runs.run.find`. Programs that JAX then compiles are kept.
 
   Raises:
     UserError: there is no trained VQ-VAE, or the prior was trained on the codes
       of another VQ-VAE.
   """
+  compile_cache.enable()
   return Model(run_lib.find(workdir))
 
 
@@ -121,8 +123,7 @@ class Model(vqvae.Vqvae):
 
   def _labels_of(self, items: np.ndarray, labels: Labels) -> np.ndarray:
     """Returns a label for each item, int32 `[B]`; one label is that of all."""
-    labels = self.labels(labels)
-    if len(labels) not in (1, len(items)):
+    if len(labels := self.labels(labels)) not in (1, len(items)):
       raise errors.UserError(f'{len(items)} images but {len(labels)} labels')
     return np.broadcast_to(labels, (len(items),))
 
@@ -322,10 +323,9 @@ class Model(vqvae.Vqvae):
     prior = self._prior
     never = [k for k, rate in self.config.prior.conditions.items() if not rate]
     if guidance_scale != 1 and never:
-      never = ', '.join(never)
       raise errors.UserError(
         f'guidance_scale is {guidance_scale}, but this prior was trained with '
-        f'config.conditions.{never}=0 and does not know its null value'
+        f'config.conditions.{", ".join(never)}=0 and knows no null value of it'
       )
     given = self.condition_values(conditions, len(labels))
 
