@@ -112,6 +112,18 @@ REJECTIONS = (
     step=0.01,
   ),
 )
+CHOOSE = Number(
+  'choose',
+  1,
+  'draw K candidates for each image and keep the best',
+  '1, off',
+  metavar='K',
+  most=16,
+  step=1,
+  least=1,
+)
+# What is best; the first is the default.
+CHOOSE_BY = ('classifier', 'likelihood')
 
 
 def add_seed(sub: argparse.ArgumentParser):
@@ -123,17 +135,11 @@ def add_controls(sub: argparse.ArgumentParser):
   """Adds the flags for how images are sampled."""
   for number in CONTROLS:
     number.add_to(sub)
-  sub.add_argument(
-    '--choose',
-    type=int,
-    default=1,
-    metavar='K',
-    help='draw K candidates for each image and keep the best (default: 1, off)',
-  )
+  CHOOSE.add_to(sub)
   sub.add_argument(
     '--choose_by',
-    choices=('classifier', 'likelihood'),
-    default='classifier',
+    choices=CHOOSE_BY,
+    default=CHOOSE_BY[0],
     help="what is best: what the run's classifier finds most of its class, or "
     'what has the most likely codes (default: classifier)',
   )
