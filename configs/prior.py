@@ -69,6 +69,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Condition -> the share of training images whose value is replaced by the
   # null value. Guidance needs a share above 0.
   config.conditions = {'label': 0.1}
+  # How much more often the images of rare classes are seen: 0 as often as
+  # others, 1 so often that all classes are equally frequent.
+  config.class_balance = 0.0
   config.loss = 'cross_entropy'  # or 'bce': one-vs-rest, as in the report
   config.label_smoothing = 0.0  # share of the target for all codes
   config.optim.warmup_steps = 200

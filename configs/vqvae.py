@@ -16,7 +16,8 @@ is one of these words, or some, joined by '+':
 - 'sharpen': trains the decoder of a trained run on, until its reconstructions
   and its samples look real, while its codes and its prior stay: give
   `--config.start_from=RUN`;
-- '128', '256': larger images, for TPU and GPU;
+- '128', '256': larger images, for TPU and GPU; with 'cpu' (128+cpu) in small
+  batches and few epochs, for a CPU;
 - 'ema', 'vq', 'l2_norm', 'fsq', 'residual': a quantizer; by default 'ema';
 - 'demo': the built-in dataset in minutes; 'smoke': seconds, for tests.
 
@@ -46,7 +47,8 @@ _QUANTIZERS = {
   'residual': _CODEBOOK | {'codebook_ema_decay': 0.99, 'num_levels': 2},
 }
 _LOSSES = ('mse', 'sharp', 'sharpen')
-_SIZES = ('128', '256', 'demo', 'smoke')
+_LARGE = ('128', '256')
+_SIZES = (*_LARGE, 'demo', 'smoke')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -55,7 +57,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   Args:
     arg: words from the list above, joined by '+'.
   """
-  words = common.words('vqvae', arg, (*_LOSSES, *_QUANTIZERS, *_SIZES))
+  words = common.words('vqvae', arg, (*_LOSSES, *_QUANTIZERS, *_SIZES, 'cpu'))
   config = common.base('vqvae')
   config.dataset = 'ham10000/64'  # NAME/SIZE, as in dermvq prepare
   config.augment = {
@@ -120,6 +122,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
   size = common.one_of(words, _SIZES, '64')
   _set_size(config, size)
+  if 'cpu' in words:
+    if size not in _LARGE:
+      raise ValueError("'cpu' goes with 128 or 256 only; leave it out")
+    _fit_a_cpu(config)
   default = 'mse' if size in ('demo', 'smoke') else 'sharp'
   loss = common.one_of(words, _LOSSES, default)
   if loss == 'sharp':
@@ -147,7 +153,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
 def _set_size(config: ml_collections.ConfigDict, size: str) -> None:
   """Sets what depends on the size of the images."""
-  if size in ('128', '256'):
+  if size in _LARGE:
     config.dataset = f'ham10000/{size}'
     config.batch_size = 128
     config.num_epochs = 100.0
@@ -172,6 +178,14 @@ def _set_size(config: ml_collections.ConfigDict, size: str) -> None:
       config.quantizer.update(
         {'codebook_size': 32, 'code_dim': 8, 'restart_after': 4}
       )
+
+
+def _fit_a_cpu(config: ml_collections.ConfigDict) -> None:
+  """Makes training on large images possible on a few cores."""
+  config.batch_size = 8
+  config.num_epochs = 7.0
+  config.dtype = 'float32'
+  config.num_workers = 0
 
 
 def _take_fewer_codes(config: ml_collections.ConfigDict) -> None:

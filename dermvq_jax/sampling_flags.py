@@ -88,6 +88,17 @@ CONTROLS = (
     most=5,
     step=0.1,
   ),
+  Number(
+    'guidance_rise',
+    0.0,
+    'what the guidance scale gains from the first code, at the top left, to '
+    'the last; below 0 it falls',
+    '0, off',
+    metavar='S',
+    most=4,
+    step=0.1,
+    least=-4,
+  ),
 )
 # What `dermvq sample` replaces.
 REJECTIONS = (

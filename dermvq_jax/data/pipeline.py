@@ -77,6 +77,43 @@ class _Cached:
     return dict(record)
 
 
+class _Picked:
+  """The records of a source at some positions, which may repeat."""
+
+  def __init__(self, source: Any, indices: np.ndarray):
+    self._source = source
+    self._indices = indices
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._source[int(self._indices[index])]
+
+
+def balance(labels: np.ndarray, strength: float) -> np.ndarray:
+  """Chooses records so that rare classes come more often.
+
+  A class of n images gets a share proportional to n^(1 - strength). All records
+  are chosen, those of the class that gains least once.
+
+  Args:
+    labels: classes of the records, int `[N]`.
+    strength: from 0, the classes as they are, to 1, all classes equally often.
+
+  Returns:
+    Positions of the records, int `[M]`, sorted by class; M is at least N.
+  """
+  classes, counts = np.unique(labels, return_counts=True)
+  times = (counts.max() / counts) ** strength  # how often a record is chosen
+  return np.concatenate(
+    [
+      np.resize(np.flatnonzero(labels == label), round(count * times_))
+      for label, count, times_ in zip(classes, counts, times)
+    ]
+  )
+
+
 def _end_with_parent(index: int, count: int):
   """Ends this worker process when the process that started it is gone.
 
@@ -114,6 +151,7 @@ def train_batches(
   keys: Sequence[str],
   start_step: int = 0,
   augment: augment_lib.Augment | None = None,
+  indices: np.ndarray | None = None,
   process_index: int = 0,
   process_count: int = 1,
   num_workers: int = 0,
@@ -130,6 +168,8 @@ def train_batches(
     keys: fields to read from each record.
     start_step: step of the first batch.
     augment: the augmentation that is applied to each record.
+    indices: positions of the records of an epoch, from `balance`; None: each
+      record once.
     process_index: number of this host, which gets every `process_count`-th
       example.
     process_count: number of hosts; must divide `batch_size`.
@@ -138,7 +178,10 @@ def train_batches(
   Yields:
     Batches of `batch_size // process_count` examples.
   """
-  dataset = grain.MapDataset.source(_Cached(_Selected(source, keys)))
+  source = _Cached(_Selected(source, keys))
+  if indices is not None:
+    source = _Picked(source, indices)
+  dataset = grain.MapDataset.source(source)
   dataset = dataset.seed(seed).shuffle().repeat()
   if augment is not None:
     dataset = dataset.random_map(augment)

@@ -89,27 +89,6 @@ def _measure_codes(
   )
 
 
-def _measure_groups(
-  run: run_lib.Run, subject: sample_measures.Subject, bits: _CodeBits
-) -> dict[str, dict[str, results.GroupResult]]:
-  """Measures the groups of images that have the same value of a condition."""
-  conditions = dict(run.images.facts['conditions'])
-  del conditions['label']
-  if not conditions:
-    return {}
-  real = subject.real
-  squares = [
-    np.square(a / 255.0 - b / 255.0).mean()
-    for a, b in zip(real.images, real.reconstructions)
-  ]
-  return groups.measure(
-    {name: real.values(name) for name in conditions},
-    conditions,
-    real.groups,
-    {**bits.of_images(real.ids), 'mse': np.array(squares)},
-  )
-
-
 def _check_num_samples(
   subject: sample_measures.Subject, num_samples: int | None
 ) -> int:
@@ -275,7 +254,7 @@ def evaluate(
     texture=measures.measure_texture(
       subject.real.images, {'reconstructions': subject.real.reconstructions}
     ),
-    groups=_measure_groups(run, subject, bits),
+    groups=groups.of_subject(run, subject, bits.of_images(subject.real.ids)),
   )
   files.make_folder(run.report_dir)
   paths, arrays = [result_path(run, split)], {}
@@ -296,12 +275,12 @@ def evaluate(
     )
     paths.append(nearest_path(run, split))
   _print(evaluation, run)
+  if not num_samples:  # It belongs to an earlier evaluation.
+    nearest_path(run, split).unlink(missing_ok=True)
   with files.replacing_together(*paths) as opened:
     opened[0].write(results.as_json(evaluation).encode())
     if num_samples:
       np.savez_compressed(opened[1], **arrays)
-  if not num_samples:  # It belongs to an earlier evaluation.
-    nearest_path(run, split).unlink(missing_ok=True)
   for path in paths:
     logging.info('Wrote %s', path)
   return evaluation

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.stats
 
-from dermvq_jax.evaluation import results
+from dermvq_jax.evaluation import results, sample_measures
+from dermvq_jax.outliers import reference, scoring
+from dermvq_jax.runs import run as run_lib
 
 _CONFIDENCE = 0.95
+_CHUNK = 64  # images that are scored together
 
 
 def estimate(
@@ -68,3 +71,47 @@ def measure(
           },
         )
   return found
+
+
+def of_subject(
+  run: run_lib.Run,
+  subject: sample_measures.Subject,
+  bits: Mapping[str, np.ndarray | None],
+) -> dict[str, dict[str, results.GroupResult]]:
+  """Measures the groups of a split's images with the same value of a condition.
+
+  Args:
+    run: the run.
+    subject: what is evaluated. Without a classifier there is no `agreement`.
+    bits: the fields of `GroupResult` about bits, float `[N]` each.
+
+  Returns:
+    As `measure`; empty if the images have no conditions. Without a stored
+    calibration of `dermvq score` there is no `flagged`.
+  """
+  conditions = dict(run.images.facts['conditions'])
+  del conditions['label']
+  if not conditions:
+    return {}
+  real = subject.real
+  differences = zip(real.images, real.reconstructions)
+  squares = [np.square(a / 255.0 - b / 255.0).mean() for a, b in differences]
+  measured = {**bits, 'mse': np.array(squares)}
+  if subject.classifier:
+    predicted = subject.classifier.predict(real.reconstructions)
+    measured['agreement'] = predicted == real.labels
+  calibration = reference.stored(run)
+  if calibration:
+    p_values = [
+      scoring.score(
+        subject.model, calibration, real.images[i : i + _CHUNK]
+      ).p_values
+      for i in range(0, len(real.images), _CHUNK)
+    ]
+    measured['flagged'] = np.concatenate(p_values) <= results.FLAGGED_AT
+  return measure(
+    {name: real.values(name) for name in conditions},
+    conditions,
+    real.groups,
+    measured,
+  )

@@ -176,24 +176,37 @@ def _groups(name: str, found: Mapping[str, results.GroupResult]) -> Table:
     ends = f'{estimate.low:{form}}, {estimate.high:{form}}'
     return f'{estimate.mean:{form}} [{ends}]'
 
+  columns = {  # title -> field and format
+    'bits per code': ('bits_per_code', '.3f'),
+    'given conditions': ('bits_per_code_given', '.3f'),
+    'MSE': ('mse', '.5f'),
+    'class kept': ('agreement', '.2f'),
+    'flagged': ('flagged', '.2f'),
+  }
+  columns = {
+    title: (field, form)
+    for title, (field, form) in columns.items()
+    if any(getattr(group, field) for group in found.values())
+  }
   return Table(
-    (name, 'images', 'bits per code', 'given conditions', 'MSE'),
+    (name, 'images', *columns),
     [
       (
         value,
         f'{group.num_images:,}',
-        cell(group.bits_per_code, '.3f'),
-        cell(group.bits_per_code_given, '.3f'),
-        cell(group.mse, '.5f'),
+        *(cell(getattr(group, f), form) for f, form in columns.values()),
       )
       for value, group in found.items()
     ],
     f'Are some images modelled worse than others, by {name}?',
     'Bits per code given the class alone, and given also all conditions that '
-    'the prior knows; the squared error of reconstructions. In brackets: the '
-    '95% interval of the mean over lesions. Groups also differ in their '
-    'classes and in how the images were taken.',
-    'Lower is better; in brackets the 95% interval.',
+    'the prior knows; the squared error of reconstructions. Class kept: the '
+    'share of reconstructions that the classifier finds of the right class. '
+    f'Flagged: the share of images that dermvq score flags at '
+    f'{results.FLAGGED_AT}. In brackets: the 95% interval of the mean over '
+    'lesions. Groups also differ in their classes and in how the images were '
+    'taken.',
+    'Lower is better, but for class kept; in brackets the 95% interval.',
   )
 
 

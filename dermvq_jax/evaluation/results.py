@@ -25,6 +25,7 @@ from dermvq_jax import errors
 # Number of images, `[true class][predicted class]`.
 Confusion = list[list[int]]
 NOT_KNOWN = 'not known'  # the group of images whose value is not known
+FLAGGED_AT = 0.05  # the p-value at which images are flagged, as by dermvq score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +158,18 @@ class GroupResult:
     bits_per_code_given: the same, given also all conditions that the prior
       knows and that are known of an image; None if the prior knows none.
     mse: see `ReconstructionResult`.
+    agreement: share of reconstructions that the classifier finds of the class
+      of their images; None without a classifier.
+    flagged: share of images with a p-value of at most `FLAGGED_AT` of being
+      like the others; None if `dermvq score` has not measured the run's images.
   """
 
   num_images: int
   bits_per_code: Estimate | None
   bits_per_code_given: Estimate | None
   mse: Estimate | None
+  agreement: Estimate | None = None
+  flagged: Estimate | None = None
 
 
 @dataclasses.dataclass(frozen=True)

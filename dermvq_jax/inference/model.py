@@ -1,24 +1,27 @@
 """A trained run as an object: `dermvq_jax.load(workdir)`."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
 from dermvq_jax import errors, progress
 from dermvq_jax.data import conditions as conditions_lib
-from dermvq_jax.inference import choosing, classification, conversion, vqvae
-from dermvq_jax.models import arguments, bayes, build, chunks
-from dermvq_jax.models.priors import base, randomness, sampler
+from dermvq_jax.inference import (
+  choosing,
+  classification,
+  conversion,
+  trained_prior,
+  vqvae,
+)
+from dermvq_jax.models import arguments, bayes, chunks
+from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import compile_cache
 
-PyTree = Any
 Labels = Sequence[str | int]
 Images = conversion.Images
 Given = conditions_lib.Given
@@ -27,8 +30,9 @@ Given = conditions_lib.Given
 def load(workdir: epath.PathLike) -> 'Model':
   """Loads the run, or export, in `workdir`; the prior may still be missing.
 
-  An export needs neither TensorFlow nor Orbax; 'demo' and hf://OWNER/NAME are
-  exports, see `runs.run.find`. Programs that JAX then compiles are kept.
+  An export needs neither TensorFlow nor Orbax: see `dermvq export`. 'demo' and
+  hf://OWNER/NAME are exports, see `runs.run.find`. Programs that JAX compiles
+  from now on are kept on disk, see `training.compile_cache`.
 
   Raises:
     UserError: there is no trained VQ-VAE, or the prior was trained on the codes
@@ -36,16 +40,6 @@ def load(workdir: epath.PathLike) -> 'Model':
   """
   compile_cache.enable()
   return Model(run_lib.find(workdir))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prior:
-  """A trained prior: what sampling and scoring need."""
-
-  model: base.Prior
-  variables: PyTree
-  loss: str
-  score: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 class Model(vqvae.Vqvae):
@@ -68,19 +62,8 @@ class Model(vqvae.Vqvae):
         )
 
   @functools.cached_property
-  def _prior(self) -> _Prior:
-    workdir, phase = self.run.workdir, self.run.prior
-    if not phase.started:
-      raise errors.UserError(
-        f'{workdir} has no trained prior; run dermvq encode --workdir='
-        f'{workdir}, then dermvq train --config=prior --workdir={workdir}'
-      )
-    weights = phase.weights  # first, as those of the VQ-VAE
-    model = build.prior(phase.config, phase.facts)
-    variables = jax.device_put(build.variables(weights))
-    loss = phase.config.loss
-    score = functools.partial(build.likelihood(model, loss), variables)
-    return _Prior(model, variables, loss, score)
+  def _prior(self) -> trained_prior.TrainedPrior:
+    return trained_prior.load(self.run)
 
   def check_prior(self):
     """Raises UserError unless the run has a trained prior."""
@@ -123,7 +106,8 @@ class Model(vqvae.Vqvae):
 
   def _labels_of(self, items: np.ndarray, labels: Labels) -> np.ndarray:
     """Returns a label for each item, int32 `[B]`; one label is that of all."""
-    if len(labels := self.labels(labels)) not in (1, len(items)):
+    labels = self.labels(labels)
+    if len(labels) not in (1, len(items)):
       raise errors.UserError(f'{len(items)} images but {len(labels)} labels')
     return np.broadcast_to(labels, (len(items),))
 
@@ -277,6 +261,7 @@ class Model(vqvae.Vqvae):
     top_k: int = 0,
     top_p: float = 1.0,
     guidance_scale: float = 1.0,
+    guidance_rise: float = 0.0,
     choose: int = 1,
     choose_by: str = 'classifier',
     known_codes: np.ndarray | None = None,
@@ -299,6 +284,8 @@ class Model(vqvae.Vqvae):
         to this; 1: off.
       guidance_scale: above 1 exaggerates what distinguishes the class and
         the conditions that are given; 1: off.
+      guidance_rise: what the guidance scale gains from the first code to the
+        last; 0: off.
       choose: number of candidates for each image, of which the best is taken;
         1: off. Those of image n have the ids n * choose, n * choose + 1, ...
       choose_by: 'classifier': the best is what the run's classifier finds most
@@ -317,16 +304,13 @@ class Model(vqvae.Vqvae):
         known codes that do not fit, guidance by a prior that was trained
         without dropping its conditions, or no classifier to choose by.
     """
-    controls = sampler.Controls(temperature, top_k, top_p, guidance_scale)
+    controls = sampler.Controls(
+      temperature, top_k, top_p, guidance_scale, guidance_rise
+    )
     choosing.check(choose, choose_by)
     labels = arguments.requested(labels, count, self.class_names)
     prior = self._prior
-    never = [k for k, rate in self.config.prior.conditions.items() if not rate]
-    if guidance_scale != 1 and never:
-      raise errors.UserError(
-        f'guidance_scale is {guidance_scale}, but this prior was trained with '
-        f'config.conditions.{", ".join(never)}=0 and knows no null value of it'
-      )
+    prior.check(controls)
     given = self.condition_values(conditions, len(labels))
 
     def draw(ids: Sequence[int] | None) -> np.ndarray:
@@ -360,6 +344,7 @@ class Model(vqvae.Vqvae):
     top_k: int = 0,
     top_p: float = 1.0,
     guidance_scale: float = 1.0,
+    guidance_rise: float = 0.0,
     choose: int = 1,
     choose_by: str = 'classifier',
     known_codes: np.ndarray | None = None,
@@ -383,6 +368,7 @@ class Model(vqvae.Vqvae):
       top_k=top_k,
       top_p=top_p,
       guidance_scale=guidance_scale,
+      guidance_rise=guidance_rise,
       choose=choose,
       choose_by=choose_by,
       known_codes=known_codes,
@@ -405,6 +391,7 @@ class Model(vqvae.Vqvae):
     top_k: int = 0,
     top_p: float = 1.0,
     guidance_scale: float = 1.0,
+    guidance_rise: float = 0.0,
     output: conversion.Output = 'array',
     show_progress: bool = False,
     **conditions: Given,
@@ -416,11 +403,12 @@ class Model(vqvae.Vqvae):
       mask: the hidden part, see `hide`, as is the image.
       count: number of completions.
       label: the class of the image; None: not known.
-      seed: as in `sample_codes`, as are the next four arguments.
+      seed: as in `sample_codes`, as are the next five arguments.
       temperature: as there.
       top_k: as there.
       top_p: as there.
       guidance_scale: as there.
+      guidance_rise: as there.
       output: 'array' or 'pil', see `decode`.
       show_progress: whether to show a progress bar.
       **conditions: as there.
@@ -443,6 +431,7 @@ class Model(vqvae.Vqvae):
       top_k=top_k,
       top_p=top_p,
       guidance_scale=guidance_scale,
+      guidance_rise=guidance_rise,
       output=output,
       show_progress=show_progress,
       **self.hide(image, mask).repeat(len(labels)),

@@ -125,6 +125,11 @@ def _identity(run: run_lib.Run) -> str:
   )
 
 
+def stored(run: run_lib.Run, reconstructed: bool = False) -> Calibration | None:
+  """Reads the calibration of a run as `load`; None if it must be computed."""
+  return _read(path(run, reconstructed), _identity(run))
+
+
 def load(
   run: run_lib.Run, model: measure.Model, *, reconstructed: bool = False
 ) -> Calibration:
@@ -143,8 +148,7 @@ def load(
     UserError: the run is not trained, its images are needed and not found, or
       there are too few of them.
   """
-  file = path(run, reconstructed)
-  found = _read(file, _identity(run))
+  file, found = path(run, reconstructed), stored(run, reconstructed)
   if found is None:
     logging.info(
       'Measuring up to %d training images and all validation images of the '
@@ -167,7 +171,7 @@ def copy(run: run_lib.Run, exported: run_lib.Run):
   """
   for reconstructed in _FILES:
     file = path(run, reconstructed)
-    if _read(file, _identity(run)) is None:
+    if stored(run, reconstructed) is None:
       continue
     arrays = files.read_arrays(file)
     _, numbers = np.unique(arrays['groups'], return_inverse=True)

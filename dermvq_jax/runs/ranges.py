@@ -87,6 +87,7 @@ _RANGES = {
   'checkpoint_every_steps': _whole(1),
   'params_ema_decay': _BELOW_1,
   'label_smoothing': _BELOW_1,
+  'class_balance': _SHARE,
   # Of every optimiser.
   '*.learning_rate': _POSITIVE,
   '*.warmup_steps': _whole(0),

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import flags
 
 from dermvq_jax import errors
@@ -125,6 +126,10 @@ class Trainer:
     root = jax.random.key(config.seed)
     self._init_rng, self._step_rng = jax.random.split(root)
     self._augment = augment.Augment(**config.get('augment', {}))
+    self._indices = None
+    if config.get('class_balance'):
+      labels = np.array([record['label'] for record in sources['train']])
+      self._indices = pipeline.balance(labels, config.class_balance)
     self._eval_step = self.parallel.compile(step_lib.make_eval_step(self.task))
     self.copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
     self._norms = jax.jit(self._parameter_norms)
@@ -147,6 +152,7 @@ class Trainer:
       keys=self.task.keys,
       start_step=start_step,
       augment=self._augment,
+      indices=self._indices,
       **kwargs,
     )
 

@@ -8,7 +8,9 @@ python -m experiments.outliers --run=RUN --data_dir=DATA --out=STUDY
 RUN needs a VQ-VAE, a prior and a classifier. The inliers are the held-out
 lesions of test (or of val, with --split=val, to choose a combination). The
 outliers are made from them in graded strengths (`made.py`), or are photographs
-that come with scikit-image and scikit-learn. Printed are:
+that come with scikit-image and scikit-learn. With --left_out=FOLDER, the image
+files there are outliers too: those of classes that the run was trained without
+(`dermvq prepare --leave_out=TABLE`). Printed are:
 
 - the false alarm rates of `dermvq score` on the inliers;
 - for each kind of outlier the AUROC and the detection rate at 5% false alarms,
@@ -33,6 +35,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import files, inference
+from dermvq_jax.data import images as image_lib
 from dermvq_jax.inference import classifier as classifier_lib
 from dermvq_jax.outliers import conformal, measure, reference, restoration
 from dermvq_jax.runs import run as run_lib
@@ -204,6 +207,7 @@ def study(
   number: int,
   seed: int,
   redraw: bool = False,
+  left_out: epath.Path | None = None,
 ) -> str:
   """Measures everything and returns the tables.
 
@@ -214,6 +218,8 @@ def study(
     number: images of each kind of outlier.
     seed: the seed of the outliers.
     redraw: whether strange codes are drawn anew, too.
+    left_out: a folder of images of classes that the run has not seen; None: no
+      such images.
   """
   s = _Study(run, folder, redraw)
   train = _table(s.arrays('train', s.split('train', _NUM_TRAIN)))
@@ -232,6 +238,11 @@ def study(
       overlaps[_title(kind, strength)] = {
         title: arrays[key] for key, title in _OVERLAPS.items() if key in arrays
       }
+  if left_out is not None:
+    size = s.model.image_size
+    files_ = image_lib.list_images(left_out)[0]
+    unseen = np.stack([image_lib.read_square(f, size) for f in files_])
+    outliers['left out'] = _table(s.arrays(f'left_out_{len(unseen)}', unseen))
   p_values = s.calibration.p_values(inliers.values)
   combinations, baselines = methods.make(s.calibration.names, train, val)
   found = methods.judge(combinations | baselines, inliers, outliers)
@@ -317,7 +328,13 @@ def main(argv: list[str] | None = None):
   with common.usage_errors(parser):
     run = run_lib.Run(args.run, args.data_dir)
     tables = study(
-      run, args.out, args.split, args.num_images, args.seed, args.redraw
+      run,
+      args.out,
+      args.split,
+      args.num_images,
+      args.seed,
+      args.redraw,
+      args.left_out,
     )
   print(tables)
 
@@ -335,6 +352,9 @@ def _add_flags(parser: argparse.ArgumentParser):
   )
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--redraw', action='store_true')
+  parser.add_argument(
+    '--left_out', type=epath.Path, help='folder of images of unseen classes'
+  )
 
 
 if __name__ == '__main__':

@@ -99,6 +99,23 @@ def pen_mark(rng, image: _Pixels, other: _Pixels, strength: int) -> Made:
   return _draw(image, paint, colour)
 
 
+def hair(rng, image: _Pixels, other: _Pixels, strength: int) -> Made:
+  """Dark hairs: thin arcs across the image."""
+  arcs = []
+  for _ in range((2, 6, 15)[strength]):
+    start, angle = rng.uniform(0, _SCALE, 2), rng.uniform(0, 2 * np.pi)
+    angles = angle + np.linspace(0, rng.uniform(-1.5, 1.5), 20)
+    steps = np.stack([np.cos(angles), np.sin(angles)], 1)
+    arcs.append(start + rng.uniform(1, 3) * np.cumsum(steps, 0))
+
+  def paint(draw, unit):
+    width = round((0.5, 0.75, 1)[strength] * unit)
+    for points in arcs:
+      draw.line([tuple(p * unit) for p in points], 255, width, joint='curve')
+
+  return _draw(image, paint, (45, 30, 25))
+
+
 def ruler(rng, image: _Pixels, other: _Pixels, strength: int) -> Made:
   """Ticks of a ruler along one side."""
   step = rng.uniform(3, 6)
@@ -226,6 +243,7 @@ GRADED = (
   colour_cast,
   exposure,
   pen_mark,
+  hair,
   ruler,
   gel_bubble,
   black_border,

@@ -97,6 +97,20 @@ def test_every_epoch_has_every_example_once_in_another_order():
     assert np.any(a != b)
 
 
+@pytest.mark.parametrize('strength', [0, 0.5, 1])
+def test_rare_classes_come_more_often(strength):
+  labels = np.repeat([0, 2, 3], [16, 1, 4])
+  indices = pipeline.balance(labels, strength)
+  assert set(indices) == set(range(21))
+  shares = np.array([16, 1, 4]) ** (1.0 - strength)
+  counts = np.bincount(labels[indices], minlength=4)[[0, 2, 3]]
+  np.testing.assert_array_equal(counts, shares * 16**strength)
+  batches = _train(len(indices) // _BATCH, indices=indices)
+  seen = np.bincount(_ids(batches), minlength=_N)
+  expected = np.bincount(indices, minlength=_N)
+  assert (expected - seen).min() >= 0 and (expected - seen).sum() < _BATCH
+
+
 def test_augmentation_differs_between_epochs_and_examples():
   batches = _train(4 * _N // _BATCH, augment=augment.Augment(flips=True))
   ids = _ids(batches)

@@ -1,10 +1,12 @@
 """Results of groups of images, by condition and value."""
 
+import types
+
 import numpy as np
 import pytest
 import scipy.stats
 
-from dermvq_jax.evaluation import groups, results
+from dermvq_jax.evaluation import groups, result_tables, results
 
 
 def test_each_lesion_counts_once():
@@ -39,6 +41,7 @@ def test_groups_are_by_condition_and_value():
       'bits_per_code': np.array([1.0, 2.0, 9.0, 3.0]),
       'bits_per_code_given': None,
       'mse': np.array([0.1, 0.2, 0.9, 0.3]),
+      'agreement': np.array([True, False, True, True]),
     },
   )
   assert list(found['sex']) == ['female', results.NOT_KNOWN]  # None is male.
@@ -46,5 +49,47 @@ def test_groups_are_by_condition_and_value():
   assert female.num_images == 3
   assert female.bits_per_code.mean == pytest.approx(2)
   assert female.mse.mean == pytest.approx(0.2)
-  assert female.bits_per_code_given is None
+  assert female.bits_per_code_given is None and female.flagged is None
+  assert female.agreement.mean == pytest.approx(2 / 3)
   assert found['sex'][results.NOT_KNOWN].mse is None
+
+
+def test_classifier_and_calibration_are_used_if_there_are(monkeypatch):
+  images = np.zeros((70, 2, 2, 3), np.uint8)
+  labels = np.arange(70) % 2
+  real = types.SimpleNamespace(
+    images=images,
+    reconstructions=images,
+    labels=labels,
+    groups=np.arange(70),
+    values=lambda name: np.arange(70) // 35,
+  )
+  run = types.SimpleNamespace(
+    images=types.SimpleNamespace(
+      facts={'conditions': {'label': 'ab', 'sex': ['female', 'male']}}
+    )
+  )
+  classifier = types.SimpleNamespace(predict=lambda x: np.zeros(len(x), int))
+  subject = types.SimpleNamespace(model=None, real=real, classifier=classifier)
+  bits = {'bits_per_code': np.ones(70), 'bits_per_code_given': None}
+  scored = []
+
+  def score(model, calibration, images):
+    scored.extend(images)
+    p_values = np.where(np.arange(len(images)) < 7, 0.05, 0.06)
+    return types.SimpleNamespace(p_values=p_values)
+
+  monkeypatch.setattr(groups.scoring, 'score', score)
+  monkeypatch.setattr(groups.reference, 'stored', lambda run: 'calibration')
+  found = groups.of_subject(run, subject, bits)['sex']
+  assert len(scored) == 70
+  assert found['female'].agreement.mean == pytest.approx(18 / 35)
+  assert found['female'].flagged.mean == pytest.approx(7 / 35)
+  assert found['male'].flagged.mean == pytest.approx(6 / 35)  # the last chunk
+  table = result_tables._groups('sex', found)
+  assert table.columns[2:] == ('bits per code', 'MSE', 'class kept', 'flagged')
+
+  monkeypatch.setattr(groups.reference, 'stored', lambda run: None)
+  subject.classifier = None
+  found = groups.of_subject(run, subject, bits)['sex']['female']
+  assert found.agreement is None and found.flagged is None

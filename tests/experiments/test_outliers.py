@@ -1,9 +1,12 @@
 """The study of outliers: what it makes, and how it judges."""
 
 import numpy as np
+import PIL.Image
 import pytest
 import scipy.stats
+from etils import epath
 
+from dermvq_jax.runs import run as run_lib
 from experiments.outliers import __main__ as study
 from experiments.outliers import made, methods
 
@@ -77,3 +80,22 @@ def test_methods():
     assert found['low'][name][0] > 0.9 < found['high'][name][0], name
   assert found['high']['bits'] == (1, 1) and found['low']['bits'] == (0, 0)
   assert found['low']['bits, two-sided'][0] > 0.95
+
+
+@pytest.mark.slow
+def test_study(run_copy, tmp_path, monkeypatch):
+  """Each kind has a row, and so have images of a folder."""
+  monkeypatch.setattr(study, '_SETS', ((5, 1.0),))
+  rng = np.random.default_rng(0)
+  (tmp_path / 'unseen').mkdir()
+  for i in range(3):
+    pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / 'unseen' / f'{i}.png')
+  run = run_lib.Run(run_copy)
+  arguments = (run, epath.Path(tmp_path / 'study'), 'test', 4, 0)
+  left_out = epath.Path(tmp_path / 'unseen')
+  tables = study.study(*arguments, left_out=left_out)
+  lines = [line for line in tables.splitlines() if '|' in line]
+  rows = {line.split('|')[1].strip() for line in lines}
+  assert {'hair, weak', 'photograph', 'left out', 'mean'} <= rows
+  assert tables == study.study(*arguments, left_out=left_out)

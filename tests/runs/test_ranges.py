@@ -44,6 +44,7 @@ from dermvq_jax.training import trainer
     ('prior', 'prior.dropout_rate=1.0'),
     ('prior', 'prior.num_layers=0'),
     ('prior', 'label_smoothing=nan'),
+    ('prior', 'class_balance=1.5'),
     ('prior:transformer', 'prior.num_heads=0'),
     ('classifier', 'classifier.num_stages=2000000000'),
     ('classifier', 'data_dir=a\udcff'),

@@ -43,6 +43,8 @@ class Controls:
     guidance_scale: s >= 0; samples from log p(code) + s (log p(code |
       conditions) - log p(code)), classifier-free guidance (Ho and Salimans
       2022, equation 6 with s = 1 + w there); 1: off, 0: without conditions.
+    guidance_rise: what is added to s in raster order, from nothing at the first
+      code to this at the last; below 0, s falls, at most to 0. 0: off.
 
   Raises:
     errors.UserError: a value is outside its range.
@@ -52,6 +54,7 @@ class Controls:
   top_k: int = 0
   top_p: float = 1.0
   guidance_scale: float = 1.0
+  guidance_rise: float = 0.0
 
   def __post_init__(self):
     for name in ('temperature', 'guidance_scale'):
@@ -60,6 +63,13 @@ class Controls:
         raise errors.UserError(
           f'{name} is {value}; give a number of at least 0'
         )
+    if not (
+      arguments.is_number(self.guidance_rise)
+      and math.isfinite(self.guidance_rise)
+    ):
+      raise errors.UserError(
+        f'guidance_rise is {self.guidance_rise}; give a number'
+      )
     if not (
       arguments.is_number(self.top_k)
       and 0 <= self.top_k < math.inf
@@ -81,9 +91,15 @@ class Controls:
       values['top_k'] = min(int(self.top_k), _MAX_TOP_K)
     if self.top_p < 1:
       values['top_p'] = float(self.top_p)
-    if self.guidance_scale != 1:
+    if self.guides:
       values['guidance_scale'] = float(self.guidance_scale)
+      values['guidance_rise'] = float(self.guidance_rise)
     return values
+
+  @property
+  def guides(self) -> bool:
+    """Whether guidance is on."""
+    return self.guidance_scale != 1 or self.guidance_rise != 0
 
 
 _MAX_TOP_K = 2**31 - 1  # the largest int32; no codebook has as many codes
@@ -280,6 +296,17 @@ def sample_codes(
   )
 
 
+def _guidance_scales(
+  controls: dict[str, Array], grid: tuple[int, int]
+) -> Array | None:
+  """Takes the guidance from `controls`: its scales [h, w]; None: it is off."""
+  scale = controls.pop('guidance_scale', None)
+  if scale is None:
+    return None
+  passed = jnp.linspace(0, 1, math.prod(grid)).reshape(grid)
+  return jnp.maximum(scale + controls.pop('guidance_rise') * passed, 0)
+
+
 @functools.partial(jax.jit, static_argnames=('prior', 'grid', 'loss'))
 def _sample_codes(
   prior, variables, conditions, keys, grid, loss, controls, known
@@ -289,12 +316,12 @@ def _sample_codes(
   batch = len(keys)
   methods = prior.bind(variables)
   controls = dict(controls)
-  scale = controls.pop('guidance_scale', None)
+  scales = _guidance_scales(controls, grid)
   known = {k: einops.rearrange(x, 'b h w -> h w b') for k, x in known.items()}
 
   def streams(x):
     """Runs all images twice if guidance is on: [B, ...] -> [2B, ...]."""
-    return x if scale is None else jnp.concatenate([x, x])
+    return x if scales is None else jnp.concatenate([x, x])
 
   def sample_row(carry, row):
     cache, row_above = carry
@@ -310,8 +337,8 @@ def _sample_codes(
       j, noise, known = column
       cache, logits = methods.step(cache, i, j, streams(previous))
       scores = losses.log_probs(logits, loss)
-      if scale is not None:
-        scores = guide(*jnp.split(scores, 2), scale)
+      if scales is not None:
+        scores = guide(*jnp.split(scores, 2), scales[i, j])
       code = choose(scores, noise, **controls)
       if known:
         code = jnp.where(known['known_mask'], known['known_codes'], code)
@@ -324,7 +351,7 @@ def _sample_codes(
     row = einops.rearrange(row, 'w b -> b w')
     return (cache, row), row
 
-  if scale is not None:
+  if scales is not None:
     conditions = {
       name: jnp.concatenate([conditions[name], null])
       for name, null in prior.null_conditions(batch).items()

@@ -84,13 +84,15 @@ def _recomputing_sampler(
 ):
   """Samples with the same keys, and runs the full prior for every code."""
   settings = dataclasses.asdict(controls)
-  scale = settings.pop('guidance_scale')
+  start, rise = settings.pop('guidance_scale'), settings.pop('guidance_rise')
   codes = np.zeros((len(keys), *grid), np.int32)
   for i in range(grid[0]):
     noise = np.asarray(_noise(keys, i, grid[1]))  # [B, w, K]
     for j in range(grid[1]):
       logits = _all_logits(prior, variables, codes, conditions)[:, i, j]
       scores = _log_probs(logits, loss)
+      passed = (i * grid[1] + j) / (grid[0] * grid[1] - 1)
+      scale = max(start + rise * passed, 0)
       if scale != 1:
         nothing = {
           name: jnp.full_like(conditions[name], number)
@@ -118,7 +120,9 @@ def _args(labels, seed=0):
   return _PRIOR, _variables(), {'label': np.asarray(labels)}, keys, _GRID
 
 
-_ALL_ON = sampler.Controls(0.8, top_k=5, top_p=0.7, guidance_scale=2.5)
+_ALL_ON = sampler.Controls(
+  0.8, top_k=5, top_p=0.7, guidance_scale=2.5, guidance_rise=-1.5
+)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +134,8 @@ _ALL_ON = sampler.Controls(0.8, top_k=5, top_p=0.7, guidance_scale=2.5)
     (sampler.Controls(top_k=2), _GRID, False, 'cross_entropy'),
     (sampler.Controls(0, top_p=0.9), _GRID, True, 'cross_entropy'),
     (sampler.Controls(guidance_scale=0), (1, 5), True, 'cross_entropy'),
+    (sampler.Controls(guidance_rise=3), _GRID, False, 'cross_entropy'),
+    (sampler.Controls(guidance_rise=-4), _GRID, False, 'bce'),
     (_ALL_ON, (3, 4), True, 'cross_entropy'),
     (_ALL_ON, (5, 2), True, 'bce'),
     (_ALL_ON, (5, 1), False, 'cross_entropy'),
@@ -289,6 +295,7 @@ def test_values_do_not_recompile():
   assert compiles(0, **on)
   assert not compiles(1, **on)
   assert not compiles(2, **on, temperature=3)
+  assert not compiles(1, **on, guidance_rise=2)
   other = dict(completes=True, top_k=10**12, top_p=0.1, guidance_scale=3)
   assert not compiles(0, **other)
   other = dict(top_k=np.int64(2), top_p=np.float64(0.5), guidance_scale=0)
@@ -303,6 +310,12 @@ def test_values_do_not_recompile():
 def test_refuses_impossible_scales(control, value):
   with pytest.raises(errors.UserError, match=f'{control} is {value}'):
     sampler.Controls(**{control: value})
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), '1'])
+def test_refuses_an_impossible_rise(value):
+  with pytest.raises(errors.UserError, match=f'guidance_rise is {value}'):
+    sampler.Controls(guidance_rise=value)
 
 
 @pytest.mark.parametrize('top_k', [-1, 2.5, float('nan'), float('inf')])

@@ -1,0 +1,63 @@
+"""A run's trained prior: what sampling and scoring need of it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from dermvq_jax import errors
+from dermvq_jax.models import build
+from dermvq_jax.models.priors import base, sampler
+from dermvq_jax.runs import run as run_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedPrior:
+  """A trained prior.
+
+  Attributes:
+    model: the module.
+    variables: its variables, `{'params': ...}`.
+    loss: the loss that it was trained with.
+    drop_rates: the share of training images that did not know a condition, by
+      its name.
+    score: codes and conditions to log-likelihoods, `build.likelihood`.
+  """
+
+  model: base.Prior
+  variables: Any
+  loss: str
+  drop_rates: Mapping[str, float]
+  score: Callable[..., tuple[jax.Array, jax.Array]]
+
+  def check(self, controls: sampler.Controls):
+    """Raises UserError if guidance needs a null value that it never learned."""
+    never = [name for name, rate in self.drop_rates.items() if not rate]
+    if controls.guides and never:
+      raise errors.UserError(
+        'guidance is on, but this prior was trained with '
+        f'config.conditions.{", ".join(never)}=0 and does not know its null '
+        'value'
+      )
+
+
+def load(run: run_lib.Run) -> TrainedPrior:
+  """Loads the prior of a run; raises UserError if there is none."""
+  workdir, phase = run.workdir, run.prior
+  if not phase.started:
+    raise errors.UserError(
+      f'{workdir} has no trained prior; run dermvq encode --workdir='
+      f'{workdir}, then dermvq train --config=prior --workdir={workdir}'
+    )
+  weights = phase.weights  # first, as those of the VQ-VAE
+  model = build.prior(phase.config, phase.facts)
+  variables = jax.device_put(build.variables(weights))
+  return TrainedPrior(
+    model,
+    variables,
+    phase.config.loss,
+    dict(phase.config.conditions),
+    functools.partial(build.likelihood(model, phase.config.loss), variables),
+  )
