@@ -26,6 +26,7 @@ CONTROLS = {
   'top_k': (2, 10, 50, 0),
   'top_p': (0.5, 0.8, 0.95, 1.0),
   'guidance_scale': (0.0, 1.0, 2.0, 4.0),
+  'guidance_rise': (-1.0, 0.0, 2.0, 4.0),
 }
 _CONTROL_TEXTS = {
   'temperature': 'Temperature: below 1, images are more typical and less '
@@ -35,6 +36,8 @@ _CONTROL_TEXTS = {
   'probabilities sum to p; 1 is off.',
   'guidance_scale': 'Guidance: above 1 exaggerates what distinguishes the '
   'requested class; 1 is off; 0 ignores the class.',
+  'guidance_rise': 'Rise of guidance: what its scale of 1 gains from the top '
+  'left to the bottom right; 0 is off.',
 }
 
 
@@ -121,7 +124,7 @@ def controls(model: inference.Model, seed: int) -> page.Section:
   names, shown = model.class_names, []
   for control, values in CONTROLS.items():
     drop_rates = model.config.prior.conditions.values()
-    if control == 'guidance_scale' and not all(drop_rates):
+    if control.startswith('guidance') and not all(drop_rates):
       continue
     rows = [
       model.sample(names, seed=seed, **{control: value}) for value in values

@@ -30,6 +30,7 @@ PRIOR_FIGURES = [
   'top_k.png',
   'top_p.png',
   'guidance_scale.png',
+  'guidance_rise.png',
   'completions.png',
   'prior_curves.svg',
 ]
