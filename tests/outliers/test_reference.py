@@ -44,6 +44,11 @@ def test_content(calibrated_run, smoke_run):
     {k: np.full((1, 2, 2), m) for k, (m, _) in found.parts.items()}
   )
   np.testing.assert_allclose(maps, 0, atol=1e-6)
+  # In standard deviations; the error counts twice.
+  for part, weight in (('error', 2), ('bits', 1)):
+    up = {k: np.float64([[[m]]]) for k, (m, _) in found.parts.items()}
+    up[part] = up[part] + found.parts[part][1]
+    np.testing.assert_allclose(found.map(up), weight / 5, rtol=1e-5)
 
 
 def test_it_is_computed_once_and_needs_no_data(run):
