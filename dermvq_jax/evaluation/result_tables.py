@@ -188,6 +188,7 @@ def _groups(name: str, found: Mapping[str, results.GroupResult]) -> Table:
     for title, (field, form) in columns.items()
     if any(getattr(group, field) for group in found.values())
   }
+  but = ', but for class kept' * ('class kept' in columns)
   return Table(
     (name, 'images', *columns),
     [
@@ -206,7 +207,7 @@ def _groups(name: str, found: Mapping[str, results.GroupResult]) -> Table:
     f'{results.FLAGGED_AT}. In brackets: the 95% interval of the mean over '
     'lesions. Groups also differ in their classes and in how the images were '
     'taken.',
-    'Lower is better, but for class kept; in brackets the 95% interval.',
+    f'Lower is better{but}; in brackets the 95% interval.',
   )
 
 
