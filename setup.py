@@ -89,6 +89,8 @@ setuptools.setup(
       # A bucket's client, and a stand-in of the service.
       'gcp-storage-emulator',
       'gcsfs',
+      # The client of the hub; the tests have a stand-in.
+      'huggingface_hub>=1',
       'hypothesis',
       # The page of dermvq explore, and what drives Debian's Chromium on it.
       'gradio>=6.31,<7',
@@ -125,6 +127,8 @@ setuptools.setup(
     # The page of dermvq explore. gradio 6 needs Pillow before 13; without a
     # lower limit, pip would take gradio 3 beside Pillow 13.
     'explore': ['gradio>=6.31,<7'],
+    # Exports at hf://OWNER/NAME.
+    'hub': ['huggingface_hub>=1'],
     'tpu': ['jax[tpu]', 'gcsfs'],
     'cuda': ['jax[cuda13]'],
   },

@@ -42,6 +42,18 @@ def folder(text: str) -> str:
   return path(text)
 
 
+def run(text: str) -> str:
+  """Reads the folder of a run or export that is there, or hf://..."""
+  from dermvq_jax.runs import hub
+
+  if not hub.is_address(text):
+    return folder(text)
+  try:
+    return str(hub.parse(text))
+  except errors.UserError as e:
+    raise argparse.ArgumentTypeError(str(e)) from None
+
+
 def counts(text: str) -> dict[str, int]:
   """Reads 'mel=16,nv=4' or '8'; the class '' stands for every class."""
   try:

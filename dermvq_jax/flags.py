@@ -28,14 +28,18 @@ A run is one folder, the workdir:
 """
 
 
-def _add_workdir(sub: argparse.ArgumentParser, default: str | None = None):
+def _add_workdir(
+  sub: argparse.ArgumentParser, default: str | None = None, new: bool = False
+):
+  """Adds the run that a command makes, or the run or export that it uses."""
   sub.add_argument(
     '--workdir',
     required=default is None,
     default=default,
-    type=flag_types.folder,
+    type=flag_types.folder if new else flag_types.run,
     metavar='DIR',
     help='folder of the run, local or gs://BUCKET/...'
+    + ('' if new else ', or of an export, or hf://OWNER/NAME, or demo')
     + (f' (default: {default})' if default else ''),
   )
 
@@ -275,7 +279,7 @@ def _add_commands_of_use(command: Callable[..., argparse.ArgumentParser]):
   _add_workdir(sub, default='demo')
   sub.add_argument(
     '--compare',
-    type=flag_types.folder,
+    type=flag_types.run,
     metavar='DIR',
     help='folder of another run, to show beside the first',
   )
@@ -378,7 +382,7 @@ def parsers() -> tuple[
     'words such as :mse or :128+mse; or a .py file. '
     '--config.FIELD=VALUE changes a field; configs/*.py lists them',
   )
-  _add_workdir(sub)
+  _add_workdir(sub, new=True)
   sub.add_argument(
     '--profile',
     action='store_true',
@@ -398,7 +402,7 @@ def parsers() -> tuple[
     '--workdir=RUN',
     '--workdir=RUN --copies=1',
   )
-  _add_workdir(sub)
+  _add_workdir(sub, new=True)
   _add_data_dir(sub)
   sub.add_argument(
     '--copies',

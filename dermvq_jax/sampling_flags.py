@@ -123,6 +123,18 @@ REJECTIONS = (
     step=0.01,
   ),
 )
+CHOOSE = Number(
+  'choose',
+  1,
+  'draw K candidates for each image and keep the best',
+  '1, off',
+  metavar='K',
+  most=16,
+  step=1,
+  least=1,
+)
+# What is best; the first is the default.
+CHOOSE_BY = ('classifier', 'likelihood')
 
 
 def add_seed(sub: argparse.ArgumentParser):
@@ -134,17 +146,11 @@ def add_controls(sub: argparse.ArgumentParser):
   """Adds the flags for how images are sampled."""
   for number in CONTROLS:
     number.add_to(sub)
-  sub.add_argument(
-    '--choose',
-    type=int,
-    default=1,
-    metavar='K',
-    help='draw K candidates for each image and keep the best (default: 1, off)',
-  )
+  CHOOSE.add_to(sub)
   sub.add_argument(
     '--choose_by',
-    choices=('classifier', 'likelihood'),
-    default='classifier',
+    choices=CHOOSE_BY,
+    default=CHOOSE_BY[0],
     help="what is best: what the run's classifier finds most of its class, or "
     'what has the most likely codes (default: classifier)',
   )
@@ -232,7 +238,7 @@ def add_evaluation(sub: argparse.ArgumentParser):
   add_controls(sub)
   sub.add_argument(
     '--judge',
-    type=flag_types.folder,
+    type=flag_types.run,
     metavar='DIR',
     help='run whose classifier judges samples; --choose by a classifier needs '
     "one of another seed and architecture (default: the run's own)",

@@ -231,6 +231,7 @@ default_runtime() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v[234]-*) echo tpu-ubuntu2204-base ;;
+    v5e-*) fail "Cloud TPU calls '$1' v5litepod-${1#*-}; give this" ;;
     *) fail "no runtime version is known for '$1'; give --runtime_version" ;;
   esac
 }

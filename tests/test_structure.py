@@ -47,6 +47,7 @@ _CONFINED = {
       *('sources', 'sweeps', 'training'),
     )
   },
+  'huggingface_hub': {'runs.hub'},
   'tensorflow': {'runs.logs'},
   'clu.metric_writers': {'runs.logs'},
   'clu.periodic_actions': {'runs.logs'},

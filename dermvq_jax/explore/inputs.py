@@ -27,7 +27,7 @@ class Inputs:
     *,
     several: bool = True,
     start: int = 8,
-    rejections: bool = False,
+    selection: bool = False,
   ):
     """Adds the inputs to the page.
 
@@ -35,7 +35,7 @@ class Inputs:
       model: has the classes and conditions.
       several: whether there can be several classes and images.
       start: the number of images at first.
-      rejections: whether images can be replaced.
+      selection: whether images can be chosen and replaced.
     """
     names = list(model.class_names)
     self._conditions = model.conditions
@@ -64,7 +64,12 @@ class Inputs:
     )
     numbers = list(sampling_flags.CONTROLS)
     sliders = [_slider(number, model) for number in numbers]
-    if rejections:
+    choose_by = []
+    if selection:
+      with gr.Accordion('Choose the best of several', open=False):
+        sliders.append(_slider(sampling_flags.CHOOSE, model))
+        numbers.append(sampling_flags.CHOOSE)
+        choose_by.append(_choose_by(model))
       with gr.Accordion('Replace some images', open=False):
         more = sampling_flags.REJECTIONS
         sliders += [_slider(number, model) for number in more]
@@ -76,6 +81,7 @@ class Inputs:
       self._seed,
       *self._where,
       *sliders,
+      *choose_by,
     ]
 
   def request(
@@ -89,11 +95,14 @@ class Inputs:
     classes = [classes] if isinstance(classes, str) else classes or []
     split = len(self._conditions)
     where = dict(zip(self._conditions, values[:split]))
+    numbers = dict(zip(self._numbers, values[split:]))
+    chosen = values[split + len(numbers) :]
     return requests.Request(
       counts=dict.fromkeys(classes, int(count)),
       where={k: v for k, v in where.items() if v and v != _NOT_KNOWN},
       seed=seed,
-      numbers=dict(zip(self._numbers, values[split:])),
+      numbers=numbers,
+      **dict(zip(['choose_by'], chosen)),
     )
 
 
@@ -140,6 +149,19 @@ def _slider(number: sampling_flags.Number, model: inference.Model) -> gr.Slider:
     step=number.step,
     label=number.name,
     info=number.text,
+  )
+
+
+def _choose_by(model: inference.Model) -> gr.Radio:
+  """Adds the list of what can be best; a run may have no classifier."""
+  by_classifier, by_likelihood = sampling_flags.CHOOSE_BY
+  has_classifier = model.run.classifier.has_weights
+  return gr.Radio(
+    list(sampling_flags.CHOOSE_BY),
+    value=by_classifier if has_classifier else by_likelihood,
+    label='choose_by',
+    info="what the run's classifier finds most of its class, or what has the "
+    'most likely codes',
   )
 
 

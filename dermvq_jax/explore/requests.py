@@ -7,7 +7,12 @@ from typing import Any
 
 from dermvq_jax import errors, flag_types, sampling_flags
 
-_NUMBERS = (*sampling_flags.CONTROLS, *sampling_flags.REJECTIONS)
+_NUMBERS = (
+  *sampling_flags.CONTROLS,
+  *sampling_flags.REJECTIONS,
+  sampling_flags.CHOOSE,
+)
+_CHOOSE_BY = sampling_flags.CHOOSE_BY[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +23,9 @@ class Request:
     counts: the number of images of each class.
     where: the values of conditions that are known.
     seed: from 0 to 2**32 - 1.
-    numbers: the values of `sampling_flags.CONTROLS` and `REJECTIONS`, by name;
-      the others have their defaults.
+    numbers: the values of `sampling_flags.CONTROLS`, `REJECTIONS` and `CHOOSE`,
+      by name; the others have their defaults.
+    choose_by: by what the best candidates are chosen.
 
   Raises:
     UserError: there is no class or no seed, or a number is not given.
@@ -29,6 +35,7 @@ class Request:
   where: dict[str, str] = dataclasses.field(default_factory=dict)
   seed: int = 0
   numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+  choose_by: str = _CHOOSE_BY
 
   def __post_init__(self):
     if not self.counts:
@@ -50,6 +57,7 @@ class Request:
       'where': self.where,
       'seed': self.seed,
       **self._values(_NUMBERS),
+      'choose_by': self.choose_by,
     }
 
   def changed(self, name: str, value: Any) -> 'Request':
@@ -92,6 +100,8 @@ class Request:
     for number, value in zip(_NUMBERS, self._values(_NUMBERS).values()):
       if value != number.default:
         words.append(f'--{number.name}={value}')
+    if self.arguments['choose'] != 1 and self.choose_by != _CHOOSE_BY:
+      words.append(f'--choose_by={self.choose_by}')
     return shlex.join(['dermvq', 'sample', *words])
 
 

@@ -49,7 +49,7 @@ def add(session: session_lib.Session, opened: Callable[..., Any]):
   """Adds the tab; it samples a few images when the page opens."""
   with gr.Row():
     with gr.Column(scale=2, min_width=300):
-      given = inputs.Inputs(session.model, rejections=True)
+      given = inputs.Inputs(session.model, selection=True)
     with gr.Column(scale=3, min_width=300):
       button = gr.Button('Sample', variant='primary')
       results = inputs.Results()

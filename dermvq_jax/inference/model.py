@@ -20,6 +20,7 @@ from dermvq_jax.models import arguments, bayes, chunks
 from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
+from dermvq_jax.training import compile_cache
 
 Labels = Sequence[str | int]
 Images = conversion.Images
@@ -29,13 +30,15 @@ Given = conditions_lib.Given
 def load(workdir: epath.PathLike) -> 'Model':
   """Loads the run, or export, in `workdir`; the prior may still be missing.
 
-  An export needs neither TensorFlow nor Orbax: see `dermvq export`. 'demo' is
-  the model that comes with this package, see `runs.run.find`.
+  An export needs neither TensorFlow nor Orbax: see `dermvq export`. 'demo' and
+  hf://OWNER/NAME are exports, see `runs.run.find`. Programs that JAX compiles
+  from now on are kept on disk, see `training.compile_cache`.
 
   Raises:
     UserError: there is no trained VQ-VAE, or the prior was trained on the codes
       of another VQ-VAE.
   """
+  compile_cache.enable()
   return Model(run_lib.find(workdir))
 
 

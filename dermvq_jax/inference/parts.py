@@ -10,6 +10,7 @@ from etils import epath
 from dermvq_jax import errors
 from dermvq_jax.models import build
 from dermvq_jax.runs import run as run_lib
+from dermvq_jax.training import compile_cache
 
 
 def load_part(
@@ -35,6 +36,7 @@ def load_part(
       f'a VQ-VAE has no part {part!r}; there are '
       + ', '.join(build.VQVAE_PARTS)
     )
+  compile_cache.enable()
   vqvae = run_lib.find(workdir).vqvae
   apply, variables = build.vqvae_part(vqvae.config, vqvae.weights, part)
   if part == 'codebook':

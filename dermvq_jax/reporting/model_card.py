@@ -79,7 +79,7 @@ def _head(
   licence = _LICENCES.get(dataset, _OTHER)
   head = {'library_name': 'dermvq_jax', 'license': licence}
   if licence == _OTHER:
-    head['license_name'] = 'that of the training images'
+    head['license_name'] = 'that-of-the-training-images'  # as a slug
   if run.prior.started:
     head['pipeline_tag'] = 'unconditional-image-generation'
   return head | {

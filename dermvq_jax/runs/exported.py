@@ -18,7 +18,7 @@ import safetensors.numpy
 from etils import epath
 
 from dermvq_jax import errors, files
-from dermvq_jax.runs import packing
+from dermvq_jax.runs import hub, packing
 
 PyTree = Any
 _FILE = 'weights.safetensors'
@@ -43,7 +43,7 @@ def check_file(path: epath.Path, most: int = _MAX_CONFIG):
     UserError: it, or its folder, is a link, or it is too large.
   """
   for link in () if files.is_remote(path) else (path.parent, path):
-    if os.path.islink(link):
+    if os.path.islink(link) and not hub.is_cached(link):
       raise errors.UserError(
         f'{link} is a link, and an export has none; replace it by a copy of '
         'what it leads to, if you trust that'

@@ -27,6 +27,7 @@ from etils import epath
 from dermvq_jax import errors, files
 from dermvq_jax.data import prepared
 from dermvq_jax.models import digests
+from dermvq_jax.runs import hub
 from dermvq_jax.runs import phase as phase_lib
 
 
@@ -63,12 +64,15 @@ def find(workdir: epath.PathLike, data_dir: epath.PathLike = '') -> 'Run':
 
   Args:
     workdir: its folder. `DEMO` stands for the model that comes with this
-      package, unless there is a folder of this name.
+      package, unless there is a folder of this name; hf://OWNER/NAME@REVISION
+      for an export on the Hugging Face Hub, see `hub`.
     data_dir: as for `Run`.
 
   Raises:
-    UserError: `DEMO` is given, and there is neither.
+    UserError: `DEMO` is given, and there is neither; or as `hub.download`.
   """
+  if hub.is_address(workdir):
+    return Run(hub.download(hub.parse(str(workdir))), data_dir)
   if str(workdir) != DEMO or os.path.isdir(DEMO):
     return Run(workdir, data_dir)
   if not _DEMO_FOLDER.is_dir():

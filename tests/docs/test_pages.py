@@ -43,6 +43,7 @@ def _fields():
     field
     for name in config_files.shipped()
     for word in ('', *(f':{word}' for word in config_files.words(name)))
+    if word != ':cpu'  # It needs another one beside it.
     for field in config_files.fields(config_files.load(name + word))
   }
 

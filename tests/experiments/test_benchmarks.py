@@ -12,6 +12,7 @@ from experiments.benchmarks import (
   cases,
   flops,
   harness,
+  one_image,
   report,
   sampling,
   save_cost,
@@ -167,6 +168,13 @@ def test_sampling_is_timed(how, monkeypatch):
   monkeypatch.setattr(sampling, 'RECOMPUTED', 2)
   found = sampling.measure((how, 'gated_pixelcnn', 3, 2), 1)
   assert found['seconds'] > 0 and found['first_seconds'] > 0
+
+
+def test_one_image_and_many_are_timed_in_turns(monkeypatch):
+  now, called = iter(range(1000)), []
+  monkeypatch.setattr(one_image.time, 'perf_counter', lambda: next(now))
+  assert one_image.measure(called.append, rounds=2) == (1, 1)
+  assert called == [1, 32] + 2 * [1, 1, 1, 1, 32]
 
 
 def test_the_cost_of_saving(smoke_run, capsys, monkeypatch):

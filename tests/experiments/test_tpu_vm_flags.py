@@ -62,6 +62,10 @@ def test_dry_run_prints_the_commands(cloud, args):
     (['fly'], "there is no command 'fly'; see --help"),
     (['create'], 'which type? Give --accelerator_type, or set'),
     (['create', '--accelerator_type=tpu7x-8'], 'no runtime version is known'),
+    (
+      ['create', '--accelerator_type=v5e-8'],
+      "Cloud TPU calls 'v5e-8' v5litepod-8",
+    ),
     (['status', '--name='], '--name= needs a value: --name=...'),
     (['status', '--name', 'x'], '--name needs a value: --name=...'),
     (['status', '--name=../x'], "--name must be of a-z, 0-9 and -, not '../x'"),

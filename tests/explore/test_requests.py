@@ -19,7 +19,14 @@ def test_the_command_asks_for_the_same():
     {'mel': 2, "it's; new": 3},
     {'age': '60', 'sex': 'female'},
     7,
-    {'temperature': 0.9, 'top_k': 20.0, 'top_p': 1, 'reject_unlike': 0.1},
+    {
+      'temperature': 0.9,
+      'top_k': 20.0,
+      'top_p': 1,
+      'reject_unlike': 0.1,
+      'choose': 4.0,
+    },
+    'likelihood',
   )
   command = request.command('--workdir=a run', '--out=$HOME')
   assert '\n' not in command and '--top_p' not in command
@@ -32,7 +39,11 @@ def test_the_command_asks_for_the_same():
 
 
 def test_every_number_of_the_command_is_known():
-  numbers = (*sampling_flags.CONTROLS, *sampling_flags.REJECTIONS)
+  numbers = (
+    *sampling_flags.CONTROLS,
+    *sampling_flags.REJECTIONS,
+    sampling_flags.CHOOSE,
+  )
   values = {n.name: n.least + n.step for n in numbers}
   args = parsed(
     requests.Request({'a': 1}, numbers=values).command('--workdir=x', '--out=y')

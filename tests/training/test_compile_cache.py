@@ -4,8 +4,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.experimental.compilation_cache.compilation_cache
 import pytest
 
+import dermvq_jax
+from dermvq_jax import errors
 from dermvq_jax.training import compile_cache
 
 _COUNT = """
@@ -123,6 +127,52 @@ def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'geteuid', lambda: os.getuid() + 1)
   assert used(monkeypatch) is None
   assert not (tmp_path / 'dermvq_jax' / 'xla').exists()
+
+
+_LOAD = """
+import json
+import jax
+jax.jit(lambda x: x + 1)(1.0).block_until_ready()
+import dermvq_jax
+assert jax.config.jax_compilation_cache_dir is None
+try:
+  dermvq_jax.load('nowhere')
+except FileNotFoundError:
+  pass
+jax.jit(lambda x: x * 3 + 1)(1.0).block_until_ready()
+print(json.dumps(jax.config.jax_compilation_cache_dir))
+"""
+
+
+def test_from_python_the_folder_is_the_same(env, tmp_path):
+  """`load` turns it on, also if JAX has compiled something already."""
+  folder = tmp_path / 'caches' / 'dermvq_jax' / 'xla'
+  assert run(_LOAD, env=env)[0] == str(folder)
+  assert list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('configured', 'named', 'is_default'),
+  [(None, None, True), ('mine', None, False), (None, '', False)],
+)
+def test_from_python_the_users_own_setting_stands(
+  tmp_path, monkeypatch, configured, named, is_default
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.delenv(_SETTINGS[0], raising=False)
+  if named is not None:
+    monkeypatch.setenv(_SETTINGS[0], named)
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', configured)
+  try:
+    with pytest.raises(errors.MissingError):
+      dermvq_jax.load(tmp_path / 'nowhere')
+    default = str(tmp_path / 'dermvq_jax' / 'xla')
+    used = jax.config.jax_compilation_cache_dir
+    assert used == (default if is_default else configured)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
 
 
 def used(monkeypatch):

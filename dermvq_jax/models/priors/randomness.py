@@ -47,14 +47,19 @@ def image_keys(
   else:
     ids = arguments.check_ids(ids, len(labels))
 
+  return _image_keys(
+    np.uint32(seed), np.asarray(labels, np.uint32), np.asarray(ids, np.uint32)
+  )
+
+
+@jax.jit  # One after the other, these operations take as long as ten codes.
+def _image_keys(seed: Array, labels: Array, ids: Array) -> Array:
   def image_key(label, n):
     return jax.random.fold_in(
       jax.random.fold_in(jax.random.key(seed), label), n
     )
 
-  return jax.vmap(image_key)(
-    jnp.asarray(labels, jnp.uint32), jnp.asarray(ids, jnp.uint32)
-  )
+  return jax.vmap(image_key)(labels, ids)
 
 
 def row_noise(keys: Array, row: Array, width: int, codebook_size: int) -> Array:

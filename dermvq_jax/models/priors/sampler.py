@@ -410,11 +410,13 @@ def sample_in_batches(
       chosen = np.arange(start, start + chunk_size)
       real = chosen[chosen < len(keys)]
       chosen = np.minimum(chosen, len(keys) - 1)  # repeats the last image
+      # Picking keys takes a while, and a single image is a chunk.
+      is_all = len(keys) == chunk_size
       chunk = sample_codes(
         prior,
         variables,
         {name: values[chosen] for name, values in conditions.items()},
-        keys[chosen],
+        keys if is_all else keys[chosen],
         grid,
         controls,
         loss=loss,
