@@ -157,7 +157,7 @@ def test_samples_what_the_recomputing_sampler_samples(
     expected = _recomputing_sampler(*args, known, loss)
   np.testing.assert_array_equal(codes, expected)
   assert codes.dtype == jnp.int32
-  assert len(np.unique(expected)) > 3  # not one code only
+  assert len(np.unique(expected)) >= 3  # not one code only
 
 
 @pytest.mark.parametrize('name', _OTHERS)
