@@ -22,7 +22,8 @@ def estimate(
   images. The interval is Student's, which is wide where lesions are few.
 
   Args:
-    values: float `[N]`, one for each image.
+    values: float `[N]`, one for each image; bool if the mean is a share, whose
+      interval ends at 0 and 1.
     lesions: the lesion or patient of each image, `[N]`.
 
   Returns:
@@ -35,7 +36,10 @@ def estimate(
   error = scipy.stats.sem(means)
   reach = error * scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, len(means) - 1)
   mean = float(means.mean())
-  return results.Estimate(mean, float(mean - reach), float(mean + reach))
+  low, high = float(mean - reach), float(mean + reach)
+  if values.dtype == bool:
+    low, high = max(low, 0.0), min(high, 1.0)
+  return results.Estimate(mean, low, high)
 
 
 def measure(

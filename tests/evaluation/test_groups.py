@@ -32,6 +32,13 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
   assert covered == pytest.approx(0.95, abs=0.04)
 
 
+def test_a_share_has_an_interval_of_shares():
+  values = np.array([True, True, False])
+  found = groups.estimate(values, np.arange(3))
+  assert (found.low, found.high) == (0, 1)
+  assert groups.estimate(np.float64(values), np.arange(3)).high > 1
+
+
 def test_groups_are_by_condition_and_value():
   found = groups.measure(
     {'sex': np.array([0, 0, 2, 0])},
