@@ -40,7 +40,10 @@ def _gradients(
       step=old.step,
       axis_name=axis_name,
     )
-    return grads, {'loss': metrics.Mean.of(loss[None]), **parts}, observed
+    # One value an example, as of other metrics: then a run may go on with
+    # another number of devices between two log steps.
+    losses = jnp.broadcast_to(loss, len(jax.tree.leaves(part)[0]))
+    return grads, {'loss': metrics.Mean.of(losses), **parts}, observed
 
   if num_microbatches == 1:
     return of_part(batch, rng)

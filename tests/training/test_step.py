@@ -112,6 +112,13 @@ def test_jit_and_pmap_agree(phase, smoke_run, no_views):
   values = {k: metrics.compute(v['epoch']) for k, v in results.items()}
   assert values['jit'] == pytest.approx(values['pmap'], rel=1e-4)
   assert values['jit']['loss'] > 0
+  # The sums too: a run may go on with other devices between two log steps.
+  for name, part in results['jit']['epoch'].items():
+    np.testing.assert_allclose(
+      *(jax.tree.leaves(x) for x in (part, results['pmap']['epoch'][name])),
+      rtol=1e-3,
+      err_msg=name,
+    )
 
 
 def test_vqvae_loss_is_the_formula(smoke_run):
