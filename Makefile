@@ -87,7 +87,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version=3.11 \
   --no-header --no-annotate
 HASHED = $(LOCK) --generate-hashes --constraint=constraints.txt
 # All but beam, which needs other versions of these packages.
-EXTRAS = test bench docs notebook outliers dicom explore tpu cuda
+EXTRAS = test bench docs notebook outliers dicom explore hub tpu cuda
 NOT_BEAM = ^(protobuf|pyarrow|python-dateutil)==
 constraints: install
 	$(PIP) --require-hashes -r requirements/uv.txt

