@@ -28,7 +28,7 @@ _FILES = {False: 'outliers.npz', True: 'outliers_reconstructed.npz'}
 _MIN_HELD_OUT = 10
 _AT_ONCE = 128
 _TINY = 1e-12
-# In maps. Only the error sees single pixels: thin lines would be lost without.
+# In maps: only the error sees single pixels, and so thin lines.
 _ERROR_WEIGHT = 2
 
 
