@@ -60,6 +60,23 @@ def _blur(real: np.ndarray, made: np.ndarray, deviation: float) -> np.ndarray:
   return scipy.ndimage.gaussian_filter(real, (0, deviation, deviation, 0))
 
 
+def _weaken(real: np.ndarray, made: np.ndarray, factor: float) -> np.ndarray:
+  del made
+  return swap(real, factor * real, _FINEST)
+
+
+def _displace(real: np.ndarray, made: np.ndarray) -> np.ndarray:
+  """The power at each frequency of the finest octave stays, its place does not.
+
+  The phases become those of noise, the same for all colours.
+  """
+  del made
+  noise = np.random.default_rng(0).normal(size=(*real.shape[:3], 1))
+  spectrum, drawn = (np.fft.fft2(x, axes=(1, 2)) for x in (real, noise))
+  spectrum = np.abs(spectrum) * np.exp(1j * np.angle(drawn))
+  return swap(real, np.fft.ifft2(spectrum, axes=(1, 2)).real, _FINEST)
+
+
 # Real images and their reconstructions to changed images, all of them float.
 CHANGES: dict[str, Change] = {
   'real images': lambda real, made: real,
@@ -72,6 +89,11 @@ CHANGES: dict[str, Change] = {
     f'real, blur of {x} px': functools.partial(_blur, deviation=x)
     for x in (0.4, 0.6)
   },
+  **{
+    f'real, finest octave times {x}': functools.partial(_weaken, factor=x)
+    for x in (0.8, 0.6)
+  },
+  'real, finest octave at random places': _displace,
   'real, finest octave reconstructed': lambda r, m: swap(r, m, _FINEST),
   'real, second octave reconstructed': lambda r, m: swap(r, m, _SECOND),
   'real, both reconstructed': lambda r, m: swap(r, m, _BOTH),

@@ -39,6 +39,16 @@ def test_changes(images):
     assert all(np.abs(one - other).max() > 1e-3 for other in changed[:i])
 
 
+def test_a_displaced_octave_keeps_its_power(images):
+  change = octaves.CHANGES['real, finest octave at random places']
+  changed = change(images, None)
+  spectra = [np.fft.fft2(x, axes=(1, 2)) for x in (images, changed)]
+  np.testing.assert_allclose(*map(np.abs, spectra), atol=1e-6)
+  coarse = [x - octaves.octaves(x, 0.25, 1) for x in (images, changed)]
+  np.testing.assert_allclose(*coarse, atol=1e-9)
+  assert np.abs(changed - images).max() > 10
+
+
 def test_study(smoke_run, tmp_path, capsys, monkeypatch):
   def means(images):
     return images.mean((1, 2))
