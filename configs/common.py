@@ -55,6 +55,9 @@ def base(task: str) -> ml_collections.ConfigDict:
   # --config.num_epochs sets it to 0.
   config.min_train_steps = 2500
   config.num_train_steps = 0  # 0: num_epochs, but at least min_train_steps
+  # The training ends after so many validations without a better value; 0: only
+  # after its last step.
+  config.patience = 0
   config.log_every_steps = 50  # metrics `step/...`
   config.eval_every_steps = 0  # 0: whole epochs, at most 20 times in all
   config.checkpoint_every_steps = 500  # states to resume from

@@ -19,7 +19,7 @@ _FILE = 'config.json'
 # 1, in which the parameters of the priors have other names.
 _FORMAT = 2
 # These may change between two starts of the same run.
-_FREE = {'parallel', 'num_workers', 'data_dir'}
+_FREE = {'parallel', 'num_workers', 'data_dir', 'patience'}
 _FREE_SUFFIX = '_every_steps'
 
 

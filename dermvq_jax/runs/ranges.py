@@ -85,6 +85,7 @@ _RANGES = {
   'log_every_steps': _whole(1),
   'eval_every_steps': _whole(0),
   'checkpoint_every_steps': _whole(1),
+  'patience': _whole(0),
   'params_ema_decay': _BELOW_1,
   'label_smoothing': _BELOW_1,
   'class_balance': _SHARE,

@@ -1,8 +1,10 @@
 """The only training loop, including validation; it knows no model."""
 
 import contextlib
+import math
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -71,10 +73,32 @@ def _is_due(step: int, every: int, end: int) -> bool:
   return step % every == 0 or step == end
 
 
+class _Best(NamedTuple):
+  """The best validation so far.
+
+  Attributes:
+    value: of the task's `best_metric`; infinity if there is none.
+    step: its step; 0 if there is none.
+  """
+
+  value: float = math.inf
+  step: int = 0
+
+  def has_stalled(self, config: ml_collections.ConfigDict, step: int) -> bool:
+    """Whether the training waited as long as `patience` allows for a better."""
+    waited = step - self.step
+    return 0 < config.patience * config.eval_every_steps <= waited
+
+  def has_ended(self, config: ml_collections.ConfigDict, step: int) -> bool:
+    """Whether the training ends after this step."""
+    return step >= config.num_train_steps or self.has_stalled(config, step)
+
+
 def _loop(
   trainer: trainer_lib.Trainer,
   start: int,
-  restored: PyTree,
+  tree: PyTree,
+  best: _Best,
   saved: checkpoints.Checkpoints,
   requests: stopping.Requests,
   log: logs.Log | logs.NoLog,
@@ -86,8 +110,8 @@ def _loop(
   Args:
     trainer: what is trained.
     start: the step that training resumes from; 0: a new training.
-    restored: `tree`, the state and the metrics after that step, and `best`,
-      the best metric's value for the weights in best/.
+    tree: the state and the metrics after that step.
+    best: the validation of the weights in best/.
     saved: where checkpoints go.
     requests: the signals that ask to stop.
     log: where metrics go.
@@ -95,11 +119,8 @@ def _loop(
     stack: closes everything that is opened here.
   """
   config, par, folder = trainer.config, trainer.parallel, saved.folder
-  tree = par.put_tree(restored['tree'])
-  best = float(restored['best'])
+  tree = par.put_tree(tree)
   end = config.num_train_steps
-  if start:
-    logging.info('Resuming %s at step %d of %d.', config.task, start, end)
   step_fn = trainer.compile_train_step()
   batches = trainer.train_batches(start)
   example = next(trainer.val_batches())
@@ -141,37 +162,77 @@ def _loop(
       bar.set_postfix(loss=f'{row["step/loss"]:.4g}', refresh=False)
       _say(pace.time_left(step, speed))
     if evaluates:
-      tree, row = _fetch(tree, 'epoch', 'train/', par)
-      row |= trainer.evaluate(tree['state'])
-      log.scalars(step, row)
-      log.images(step, _summary_images(trainer.task, tree['state'], example))
-      _say(messages.evaluation(trainer.task, step, row, best))
-      best = _keep_best(trainer, step, tree['state'], row, best, saved)
-    if saves:
+      tree, best = _validate(trainer, step, tree, best, example, saved, log)
+    has_ended = best.has_ended(config, step)
+    if saves or has_ended:
       log.flush()
-      saved.save(step, {'tree': tree, 'best': np.float32(best)})
-    if signal and step < end:
+      saved.save(step, {'tree': tree, 'best': np.float32(best.value)})
+    if has_ended:
+      _say(messages.stalled(step, config))
+      return
+    if signal:
       raise errors.StoppedError(signal)
     if step == start + 1 or step % config.log_every_steps == 0:
       jax.block_until_ready(tree)  # of the first step, which compiles
       pace.restart(step)
 
 
-def _keep_best(
+def _validate(
   trainer: trainer_lib.Trainer,
   step: int,
-  train_state: state.TrainState,
-  row: dict[str, float],
-  best: float,
+  tree: PyTree,
+  best: _Best,
+  example: PyTree,
   saved: checkpoints.Checkpoints,
-) -> float:
-  """Saves the weights if they are the best so far; returns the best value."""
-  score = row[f'val/{trainer.task.best_metric}']
-  if not score < best:
-    return best
-  weights = trainer.kept_weights(train_state)
-  saved.save_best(step, weights)
-  return score
+  log: logs.Log | logs.NoLog,
+) -> tuple[PyTree, _Best]:
+  """Validates, and saves the weights if they are the best so far.
+
+  Returns:
+    `tree` with new sums of metrics, and the best validation so far.
+  """
+  tree, row = _fetch(tree, 'epoch', 'train/', trainer.parallel)
+  train_state = tree['state']
+  row |= trainer.evaluate(train_state)
+  log.scalars(step, row)
+  log.images(step, _summary_images(trainer.task, train_state, example))
+  _say(messages.evaluation(trainer.task, step, row, best.value))
+  value = row[f'val/{trainer.task.best_metric}']
+  if value < best.value:
+    saved.save_best(step, trainer.kept_weights(train_state))
+    best = _Best(value, step)
+  return tree, best
+
+
+def _restore_best(
+  trainer: trainer_lib.Trainer,
+  start: int,
+  value: np.float32,
+  rows: Sequence[Mapping[str, float]],
+  saved: checkpoints.Checkpoints,
+  like: PyTree,
+) -> _Best:
+  """The best validation up to a checkpoint, whose weights are intact.
+
+  Args:
+    trainer: what is trained.
+    start: the checkpoint's step.
+    value: the best value in it.
+    rows: the metrics.
+    saved: where checkpoints are.
+    like: gives the structure of a checkpoint.
+  """
+  key = f'val/{trainer.task.best_metric}'
+  steps = [r['step'] for r in rows if np.float32(r.get(key, 'nan')) == value]
+  best = _Best(float(value), min([start, *steps]))
+  value = saved.repair_best(
+    value,
+    steps,
+    like,
+    lambda tree: trainer.kept_weights(tree['tree']['state']),
+    best.has_ended(trainer.config, start),
+  )
+  return best._replace(value=float(value))
 
 
 def _summary_images(task, train_state, example):
@@ -267,31 +328,25 @@ def train(
     stack.enter_context(contextlib.closing(saved))
     like = {'tree': structure, 'best': np.float32(0)}
     start, restored = saved.restore(like)
-    ended = start >= config.num_train_steps
+    best = _Best()
     if start:
-      key, best = f'val/{trainer.task.best_metric}', restored['best']
-      rows = phase.metrics()
-      steps = [r['step'] for r in rows if np.float32(r.get(key, 'nan')) == best]
-      restored['best'] = saved.repair_best(
-        best,
-        steps,
-        like,
-        lambda tree: trainer.kept_weights(tree['tree']['state']),
-        ended,
-      )
-    if ended:
+      value, rows = restored['best'], phase.metrics()
+      best = _restore_best(trainer, start, value, rows, saved, like)
+    if best.has_ended(config, start):
       logging.info('%s is already trained.', phase.folder)
     else:
-      if not start:
-        restored = {'tree': trainer.start(), 'best': np.float32(np.inf)}
-        params = restored['tree']['state'].params
-        _say(messages.plan(given, config, facts, params))
+      tree = restored['tree'] if start else trainer.start()
+      if start:
+        end = config.num_train_steps
+        logging.info('Resuming %s at step %d of %d.', config.task, start, end)
+      else:
+        _say(messages.plan(given, config, facts, tree['state'].params))
       log = logs.open_log(phase.folder, start, is_verbose=verbose)
       stack.enter_context(contextlib.closing(log))
       traces = phase.folder / 'profile' if profile else None
       trace = logs.Trace(traces, start, config.num_train_steps)
       stack.callback(trace.close)
-      _loop(trainer, start, restored, saved, requests, log, trace, stack)
+      _loop(trainer, start, tree, best, saved, requests, log, trace, stack)
       if hosts.is_primary():
         _say(messages.outcome(trainer.task, phase.folder, phase.metrics()))
     if source and hosts.is_primary():

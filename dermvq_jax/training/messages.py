@@ -88,6 +88,22 @@ def evaluation(
   return f'step {step:,}: {said}' + (', the best so far' if is_best else '')
 
 
+def stalled(step: int, config: ml_collections.ConfigDict) -> str:
+  """Says why a training ends before its last step; at that step ''.
+
+  Args:
+    step: the step after which it ends.
+    config: the phase's config.
+  """
+  end = config.num_train_steps
+  if step == end:
+    return ''
+  return (
+    f'The last {config.patience} validations were not better, so the training '
+    f'ends after step {step:,} of {end:,}.'
+  )
+
+
 def outcome(
   task: task_lib.Task, folder: epath.Path, rows: Sequence[Mapping[str, float]]
 ) -> str:

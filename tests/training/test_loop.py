@@ -236,6 +236,40 @@ def test_constant_schedule_goes_on_longer(smoke_run, tmp_path):
   assert steps_in(workdir / 'prior' / 'checkpoints') == [5, 7]
 
 
+def test_patience(smoke_run, tmp_path, monkeypatch, caplog):
+  """The value is best at step 3: a training ends so many validations later."""
+  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  folder = workdir / 'prior'
+  real = trainer.Trainer.evaluate
+
+  def evaluate(self, train_state):
+    step = int(train_state.step)
+    return real(self, train_state) | {'val/nll': 1.0 + abs(step - 3)}
+
+  monkeypatch.setattr(trainer.Trainer, 'evaluate', evaluate)
+
+  def train(patience):
+    caplog.clear()
+    options = f'--config.patience={patience}', '--config.eval_every_steps=1'
+    train_smoke('prior', workdir, data, *options)
+    assert steps_in(folder / 'best') == [3]
+    return max(steps_in(folder / 'checkpoints')), rows_in(folder)[-1]['step']
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    interrupt(patch, after=4)  # The wait goes on after it.
+    train(2)
+  assert train(2) == (5, 5)
+  told = 'The last 2 validations were not better, so the training ends after'
+  assert f'{told} step 5 of 10.' in caplog.text
+  assert f'{folder / "best"} has the weights of step 3' in caplog.text
+  assert train(2) == (5, 5)
+  assert 'is already trained' in caplog.text
+  assert train(4) == (7, 7)
+  # At the last step there is nothing to say.
+  assert train(7) == (10, 10)
+  assert 'not better' not in caplog.text
+
+
 # Mistakes and failures.
 
 
