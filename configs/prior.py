@@ -71,12 +71,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.conditions = {'label': 0.1}
   # How much more often the images of rare classes are seen: 0 as often as
   # others, 1 so often that all classes are equally frequent.
-  config.class_balance = 0.0
+  config.class_balance = 0.5
   config.loss = 'cross_entropy'  # or 'bce': one-vs-rest, as in the report
   config.label_smoothing = 0.0  # share of the target for all codes
   config.optim.warmup_steps = 200
   config.params_ema_decay = 0.999
-  config.num_epochs = 20.0
+  config.num_epochs = 36.0
   config.min_train_steps = 3000
 
   size = common.one_of(words, _SIZES, '')

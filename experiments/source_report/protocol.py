@@ -43,7 +43,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
   ),
   'package': (),
 }
-_PRIOR = {'plain': ('loss=bce',), 'package': ()}
+_PRIOR = {'plain': ('loss=bce', 'class_balance=0.0'), 'package': ()}
 # The report trained with squared error.
 _CONFIGS = {'vqvae': 'vqvae:mse', 'prior': 'prior'}
 _FULL = ('batch_size=8', 'num_epochs=10.0')

@@ -17,9 +17,6 @@ from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import loop
 from experiments import common
 
-# More epochs only overfit: with 4,001 images val was best at epoch 10.
-_PRIOR_EPOCHS = 12.0
-
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
@@ -147,10 +144,7 @@ def make_fold(
   overrides = f'dataset={images.name}', f'data_dir={images.data_dir}'
   loop.train(common.load_config('vqvae', *overrides, size=size), run)
   encode.encode(run)
-  prior = common.load_config('prior', size=size)
-  if not prior.num_train_steps:
-    prior.num_epochs = _PRIOR_EPOCHS
-  loop.train(prior, run)
+  loop.train(common.load_config('prior', size=size), run)
   return Fold(name, run)
 
 

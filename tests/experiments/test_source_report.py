@@ -203,6 +203,7 @@ def test_configs_differ_only_in_their_recipe():
   assert config('package', False).augment.cutout_target == 'clean'
   prior = config('plain', True, 'prior')
   assert (prior.loss, prior.num_epochs) == ('bce', 20)
+  assert prior.class_balance == 0
 
 
 class _Figures(html.parser.HTMLParser):

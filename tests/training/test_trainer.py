@@ -65,7 +65,7 @@ def _resolve(name, num_train, *overrides):
     ('vqvae', 4001, [], 3500, 250),
     ('vqvae:mse', 4001, [], 2500, 250),
     ('vqvae:sharpen', 4001, [], 1000, 250),
-    ('prior', 4001, [], 5000, 250),
+    ('prior', 4001, [], 9000, 500),
     ('classifier', 4001, [], 1250, 125),
     # More images take more steps.
     ('vqvae', 20000, [], 12500, 1250),
