@@ -312,9 +312,9 @@ def _labels(evaluation: results.Evaluation) -> Table:
     'The share of images whose class is recognised by a classifier that was '
     'trained on real images. Samples that show their class are recognised as '
     'often as real images. If they are recognised less often, try '
-    '--guidance_scale.' + f' {about_choice(evaluation)}'.rstrip(),
+    '--guidance_rise.' + f' {about_choice(evaluation)}'.rstrip(),
     'Higher is better; if samples are far below real images, try '
-    '--guidance_scale=2.',
+    '--guidance_rise=2.',
   )
 
 
