@@ -212,7 +212,7 @@ def _restore_best(
   saved: checkpoints.Checkpoints,
   like: PyTree,
 ) -> _Best:
-  """The best validation up to a checkpoint, whose weights are intact.
+  """Returns the best validation up to a checkpoint; see `repair_best`.
 
   Args:
     trainer: what is trained.
