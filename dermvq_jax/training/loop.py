@@ -163,7 +163,7 @@ def _loop(
       _say(pace.time_left(step, speed))
     if evaluates:
       tree, best = _validate(trainer, step, tree, best, example, saved, log)
-    has_ended = best.has_ended(config, step)
+    has_ended = evaluates and best.has_ended(config, step)
     if saves or has_ended:
       log.flush()
       saved.save(step, {'tree': tree, 'best': np.float32(best.value)})
