@@ -1,18 +1,22 @@
-"""The four priors on one VQ-VAE's codes, at equal time and at equal size.
+"""Priors on one VQ-VAE's codes, at equal time and at equal size.
 
 ```
 python -m experiments.prior_study --vqvae=RUN --workdir=STUDY
+python -m experiments.prior_study --vqvae=RUN --workdir=STUDY2 --minutes=6 \
+  --priors gated_pixelcnn gated_pixelcnn,prior.dropout_rate=0,batch_size=32
 python -m experiments.prior_study --workdir=STUDY --table
 ```
 
-RUN is a run whose images are encoded. Each prior has about a million parameters
-(configs/prior.py). It trains once, at a constant learning rate. This training
-answers both questions: the validation bits per code after 2,000 steps (equal
-size and steps), and the best bits per code within 20 minutes (equal time).
+RUN is a run whose images are encoded. Without --priors the four priors compete,
+with about a million parameters each (configs/prior.py). A prior can be followed
+by changes of its config. Each trains once, at a constant learning rate. This
+training answers both questions: the validation bits per code after 2,000 steps
+(equal size and steps), and the best bits per code within --minutes (equal
+time).
 
 The first command starts by measuring the time of a training step and of
 sampling for all priors, in turn; run it on an idle machine. Each prior then
-trains for as many steps as fit into 20 minutes at that speed, so other work on
+trains for as many steps as fit into the minutes at that speed, so other work on
 the machine no longer matters. If the study was interrupted, run the command
 again: it resumes.
 """
@@ -21,6 +25,7 @@ import functools
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,7 +42,6 @@ from dermvq_jax.training import trainer as trainer_lib
 from experiments import common
 
 PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
-MINUTES = 20
 EQUAL_STEPS = 2000
 EVAL_EVERY = 250
 _ROUNDS, _STEPS_A_ROUND = 5, 6
@@ -46,11 +50,18 @@ _SPEEDS = 'speeds.json'
 
 
 def prior_config(prior: str, *overrides: str):
-  """Returns the config of a prior in this study."""
+  """Returns the config of a prior in this study.
+
+  Args:
+    prior: its name, and changes after it: 'rnn,prior.num_layers=3'.
+    *overrides: 'field=value' each.
+  """
+  name, *changes = prior.split(',')
   return common.load_config(
-    f'prior:{prior}',
+    f'prior:{name}',
     'optim.schedule=constant',
     f'eval_every_steps={EVAL_EVERY}',
+    *changes,
     *overrides,
   )
 
@@ -99,19 +110,24 @@ class _Contender:
     return medians | {'num_params': sum(x.size for x in leaves)}
 
 
-def _measure(codes: prepared.Dataset) -> dict[str, dict[str, float]]:
-  """Measures the speeds of all priors."""
-  contenders = {prior: _Contender(prior, codes) for prior in PRIORS}
+def _measure(
+  priors: Sequence[str], codes: prepared.Dataset, minutes: float
+) -> dict[str, dict[str, float]]:
+  """Measures the speeds of all priors; with the minutes that each has."""
+  contenders = {prior: _Contender(prior, codes) for prior in priors}
   for n in range(1 + _ROUNDS):
     for prior, contender in contenders.items():
       contender.measure(keep=n > 0)  # The first round compiles.
       logging.info('Measured %s, round %d of %d.', prior, n, _ROUNDS)
-  return {prior: c.result() for prior, c in contenders.items()}
+  return {
+    prior: {**c.result(), 'minutes': minutes} for prior, c in contenders.items()
+  }
 
 
 def num_train_steps(speed: dict[str, float]) -> int:
-  """Steps in 20 minutes, up to the last validation; at least 2,000."""
-  validations = int(MINUTES * 60 / speed['step_seconds'] / EVAL_EVERY)
+  """Steps in its minutes, up to the last validation; at least 2,000."""
+  seconds = speed['minutes'] * 60
+  validations = int(seconds / speed['step_seconds'] / EVAL_EVERY)
   return max(EQUAL_STEPS, validations * EVAL_EVERY)
 
 
@@ -130,16 +146,17 @@ def _train(
 
 def table(workdir: epath.Path) -> str:
   """Returns the results so far as a Markdown table."""
+  speeds = common.read_json(workdir / _SPEEDS)
+  [minutes] = {speed['minutes'] for speed in speeds.values()}
   header = [
     'prior',
     'parameters',
     f'val bits per code, {EQUAL_STEPS:,} steps',
-    f'best within {MINUTES} minutes',
+    f'best within {minutes:g} minutes',
     'at step',
     's per 1,000 images trained',
     f's for {_SAMPLES} samples',
   ]
-  speeds = common.read_json(workdir / _SPEEDS)
   return common.table(
     header, [_row(workdir, prior, speed) for prior, speed in speeds.items()]
   )
@@ -154,7 +171,7 @@ def _row(workdir: epath.Path, prior: str, speed: dict[str, float]) -> list[Any]:
   in_time = {
     step: value
     for step, value in bits.items()
-    if step * speed['step_seconds'] <= MINUTES * 60
+    if step * speed['step_seconds'] <= speed['minutes'] * 60
   }
   best = min(in_time, key=in_time.get, default=None)
   equal = bits.get(EQUAL_STEPS)
@@ -177,6 +194,20 @@ def main(argv: list[str] | None = None):
     '--vqvae', type=epath.Path, help='run with a VQ-VAE and its codes'
   )
   parser.add_argument(
+    '--priors',
+    nargs='+',
+    default=PRIORS,
+    metavar='PRIOR',
+    help='their names, each with changes of its config after it: '
+    'rnn,prior.num_layers=3 (default: the four, as they are)',
+  )
+  parser.add_argument(
+    '--minutes',
+    type=float,
+    default=20,
+    help='for the training of each (default: %(default)g)',
+  )
+  parser.add_argument(
     '--table', action='store_true', help='train nothing, print the table'
   )
   args = parser.parse_args(argv)
@@ -186,10 +217,9 @@ def main(argv: list[str] | None = None):
     common.setup()
     with common.usage_errors(parser):
       run = run_lib.Run(args.vqvae)
-      codes = run.dataset(prior_config(PRIORS[0]))
-      common.run_missing(
-        args.workdir, {_SPEEDS: functools.partial(_measure, codes)}
-      )
+      codes = run.dataset(prior_config(args.priors[0]))
+      measure = functools.partial(_measure, args.priors, codes, args.minutes)
+      common.run_missing(args.workdir, {_SPEEDS: measure})
       speeds = common.read_json(args.workdir / _SPEEDS)
       for prior in common.announced(list(speeds)):
         steps = num_train_steps(speeds[prior])

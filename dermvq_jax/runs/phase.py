@@ -18,13 +18,12 @@ _FILE = 'config.json'
 # The version of config.json and of the weights. dermvq_jax 0.1.0 writes version
 # 1, in which the parameters of the priors have other names.
 _FORMAT = 2
-# These may change between two starts of the same run.
-_FREE = {'parallel', 'num_workers', 'data_dir', 'patience'}
-_FREE_SUFFIX = '_every_steps'
-
-
-# They name folders of this machine, and no result depends on them.
+# They name folders of this machine. No result depends on them: facts and
+# digests name what is in them.
 _PATHS = ('data_dir', 'start_from')
+# These may change between two starts of the same run.
+_FREE = {'parallel', 'num_workers', 'patience', *_PATHS}
+_FREE_SUFFIX = '_every_steps'
 
 
 def made_by() -> dict[str, Any]:

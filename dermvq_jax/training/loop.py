@@ -306,7 +306,7 @@ def train(
   run.phase(config.task).check_trainable()
   source = pretrained.source(config)
   if source:
-    config = pretrained.resolve(config, source)
+    config = pretrained.resolve(config, source, run)
   dataset = run.dataset(config)
   facts = dataset.facts
   given, config = config, trainer_lib.resolve(config, facts)

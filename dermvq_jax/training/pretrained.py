@@ -52,13 +52,14 @@ def source(config: ml_collections.ConfigDict) -> run_lib.Run | None:
 
 
 def resolve(
-  config: ml_collections.ConfigDict, run: run_lib.Run
+  config: ml_collections.ConfigDict, run: run_lib.Run, target: run_lib.Run
 ) -> ml_collections.ConfigDict:
   """Takes what must stay from the run that is trained on.
 
   Args:
     config: the config of a VQ-VAE.
     run: from `source`.
+    target: the run of the training.
 
   Returns:
     A copy of the config, with the model, the quantizer and the dataset of that
@@ -70,12 +71,13 @@ def resolve(
   kept, workdir = run.vqvae, os.fspath(run.workdir)
   if not files.is_remote(workdir):  # later commands may run in another folder
     workdir = os.path.abspath(workdir)
+  data_dir = run.data_dir()
   values = config.to_dict() | {
-    'start_digest': run.vqvae_digest,
+    'start_digest': digests.of_tree(kept.weights),
     'model': kept.config.model.to_dict(),
     'quantizer': kept.config.quantizer.to_dict(),
     'dataset': kept.config.dataset,
-    'data_dir': str(run.data_dir()),
+    'data_dir': '' if data_dir == target.workdir / 'data' else str(data_dir),
     'start_from': workdir,
   }
   if config.discriminator.num_samples:

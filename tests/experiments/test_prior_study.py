@@ -5,6 +5,7 @@ import json
 import pytest
 from etils import epath
 
+from dermvq_jax.runs import run as run_lib
 from experiments import common
 from experiments import prior_study as study
 
@@ -14,11 +15,17 @@ from experiments import prior_study as study
   [(1.0, 2000), (0.5, 2250), (0.1, 12_000)],
 )
 def test_steps_fit_into_the_time(seconds, steps):
-  assert study.num_train_steps({'step_seconds': seconds}) == steps
+  speed = {'step_seconds': seconds, 'minutes': 20}
+  assert study.num_train_steps(speed) == steps
 
 
 def _write_speeds(folder, *priors):
-  speed = {'step_seconds': 0.5, 'sample_seconds': 2.0, 'num_params': 1234}
+  speed = {
+    'step_seconds': 0.5,
+    'sample_seconds': 2.0,
+    'num_params': 1234,
+    'minutes': 20,
+  }
   common.write_json(folder / 'speeds.json', dict.fromkeys(priors, speed))
 
 
@@ -44,10 +51,8 @@ def test_the_table_reads_equal_steps_and_equal_time(tmp_path):
 
 def test_from_a_run_to_the_table(smoke_run, tmp_path, monkeypatch, capsys):
   config = study.prior_config
-  monkeypatch.setattr(study, 'PRIORS', ('gated_pixelcnn',))
   monkeypatch.setattr(study, 'EQUAL_STEPS', 10)
   monkeypatch.setattr(study, 'EVAL_EVERY', 5)
-  monkeypatch.setattr(study, 'MINUTES', 1e-6)
 
   def smoke_config(prior, *overrides):
     small = 'prior.num_layers=1', 'prior.features=8', 'prior.head_features=8'
@@ -55,12 +60,18 @@ def test_from_a_run_to_the_table(smoke_run, tmp_path, monkeypatch, capsys):
     return config(prior, *small, *short, *overrides)
 
   monkeypatch.setattr(study, 'prior_config', smoke_config)
+  changed = 'gated_pixelcnn,prior.dropout_rate=0.3'
   arguments = [f'--vqvae={smoke_run}', f'--workdir={tmp_path}']
+  arguments += ['--minutes=1e-6', '--priors', 'gated_pixelcnn', changed]
   study.main(arguments)
-  printed = capsys.readouterr().out
-  row = printed.splitlines()[-1]
-  assert row.startswith('| gated_pixelcnn | ') and row.count('not yet') == 2
-  study.main([*arguments, '--table'])
+  *_, plain, row = capsys.readouterr().out.splitlines()
+  assert plain.startswith('| gated_pixelcnn | ') and plain.count('not yet') == 2
+  assert (
+    row.startswith(f'| {changed} | ') and plain.split()[3:] != row.split()[3:]
+  )
+  trained = run_lib.Run(tmp_path / changed).prior.config
+  assert trained.prior.dropout_rate == 0.3
+  study.main([f'--workdir={tmp_path}', '--table'])
   assert capsys.readouterr().out.splitlines()[-1] == row
 
 

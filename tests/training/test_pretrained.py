@@ -57,7 +57,7 @@ def test_the_prior_comes_along(smoke_run, sharpened):
 
 def test_the_prior_draws_in_the_frequencies_of_the_classes(smoke_run):
   run = run_lib.Run(smoke_run)
-  config = pretrained.resolve(_config(smoke_run), run)
+  config = pretrained.resolve(_config(smoke_run), run, run_lib.Run('other'))
   start = pretrained.start(config, run)
   labels = np.random.default_rng(config.seed).choice(
     run.codes.labels('train'), 16
@@ -72,7 +72,7 @@ def test_the_prior_draws_in_the_frequencies_of_the_classes(smoke_run):
 def test_drawn_images_train_the_decoder(smoke_run, sharpened):
   """With all else equal, and nothing but the decoder."""
   run = run_lib.Run(smoke_run)
-  config = pretrained.resolve(_config(smoke_run), run)
+  config = pretrained.resolve(_config(smoke_run), run, run_lib.Run('other'))
   start = pretrained.start(config, run)
   batch = {'image': run.images.split('train')[0]['image'][None]}
   facts, key = run.images.facts, jax.random.key(0)
@@ -104,12 +104,26 @@ def test_drawn_images_train_the_decoder(smoke_run, sharpened):
 
 
 def test_resumes_only_with_the_same_run(smoke_run, sharpened, tmp_path):
+  """Wherever that run is now."""
   loop.train(_config(smoke_run), sharpened)  # Nothing is left to do.
-  other = tmp_path / 'other'
+  moved = tmp_path / 'moved'
   for phase in ('vqvae', 'prior'):
-    shutil.copytree(smoke_run / phase, other / phase)
-  with pytest.raises(errors.UserError, match=r'config\.start_from was'):
-    loop.train(_config(other, f'data_dir={smoke_run}/data'), sharpened)
+    shutil.copytree(smoke_run / phase, moved / phase)
+  data = f'data_dir={smoke_run}/data'
+  loop.train(_config(moved, data), sharpened)
+  # Encoder, codebook and prior are the same, the decoder is another one.
+  other = smoke_run / 'squared_error'
+  with pytest.raises(errors.UserError, match=r'config\.start_digest was'):
+    loop.train(_config(other, data), sharpened)
+
+
+def test_data_in_the_own_folder_may_move_with_it(smoke_run):
+  """`dermvq demo` trains on from a run in its own folder."""
+  run = run_lib.Run(smoke_run)
+  assert run.vqvae.config.start_from == str(smoke_run / 'squared_error')
+  assert run.vqvae.config.data_dir == ''
+  other = pretrained.resolve(_config(smoke_run), run, run_lib.Run('other'))
+  assert other.data_dir == str(smoke_run / 'data')
 
 
 @pytest.mark.parametrize(
