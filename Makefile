@@ -26,11 +26,8 @@ demo: install
 # The model of dermvq_jax.load('demo'): its data are drawn, so it may be given
 # away. Commit the folder; it has about 5 MB.
 demo-model: demo
-	$(BIN)/dermvq train --config=vqvae:demo+sharpen \
-	  --config.start_from=$(WORKDIR) --workdir=$(WORKDIR)_sharp
-	$(BIN)/dermvq evaluate --workdir=$(WORKDIR)_sharp
 	rm -rf dermvq_jax/demo_model
-	$(BIN)/dermvq export --workdir=$(WORKDIR)_sharp --out=dermvq_jax/demo_model
+	$(BIN)/dermvq export --workdir=$(WORKDIR) --out=dermvq_jax/demo_model
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist=worksteal

@@ -146,8 +146,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.min_train_steps = 1000
     if size == '64':
       config.num_epochs = 4.0
-    elif size == 'demo':  # The borders of drawn lesions get halos otherwise.
+    elif size == 'demo':
+      # The borders of drawn lesions get halos otherwise.
       config.loss.adversarial = 0.8
+      config.discriminator.num_samples = 1024
+      config.num_train_steps = 500
   return config
 
 

@@ -13,6 +13,8 @@ from dermvq_jax.training import loop
 
 # How often each training image is encoded, by the size of the demo.
 _COPIES = {'demo': 8, 'smoke': 1}
+# Folder, in that of the demo, of the run whose decoder is then trained on.
+_FIRST = 'squared_error'
 
 
 def demo(workdir: epath.PathLike, size: str = 'demo'):
@@ -30,29 +32,36 @@ def demo(workdir: epath.PathLike, size: str = 'demo'):
       f'the demo cannot run in {workdir}; give a local folder'
     )
   run = run_lib.Run(workdir)
-  steps = 7
+  data_dir = run.workdir / 'data'
+  first = run_lib.Run(run.workdir / _FIRST, data_dir)
+  steps = 8
 
   def announce(number: int, text: str):
     logging.info('\n== %d/%d %s', number, steps, text)
 
   vqvae = config_files.load(f'vqvae:{size}')
+  vqvae.data_dir = str(data_dir)
   announce(1, 'Generating images')
-  prepare.run(vqvae.dataset, run.data_dir())
+  prepare.run(vqvae.dataset, data_dir)
   announce(2, 'Training the VQ-VAE')
-  loop.train(vqvae, run)
+  loop.train(vqvae, first)
   announce(3, 'Turning images into codes')
-  encode.encode(run, _COPIES[size])
+  encode.encode(first, _COPIES[size])
   announce(4, 'Training the prior')
-  loop.train(config_files.load(f'prior:{size}'), run)
-  announce(5, 'Training a classifier that judges new images')
+  loop.train(config_files.load(f'prior:{size}'), first)
+  announce(5, 'Training the decoder on, until its images are sharp')
+  sharpen = config_files.load(f'vqvae:{size}+sharpen')
+  sharpen.update({'start_from': str(first.workdir), 'data_dir': str(data_dir)})
+  loop.train(sharpen, run)
+  announce(6, 'Training a classifier that judges new images')
   loop.train(config_files.load(f'classifier:{size}'), run)
-  announce(6, 'Evaluating: do new images look real, and are they copies?')
+  announce(7, 'Evaluating: do new images look real, and are they copies?')
   result = evaluate.current_result(run)
   if result and result.memorisation:
     logging.info('The run is already evaluated.')
   else:
     evaluate.evaluate(run)
-  announce(7, 'Making the report: new images, reconstructions, curves')
+  announce(8, 'Making the report: new images, reconstructions, curves')
   report.report(run)
   logging.info(
     '\nDone. Open %s in a browser to see new images of each class and how they '

@@ -96,6 +96,23 @@ def run_copy(smoke_run, tmp_path) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
+def first_run(smoke_run) -> pathlib.Path:
+  """The run in `smoke_run` whose decoder was trained on, to be read only.
+
+  Its phases are those of `vqvae:smoke` and `prior:smoke`.
+  """
+  return smoke_run / 'squared_error'
+
+
+@pytest.fixture
+def first_copy(smoke_run, first_run, tmp_path) -> pathlib.Path:
+  """A copy of `first_run` that a test may change, but not its data."""
+  copy = shutil.copytree(first_run, tmp_path / 'first')
+  (copy / 'data').symlink_to(smoke_run / 'data')
+  return copy
+
+
+@pytest.fixture(scope='session')
 def exported_run(smoke_run, tmp_path_factory) -> pathlib.Path:
   """An export of `smoke_run`, to be read only."""
   from dermvq_jax import main

@@ -373,7 +373,14 @@ def test_a_reader_that_has_enough(run_copy, damage):
 def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
   """The commands that `demo` combines; the first three have nothing to do."""
   for argv, said in (
-    (['train', '--config=vqvae:smoke'], 'already trained'),
+    (
+      [
+        'train',
+        '--config=vqvae:smoke+sharpen',
+        f'--config.start_from={run_copy}/squared_error',
+      ],
+      'already trained',
+    ),
     (['encode', '--copies=1'], 'already prepared'),
     (['train', '--config', 'prior:smoke'], 'already trained'),
     (['sample', f'--out={tmp_path}/a', '--counts=mel=1'], f'{tmp_path}/a'),
@@ -424,9 +431,9 @@ def test_demo_again_in_the_default_folder(
   assert main.main(['demo', '--size=smoke']) == 0
   captured = capsys.readouterr()
   out = captured.out
-  assert (out + captured.err).count('already') == 5
-  for i in range(1, 8):
-    assert f'== {i}/7' in out
+  assert (out + captured.err).count('already') == 6
+  for i in range(1, 9):
+    assert f'== {i}/8' in out
   assert 'Open runs/demo/report/index.html' in out
   assert os.path.exists('runs/demo/report/index.html')
 

@@ -6,7 +6,7 @@ import shutil
 import soak
 
 
-def test_killed_runs_end_as_if_never_killed(smoke_run, tmp_path):
+def test_killed_runs_end_as_if_never_killed(smoke_run, first_copy, tmp_path):
   workdir = tmp_path / 'run'
   images = f'data/{soak.IMAGES}'
   shutil.copytree(smoke_run / images, workdir / images)
@@ -18,7 +18,7 @@ def test_killed_runs_end_as_if_never_killed(smoke_run, tmp_path):
   # Somewhere in the VQ-VAE's training, in encode or in the prior's training.
   soak.kill(workdir, (), delay=random.uniform(2, 6))
   soak.finish(workdir)
-  soak.assert_same(workdir, smoke_run)
+  soak.assert_same(workdir, first_copy)
 
 
 def test_flipped_bits_of_a_run(smoke_run, tmp_path):

@@ -28,13 +28,13 @@ every_kind = pytest.mark.parametrize(
 IMAGES = 'synthetic_dermoscopy/smoke'
 
 
-def new_workdir(smoke_run, tmp_path, phase):
+def new_workdir(first_run, tmp_path, phase):
   """A workdir where `phase` can start, and the option that finds the data."""
   workdir = tmp_path / 'run'
   workdir.mkdir()
   if phase != 'vqvae':
-    shutil.copytree(smoke_run / 'vqvae', workdir / 'vqvae')
-  return workdir, f'--config.data_dir={smoke_run}/data'
+    shutil.copytree(first_run / 'vqvae', workdir / 'vqvae')
+  return workdir, f'--config.data_dir={first_run.parent}/data'
 
 
 def train_smoke(phase, workdir, *overrides):
@@ -95,8 +95,8 @@ def assert_same_run(folder, expected):
 
 
 @pytest.mark.parametrize('phase', PHASES)
-def test_resumed_is_uninterrupted(phase, smoke_run, tmp_path, monkeypatch):
-  workdir, data = new_workdir(smoke_run, tmp_path, phase)
+def test_resumed_is_uninterrupted(phase, first_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(first_run, tmp_path, phase)
   # Step 6 is in the middle of an epoch (14 steps), between log steps (5, 10)
   # and checkpoints (4, 8); best/ has the weights of step 5 by then.
   with monkeypatch.context() as patch:
@@ -108,7 +108,7 @@ def test_resumed_is_uninterrupted(phase, smoke_run, tmp_path, monkeypatch):
   assert steps_in(folder / 'best') == [5]
   assert rows_in(folder)[-1]['step'] == 5  # later than what is restored
   train_smoke(phase, workdir, data)
-  assert_same_run(folder, smoke_run / phase)
+  assert_same_run(folder, first_run / phase)
   saved = read_tree(folder / 'checkpoints')
   parts = ['params', 'opt_state', 'epoch', 'window']
   parts += ['model_state'] if phase == 'vqvae' else ['ema_params']
@@ -117,7 +117,7 @@ def test_resumed_is_uninterrupted(phase, smoke_run, tmp_path, monkeypatch):
 
 
 def test_resumed_is_uninterrupted_with_two_players(
-  smoke_run, tmp_path, monkeypatch
+  first_run, tmp_path, monkeypatch
 ):
   """The discriminator is resumed too, but it is not in best/."""
   # It starts between the checkpoint and the interruption.
@@ -125,7 +125,7 @@ def test_resumed_is_uninterrupted_with_two_players(
     *two_players.OPTIONS,
     '--config.discriminator.start=0.5',
     '--config.discriminator.ramp_steps=2',
-    f'--config.data_dir={smoke_run}/data',
+    f'--config.data_dir={first_run.parent}/data',
   )
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   train_smoke('vqvae', whole, *overrides)
@@ -153,21 +153,23 @@ def test_resumed_is_uninterrupted_with_two_players(
   assert model.decode(model.encode(image)).shape == image.shape
 
 
-def test_resumes_after_a_kill_in_the_middle_of_a_line(run_copy):
+def test_resumes_after_a_kill_in_the_middle_of_a_line(first_copy):
   """Nothing later than the checkpoint counts, not even half a row."""
-  folder = run_copy / 'prior'
+  folder = first_copy / 'prior'
   expected = rows_in(folder)
   shutil.rmtree(folder / 'checkpoints' / '10')
   with (folder / 'metrics.jsonl').open('a') as f:
     f.write(json.dumps({'step': 12, 'val/nll': 0}) + '\n{"step": 15, "va')
-  train_smoke('prior', run_copy)
+  train_smoke('prior', first_copy)
   assert rows_in(folder) == expected
   assert steps_in(folder / 'checkpoints') == [8, 10]
 
 
-def test_finished_run_says_so_and_does_nothing(run_copy, caplog, monkeypatch):
+def test_finished_run_says_so_and_does_nothing(
+  smoke_run, first_copy, caplog, monkeypatch
+):
   def files():
-    every = [p for p in run_copy.rglob('*') if p.is_file()]
+    every = [p for p in first_copy.rglob('*') if p.is_file()]
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in every}
 
   def never(*args):
@@ -177,9 +179,10 @@ def test_finished_run_says_so_and_does_nothing(run_copy, caplog, monkeypatch):
   monkeypatch.setattr(trainer.Trainer, 'start', never)
   before = files()
   caplog.set_level('INFO')
+  data = {'vqvae': [f'--config.data_dir={smoke_run}/data'], 'prior': []}
   for phase in PHASES:
-    train_smoke(phase, run_copy)
-    assert f'{run_copy}/{phase} is already trained' in caplog.text
+    train_smoke(phase, first_copy, *data[phase])
+    assert f'{first_copy}/{phase} is already trained' in caplog.text
   after = files()
   assert before.keys() == after.keys()
   assert all(before[p][0] == after[p][0] for p in before)
@@ -197,23 +200,23 @@ def test_finished_run_says_so_and_does_nothing(run_copy, caplog, monkeypatch):
     ('prior', 'num_train_steps=20', 'config.num_train_steps'),
   ],
 )
-def test_refuses_another_config(smoke_run, phase, override, field):
-  file = smoke_run / phase / 'config.json'
+def test_refuses_another_config(first_copy, phase, override, field):
+  file = first_copy / phase / 'config.json'
   before = file.read_bytes()
   with pytest.raises(errors.UserError, match=field) as e:
-    train_smoke(phase, smoke_run, f'--config.{override}')
+    train_smoke(phase, first_copy, f'--config.{override}')
   assert '--workdir' in str(e.value)
   assert file.read_bytes() == before
 
 
-def test_free_fields_may_change(run_copy, monkeypatch):
+def test_free_fields_may_change(first_copy, monkeypatch):
   monkeypatch.setattr(trainer.Trainer, 'compile_train_step', None)  # not used
   train_smoke(
     'vqvae',
-    run_copy,
+    first_copy,
     '--config.parallel=pmap',
     '--config.num_workers=2',
-    f'--config.data_dir={run_copy}/data',
+    f'--config.data_dir={first_copy}/data',
     '--config.log_every_steps=1',
     '--config.eval_every_steps=3',
     '--config.checkpoint_every_steps=2',
@@ -221,8 +224,8 @@ def test_free_fields_may_change(run_copy, monkeypatch):
 
 
 @pytest.mark.slow
-def test_constant_schedule_goes_on_longer(smoke_run, tmp_path):
-  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+def test_constant_schedule_goes_on_longer(first_run, tmp_path):
+  workdir, data = new_workdir(first_run, tmp_path, 'prior')
   options = (
     data,
     '--config.optim.schedule=constant',
@@ -236,9 +239,9 @@ def test_constant_schedule_goes_on_longer(smoke_run, tmp_path):
   assert steps_in(workdir / 'prior' / 'checkpoints') == [5, 7]
 
 
-def test_patience(smoke_run, tmp_path, monkeypatch, caplog):
+def test_patience(first_run, tmp_path, monkeypatch, caplog):
   """The value is best at step 3: a training ends so many validations later."""
-  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  workdir, data = new_workdir(first_run, tmp_path, 'prior')
   folder = workdir / 'prior'
   real = trainer.Trainer.evaluate
 
@@ -279,10 +282,10 @@ def test_patience(smoke_run, tmp_path, monkeypatch, caplog):
 
 @every_kind
 def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
-  kind, smoke_run, tmp_path, monkeypatch
+  kind, first_run, tmp_path, monkeypatch
 ):
   """The step is named; no row and no weights come from it or after it."""
-  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+  workdir, data = new_workdir(first_run, tmp_path, 'prior')
   # There is no such code: its logit, and so the loss of step 7, is NaN.
   spoil_batches(
     monkeypatch, 6, lambda batch: batch | {'codes': batch['codes'] + 10**6}
@@ -298,8 +301,8 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
 
 
 @every_kind
-def test_skipped_steps_are_counted(kind, smoke_run, tmp_path, monkeypatch):
-  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+def test_skipped_steps_are_counted(kind, first_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(first_run, tmp_path, 'prior')
   numbers = itertools.count(7)  # of the step that a batch is for
 
   def spoil(batch):
@@ -325,8 +328,8 @@ def test_skipped_steps_are_counted(kind, smoke_run, tmp_path, monkeypatch):
   assert all(np.isfinite(x).all() for x in saved.values())
 
 
-def test_skipping_everything_ends(smoke_run, tmp_path, monkeypatch):
-  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+def test_skipping_everything_ends(first_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(first_run, tmp_path, 'prior')
   spoil_batches(
     monkeypatch, 5, lambda batch: batch | {'codes': batch['codes'] + 10**6}
   )
@@ -341,8 +344,8 @@ def test_skipping_everything_ends(smoke_run, tmp_path, monkeypatch):
   'number',
   [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
 )
-def test_a_signal_saves_and_stops(number, smoke_run, tmp_path, monkeypatch):
-  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+def test_a_signal_saves_and_stops(number, first_run, tmp_path, monkeypatch):
+  workdir, data = new_workdir(first_run, tmp_path, 'prior')
   folder = workdir / 'prior'
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   handler = signal.getsignal(number)
@@ -364,46 +367,46 @@ def test_a_signal_saves_and_stops(number, smoke_run, tmp_path, monkeypatch):
   signal.signal(signal.SIGINT, before)
   assert steps_in(folder / 'checkpoints') == [4, 7]
   train_smoke('prior', workdir, data)
-  assert_same_run(folder, smoke_run / 'prior')
+  assert_same_run(folder, first_run / 'prior')
 
 
-def test_damaged_checkpoints(run_copy, smoke_run, caplog):
+def test_damaged_checkpoints(first_copy, first_run, caplog):
   """Last checkpoint and best weights are lost; the run ends the same."""
-  folder = run_copy / 'prior'
+  folder = first_copy / 'prior'
   for broken in ('checkpoints/10', 'best/10'):
     (folder / broken / 'default' / 'manifest.ocdbt').write_bytes(b'')
-  train_smoke('prior', run_copy)
+  train_smoke('prior', first_copy)
   assert f'{folder}/checkpoints/10 is damaged' in caplog.text
   assert f'{folder}/best/10 are damaged' in caplog.text
-  assert_same_run(folder, smoke_run / 'prior')
+  assert_same_run(folder, first_run / 'prior')
 
 
 @pytest.mark.parametrize('phase', PHASES)
 def test_best_weights_are_rebuilt_after_the_end(
-  phase, run_copy, smoke_run, caplog
+  phase, first_copy, first_run, caplog
 ):
-  folder = run_copy / phase
+  folder = first_copy / phase
   shutil.rmtree(folder / 'best')
-  train_smoke(phase, run_copy)
+  train_smoke(phase, first_copy)
   assert f'rebuilt from {folder}/checkpoints/10' in caplog.text
   assert 'is already trained' in caplog.text
-  assert_same_run(folder, smoke_run / phase)
+  assert_same_run(folder, first_run / phase)
 
 
-def test_best_weights_that_are_lost_after_the_end(run_copy):
-  folder = run_copy / 'vqvae'
+def test_best_weights_that_are_lost_after_the_end(first_copy):
+  folder = first_copy / 'vqvae'
   shutil.rmtree(folder / 'best')
   (folder / 'metrics.jsonl').write_text('')
   with pytest.raises(errors.UserError, match='vqvae/best are lost'):
-    train_smoke('vqvae', run_copy)
+    train_smoke('vqvae', first_copy)
 
 
-def test_a_second_training_is_refused(run_copy):
-  before = sorted(run_copy.rglob('*'))
+def test_a_second_training_is_refused(first_copy):
+  before = sorted(first_copy.rglob('*'))
   refused = pytest.raises(errors.UserError, match='another dermvq train is')
-  with run_lib.Run(run_copy).locked(), refused:
-    train_smoke('prior', run_copy)
-  assert sorted(run_copy.rglob('*')) == before
+  with run_lib.Run(first_copy).locked(), refused:
+    train_smoke('prior', first_copy)
+  assert sorted(first_copy.rglob('*')) == before
 
 
 @pytest.mark.parametrize(
@@ -445,19 +448,19 @@ def test_a_second_training_is_refused(run_copy):
   ],
 )
 def test_mistakes_in_a_config_write_nothing(
-  smoke_run, tmp_path, override, message
+  first_run, tmp_path, override, message
 ):
-  workdir, data = new_workdir(smoke_run, tmp_path, 'vqvae')
+  workdir, data = new_workdir(first_run, tmp_path, 'vqvae')
   with pytest.raises(errors.UserError, match=message):
     train_smoke('vqvae', workdir, data, f'--config.{override}')
   assert not list(workdir.iterdir())
 
 
-def test_dataset_of_the_other_phase(smoke_run, tmp_path):
-  codes = run_lib.Run(smoke_run).prior.facts['dataset']
+def test_dataset_of_the_other_phase(first_run, tmp_path):
+  codes = run_lib.Run(first_run).prior.facts['dataset']
   config = config_files.load(
     'vqvae:smoke',
-    [f'--config.dataset={codes}', f'--config.data_dir={smoke_run}/data'],
+    [f'--config.dataset={codes}', f'--config.data_dir={first_run.parent}/data'],
   )
   with pytest.raises(errors.UserError, match='cannot train'):
     loop.train(config, run_lib.Run(tmp_path / 'run'))
@@ -465,21 +468,21 @@ def test_dataset_of_the_other_phase(smoke_run, tmp_path):
     with pytest.raises(
       errors.UserError, match=f'is not a dataset of codes.*{codes}'
     ):
-      train_smoke('prior', smoke_run, f'--config.dataset={dataset}')
+      train_smoke('prior', first_run, f'--config.dataset={dataset}')
   with pytest.raises(errors.UserError, match="no prior named 'levels'"):
-    train_smoke('prior', smoke_run, '--config.prior.name=levels')
+    train_smoke('prior', first_run, '--config.prior.name=levels')
 
 
-def test_prior_before_the_vqvae_or_encode(smoke_run, tmp_path):
+def test_prior_before_the_vqvae_or_encode(first_run, tmp_path):
   with pytest.raises(errors.UserError, match='train --config=vqvae'):
     train_smoke('prior', tmp_path)
-  shutil.copytree(smoke_run / 'vqvae', tmp_path / 'vqvae')
+  shutil.copytree(first_run / 'vqvae', tmp_path / 'vqvae')
   with pytest.raises(errors.UserError, match='dermvq encode'):
-    train_smoke('prior', tmp_path)
+    train_smoke('prior', tmp_path, f'--config.data_dir={tmp_path}/data')
 
 
-def test_a_wrong_architecture_does_not_block_the_workdir(smoke_run, tmp_path):
-  workdir, data = new_workdir(smoke_run, tmp_path, 'prior')
+def test_a_wrong_architecture_does_not_block_the_workdir(first_run, tmp_path):
+  workdir, data = new_workdir(first_run, tmp_path, 'prior')
   before = sorted(workdir.rglob('*'))
   with pytest.raises(errors.UserError, match='kernel_size is 4; .* odd'):
     train_smoke('prior', workdir, data, '--config.prior.kernel_size=4')
@@ -487,12 +490,12 @@ def test_a_wrong_architecture_does_not_block_the_workdir(smoke_run, tmp_path):
 
 
 def test_data_dir_is_stored_so_that_any_folder_finds_it(
-  smoke_run, tmp_path, monkeypatch
+  first_run, tmp_path, monkeypatch
 ):
-  monkeypatch.chdir(smoke_run)
+  monkeypatch.chdir(first_run.parent)
   train_smoke('vqvae', tmp_path, '--config.data_dir=data')
   config = run_lib.Run(tmp_path).vqvae.config
-  assert config.data_dir == str(smoke_run / 'data')
+  assert config.data_dir == str(first_run.parent / 'data')
 
 
 # jit and pmap.
@@ -506,35 +509,35 @@ def test_data_dir_is_stored_so_that_any_folder_finds_it(
   ],
 )
 def test_checkpoints_interchange(
-  phase, first, second, smoke_run, tmp_path, monkeypatch
+  phase, first, second, first_run, tmp_path, monkeypatch
 ):
   """Both phases train and evaluate under pmap, on 8 devices."""
-  workdir, data = new_workdir(smoke_run, tmp_path, phase)
+  workdir, data = new_workdir(first_run, tmp_path, phase)
   with monkeypatch.context() as patch:
     interrupt(patch, after=6)
     with pytest.raises(KeyboardInterrupt):
       train_smoke(phase, workdir, data, f'--config.parallel={first}')
   train_smoke(phase, workdir, data, f'--config.parallel={second}')
-  rows, expected = rows_in(workdir / phase), rows_in(smoke_run / phase)
+  rows, expected = rows_in(workdir / phase), rows_in(first_run / phase)
   assert [row.keys() for row in rows] == [row.keys() for row in expected]
   # The noise differs between the two; in so few steps it changes little.
   metric = {'vqvae': 'val/nmse', 'prior': 'val/nll'}[phase]
   assert rows[-1][metric] == pytest.approx(expected[-1][metric], rel=0.05)
 
 
-def test_validation_counts_every_example_once(smoke_run):
+def test_validation_counts_every_example_once(first_run):
   """13 images in batches of 8."""
-  phase = run_lib.Run(smoke_run).vqvae
+  phase = run_lib.Run(first_run).vqvae
   config, facts = phase.config, phase.facts
   assert facts['num_val'] % config.batch_size
-  [step] = steps_in(smoke_run / 'vqvae' / 'best')
+  [step] = steps_in(first_run / 'vqvae' / 'best')
   [row] = [
     row
-    for row in rows_in(smoke_run / 'vqvae')
+    for row in rows_in(first_run / 'vqvae')
     if row['step'] == step and 'val/mse' in row
   ]
-  model = inference.load(smoke_run)
-  source = prepared.Dataset(IMAGES, smoke_run / 'data').split('val')
+  model = inference.load(first_run)
+  source = prepared.Dataset(IMAGES, first_run.parent / 'data').split('val')
   images = np.stack([source[i]['image'] for i in range(len(source))])
   assert len(images) == facts['num_val']
   counts = np.bincount(model.encode(images).ravel(), minlength=32)
@@ -587,14 +590,17 @@ def every_config():
 
 
 @pytest.mark.parametrize('name', every_config())
-def test_every_config_trains_and_evaluates(name, smoke_run, tmp_path):
+def test_every_config_trains_and_evaluates(
+  name, smoke_run, first_run, tmp_path
+):
   phase, _, argument = name.partition(':')
   if argument == 'smoke':
-    folder, end = smoke_run / phase, 10
+    run = smoke_run if phase == 'classifier' else first_run
+    folder, end = run / phase, 10
   else:
-    workdir, _ = new_workdir(smoke_run, tmp_path, phase)
+    workdir, _ = new_workdir(first_run, tmp_path, phase)
     config = shrink(config_files.load(name))
-    config.data_dir = f'{smoke_run}/data'
+    config.data_dir = f'{first_run.parent}/data'
     loop.train(config, run_lib.Run(workdir))
     folder, end = workdir / phase, 1
   rows = rows_in(folder)[-2:]
