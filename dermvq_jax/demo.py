@@ -32,6 +32,10 @@ def demo(workdir: epath.PathLike, size: str = 'demo'):
       f'the demo cannot run in {workdir}; give a local folder'
     )
   run = run_lib.Run(workdir)
+  if run.vqvae.started and 'start_digest' not in run.vqvae.config:
+    raise errors.UserError(
+      f'{workdir} holds another run; give a new folder as --workdir'
+    )
   data_dir = run.workdir / 'data'
   first = run_lib.Run(run.workdir / _FIRST, data_dir)
   steps = 8

@@ -221,6 +221,12 @@ def main(argv: list[str] | None = None):
       measure = functools.partial(_measure, args.priors, codes, args.minutes)
       common.run_missing(args.workdir, {_SPEEDS: measure})
       speeds = common.read_json(args.workdir / _SPEEDS)
+      asked = {prior: args.minutes for prior in args.priors}
+      if asked != {k: v['minutes'] for k, v in speeds.items()}:
+        parser.error(
+          f'{args.workdir} has a study of other --priors or --minutes; give '
+          'another --workdir'
+        )
       for prior in common.announced(list(speeds)):
         steps = num_train_steps(speeds[prior])
         _train(run, codes, args.workdir / prior, steps)

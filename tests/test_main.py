@@ -438,6 +438,14 @@ def test_demo_again_in_the_default_folder(
   assert os.path.exists('runs/demo/report/index.html')
 
 
+def test_the_demo_leaves_another_run_alone(first_copy, capsys):
+  before = sorted(first_copy.rglob('*'))
+  assert main.main(['demo', '--size=smoke', f'--workdir={first_copy}']) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert 'holds another run; give a new folder as --workdir' in line
+  assert sorted(first_copy.rglob('*')) == before
+
+
 def test_prepare(tmp_path, capsys):
   argv = ['prepare', '--dataset=synthetic_dermoscopy/smoke']
   argv.append(f'--data-dir={tmp_path}')

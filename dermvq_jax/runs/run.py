@@ -49,7 +49,8 @@ def what_hosts_share(
   config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> dict[str, Any]:
   """What must be the same on all hosts of a training, as JSON values."""
-  own = ('data_dir', 'num_workers')  # Each host may have its own.
+  # Each host may have its own.
+  own = ('data_dir', 'num_workers', 'start_from')
   shared = {k: v for k, v in config.to_dict().items() if k not in own}
   versions = phase_lib.made_by()['versions']
   return {'config': shared, 'data': facts, 'versions': versions}

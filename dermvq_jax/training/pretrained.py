@@ -72,12 +72,13 @@ def resolve(
   if not files.is_remote(workdir):  # later commands may run in another folder
     workdir = os.path.abspath(workdir)
   data_dir = run.data_dir()
+  is_own = os.path.abspath(data_dir) == os.path.abspath(target.workdir / 'data')
   values = config.to_dict() | {
     'start_digest': digests.of_tree(kept.weights),
     'model': kept.config.model.to_dict(),
     'quantizer': kept.config.quantizer.to_dict(),
     'dataset': kept.config.dataset,
-    'data_dir': '' if data_dir == target.workdir / 'data' else str(data_dir),
+    'data_dir': '' if is_own else str(data_dir),
     'start_from': workdir,
   }
   if config.discriminator.num_samples:

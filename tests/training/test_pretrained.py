@@ -117,13 +117,16 @@ def test_resumes_only_with_the_same_run(smoke_run, sharpened, tmp_path):
     loop.train(_config(other, data), sharpened)
 
 
-def test_data_in_the_own_folder_may_move_with_it(smoke_run):
+def test_data_in_the_own_folder_may_move_with_it(smoke_run, monkeypatch):
   """`dermvq demo` trains on from a run in its own folder."""
   run = run_lib.Run(smoke_run)
   assert run.vqvae.config.start_from == str(smoke_run / 'squared_error')
   assert run.vqvae.config.data_dir == ''
   other = pretrained.resolve(_config(smoke_run), run, run_lib.Run('other'))
   assert other.data_dir == str(smoke_run / 'data')
+  monkeypatch.chdir(smoke_run.parent)
+  own = run_lib.Run(smoke_run.name)
+  assert pretrained.resolve(_config(smoke_run), run, own).data_dir == ''
 
 
 @pytest.mark.parametrize(
