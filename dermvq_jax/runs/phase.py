@@ -216,9 +216,15 @@ class Phase:
 
     Raises:
       UserError: it was started with another value of something that changes
-        the result.
+        the result, or it has checkpoints and nothing says of what.
     """
     if not self.started:
+      saved = self.folder / 'checkpoints'
+      if saved.is_dir() and any(saved.iterdir()):
+        raise errors.UserError(
+          f'{self.folder} has checkpoints but no {_FILE}, which says what they '
+          f'are of; restore it, or move {self.folder} away'
+        )
       return
     old, new = _flatten(self.config.to_dict()), _flatten(config.to_dict())
     free = {k for k in old | new if k in _FREE or k.endswith(_FREE_SUFFIX)}

@@ -401,6 +401,17 @@ def test_best_weights_that_are_lost_after_the_end(first_copy):
     train_smoke('vqvae', first_copy)
 
 
+def test_checkpoints_of_an_unknown_training_are_refused(first_copy):
+  """A folder that is removed while its training ends can get one more."""
+  (first_copy / 'prior' / 'config.json').unlink()
+  before = sorted(first_copy.rglob('*'))
+  with pytest.raises(
+    errors.UserError, match=r'checkpoints but no config\.json'
+  ):
+    train_smoke('prior', first_copy)
+  assert sorted(first_copy.rglob('*')) == before
+
+
 def test_a_second_training_is_refused(first_copy):
   before = sorted(first_copy.rglob('*'))
   refused = pytest.raises(errors.UserError, match='another dermvq train is')
