@@ -98,10 +98,17 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'adversarial': 0.0,
     'feature_matching': 10.0,
   }
+  # The network of LPIPS and of the discriminator.
+  config.perceptual = {
+    # A file of VGG16 from experiments/lpips_weights.py; '': AlexNet, which
+    # comes with the package.
+    'weights': '',
+    'crop': 0,  # side of the random squares that it sees; 0: whole images
+  }
   config.discriminator = {
     'features': 32,
     'num_stages': 3,
-    'is_projected': True,  # whether it sees AlexNet's features too
+    'is_projected': True,  # whether it judges the network's features too
     'start': 0.35,  # share of the training before it plays
     'ramp_steps': 200,  # in which its weight then rises
     # How many samples of the prior of `start_from` it sees beside

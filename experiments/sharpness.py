@@ -14,7 +14,10 @@ the held-out images (val and test) of each run:
   (experiments/lpips_weights.py makes the file), and the classifier in JUDGE, a
   workdir with `dermvq train --config=classifier --config.seed=7` on the same
   images. Reconstructions of val are compared with the real images of test, and
-  the other way round. The share is that of the first run's KID;
+  the other way round. The share is that of the first run's KID. A run that was
+  trained with VGG16 (`config.perceptual.weights`) needs another judge: with
+  --alexnet the last two stages of AlexNet, which comes with the package, are a
+  space too;
 - evidence: the balanced accuracy of the classifier in JUDGE on reconstructions
   and on samples, divided by that on the real images.
 
@@ -43,13 +46,13 @@ from dermvq_jax.runs import run as run_lib
 from experiments import common
 
 HELD_OUT = ('val', 'test')
-_STAGES = 2  # of VGG16, from the last
+_STAGES = 2  # of a network, from the last
 
 
-class Vgg16:
-  """VGG16's last stages, averaged over the image, as a space of features."""
+class Stages:
+  """A network's last stages, averaged over the image: a space of features."""
 
-  def __init__(self, path: epath.Path):
+  def __init__(self, path: epath.PathLike):
     """Reads the weights."""
     network = perceptual.load(path)
     arrays = jax.device_put((network.convs, network.heads))
@@ -64,7 +67,7 @@ class Vgg16:
     self._apply = functools.partial(apply, arrays)
 
   def __call__(self, images: np.ndarray) -> np.ndarray:
-    """Returns features float32 `[B, 1024]` of uint8 images `[B, H, W, 3]`."""
+    """Returns features float32 `[B, F]` of uint8 images `[B, H, W, 3]`."""
     return chunks.apply(self._apply, images)
 
 
@@ -210,6 +213,9 @@ def main(argv: list[str] | None = None):
   parser.add_argument('--runs', nargs='+', required=True, metavar='RUN')
   parser.add_argument('--judge', help='workdir of a classifier')
   parser.add_argument('--vgg16', type=epath.Path, help='.npz file of VGG16')
+  parser.add_argument(
+    '--alexnet', action='store_true', help='whether AlexNet is a space too'
+  )
   parser.add_argument('--out', type=epath.Path, required=True)
   parser.add_argument(
     '--controls',
@@ -227,7 +233,9 @@ def main(argv: list[str] | None = None):
       judge = classifier_lib.Classifier(run_lib.Run(args.judge))
       spaces['judge'] = judge
     if args.vgg16:
-      spaces['VGG16'] = Vgg16(args.vgg16)
+      spaces['VGG16'] = Stages(args.vgg16)
+    if args.alexnet:
+      spaces['AlexNet'] = Stages(perceptual.ALEXNET)
     names = {epath.Path(path).name: path for path in args.runs}
     jobs = {
       f'{name}.json': functools.partial(

@@ -16,7 +16,8 @@ def random_weights(widths, sizes):
 
   Args:
     widths: number of channels before the first and after each convolution.
-    sizes: side of each kernel; five for AlexNet, thirteen for VGG16.
+    sizes: side of each kernel; five for AlexNet, thirteen for VGG16, fewer for
+      its first stages.
   """
   rng = np.random.default_rng(0)
   arrays = {}
@@ -26,6 +27,7 @@ def random_weights(widths, sizes):
     arrays[f'conv_{i}/kernel'] = np.float32(scale * kernel)
     arrays[f'conv_{i}/bias'] = np.float32(rng.normal(size=shape[1]) / 2)
   chosen = range(5) if len(sizes) == 5 else _VGG16_FEATURES
+  chosen = [conv for conv in chosen if conv < len(sizes)]
   for i, conv in enumerate(chosen):
     arrays[f'head_{i}'] = np.float32(rng.random(widths[conv + 1]))
   return arrays
@@ -45,12 +47,12 @@ def conv(x, kernel, bias, stride, padding):
 
 
 def features(arrays, image):
-  """The five features of an image `[H, W, 3]` in [0, 1]."""
+  """The features of an image `[H, W, 3]` in [0, 1]."""
   number = sum(name.endswith('/kernel') for name in arrays)
   if number == 5:
     layers, chosen = _ALEXNET, range(5)
   else:
-    layers = [(1, 1, pool) for pool in _VGG16_POOLS]
+    layers = [(1, 1, pool) for pool in _VGG16_POOLS[:number]]
     chosen = _VGG16_FEATURES
   x = (2 * np.float64(image) - 1 - _SHIFT) / _SCALE
   found = []

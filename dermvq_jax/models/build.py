@@ -136,9 +136,36 @@ def discriminator(config: Config) -> discriminator_lib.Discriminator:
   return discriminator_lib.Discriminator(
     features=config.discriminator.features,
     num_stages=config.discriminator.num_stages,
-    is_projected=config.discriminator.is_projected,
+    view=view(config) if config.discriminator.is_projected else None,
     dtype=_dtype(config),
   )
+
+
+def view(config: Config) -> perceptual.View:
+  """How LPIPS and the discriminator see images, from `config.perceptual`."""
+  return perceptual.View(**config.perceptual)
+
+
+def _check_view(config: Config, image_size: int, remedy: str):
+  """Raises UserError unless a network can see images of this size.
+
+  Args:
+    config: of a VQ-VAE.
+    image_size: side of the images, in pixels.
+    remedy: what to set if the images are too small.
+  """
+  crop, least = config.perceptual.crop, perceptual.MIN_SIZE
+  if image_size < least:
+    raise errors.UserError(
+      f'images of {image_size} px are smaller than the {least} px that LPIPS '
+      f'and its network need; set {remedy}, or choose another dataset size'
+    )
+  if crop and not least <= crop <= image_size:
+    raise errors.UserError(
+      f'config.perceptual.crop is {crop}; give 0 to see whole images, or '
+      f'{least} to {image_size} px'
+    )
+  view(config).load()  # raises if the file cannot be read
 
 
 def check_discriminator(config: Config, image_size: int):
@@ -158,11 +185,8 @@ def check_discriminator(config: Config, image_size: int):
       f'images of {image_size} px cannot be halved {own.num_stages} times; '
       'lower config.discriminator.num_stages'
     )
-  if own.is_projected and image_size < perceptual.MIN_SIZE:
-    raise errors.UserError(
-      f'images of {image_size} px are smaller than the {perceptual.MIN_SIZE} '
-      'px that AlexNet needs; set config.discriminator.is_projected=False'
-    )
+  if own.is_projected:
+    _check_view(config, image_size, 'config.discriminator.is_projected=False')
 
 
 def _check_divisors(model: Config):
@@ -217,12 +241,8 @@ def check_vqvae(config: Config, image_size: int):
       f'{image_losses.SSIM_WINDOW} px that SSIM is measured over; choose '
       'another dataset size'
     )
-  if config.loss.lpips and image_size < perceptual.MIN_SIZE:
-    raise errors.UserError(
-      f'images of {image_size} px are smaller than the {perceptual.MIN_SIZE} '
-      'px that LPIPS needs; set config.loss.lpips=0 or choose another dataset '
-      'size'
-    )
+  if config.loss.lpips:
+    _check_view(config, image_size, 'config.loss.lpips=0')
   if image_size % factor:
     raise errors.UserError(
       f'images of {image_size} px are not divisible by '

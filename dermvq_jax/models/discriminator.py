@@ -45,26 +45,29 @@ class Discriminator(nn.Module):
     features: width of the first stage; each further stage has twice the width.
       A multiple of 8.
     num_stages: number of stages; each halves height and width.
-    is_projected: whether it also judges each of AlexNet's features
-      (`perceptual`). Images then have at least `perceptual.MIN_SIZE` pixels.
+    view: how a network sees the images whose features it judges, too; None: it
+      judges none. What is seen has at least `perceptual.MIN_SIZE` pixels.
     dtype: dtype of the computation; parameters are float32.
   """
 
   features: int
   num_stages: int
-  is_projected: bool = False
+  view: perceptual.View | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, images: Array) -> tuple[list[Array], list[Array]]:
+  def __call__(
+    self, images: Array, rng: Array | None = None
+  ) -> tuple[list[Array], list[Array]]:
     """Judges images.
 
     Args:
       images: `[B, H, W, 3]`, about in [0, 1].
+      rng: random key that chooses what the network sees; None: all.
 
     Returns:
       Arrays of logits `[B, h, w]`, high for real images: those of the patches,
-      then those of each feature of AlexNet. And the outputs of the stages,
+      then those of each feature of the network. And the outputs of the stages,
       `[B, h', w', C]`. All are float32.
     """
     detail = _DETAIL_GAIN * (images - _blur(images))
@@ -78,13 +81,14 @@ class Discriminator(nn.Module):
       x = nn.leaky_relu(x, _SLOPE)
       found.append(x.astype(jnp.float32))
     logits = [layers.Conv(1, (3, 3), dtype=self.dtype)(x)]
-    if self.is_projected:
-      for x in perceptual.features(perceptual.alexnet(), images):
+    if self.view:
+      (seen,) = self.view.cut(rng, images)
+      for x in perceptual.features(self.view.load(), seen):
         logits.append(self._judge_feature(x))
     return [x[..., 0].astype(jnp.float32) for x in logits], found
 
   def _judge_feature(self, x: Array) -> Array:
-    """A feature of AlexNet `[B, h, w, C]` to logits `[B, h, w, 1]`."""
+    """A feature of the network `[B, h, w, C]` to logits `[B, h, w, 1]`."""
     width = 2 * self.features
     # Each channel then has about unit size.
     x = (perceptual.normalised(x) * x.shape[-1] ** 0.5).astype(self.dtype)

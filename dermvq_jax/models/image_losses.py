@@ -76,6 +76,8 @@ def _gaussian_windows(size: int) -> np.ndarray:
 # hairs have larger ones.
 _HUBER_DELTA = 0.1
 
+# The network that comes with the package.
+_ALEXNET = perceptual.View()
 # LPIPS' first stages repeat every 8 pixels.
 _MAX_SHIFT = 7
 # Far below the power of the finest octave of real images, which is about 1e-6.
@@ -145,21 +147,26 @@ def _gradient(
   return vertical[0] + horizontal[0], vertical[1] + horizontal[1]
 
 
-def lpips(a: Array, b: Array) -> Array:
-  """LPIPS by AlexNet, whose weights come with the package.
+def lpips(a: Array, b: Array, view: perceptual.View = _ALEXNET) -> Array:
+  """LPIPS by AlexNet, whose weights come with the package, or another network.
 
   Args:
     a: `[B, H, W, 3]` in [0, 1]; H and W at least `perceptual.MIN_SIZE`.
     b: the same shape.
+    view: the network; whole images are compared.
 
   Returns:
     `[B]`, 0 if the images are the same.
   """
-  return perceptual.lpips(perceptual.alexnet(), a, b)
+  return perceptual.lpips(view.load(), a, b)
 
 
 def _lpips(
-  prediction: Array, target: Array, variance: float, rng: Array | None
+  prediction: Array,
+  target: Array,
+  variance: float,
+  rng: Array | None,
+  view: perceptual.View = _ALEXNET,
 ) -> Means:
   """LPIPS of both images after the same random shift.
 
@@ -169,7 +176,9 @@ def _lpips(
   if rng is not None:
     offset = jax.random.randint(rng, (2,), 0, _MAX_SHIFT + 1)
     prediction, target = (_shift(x, offset) for x in (prediction, target))
-  of_image = lpips(prediction, target)
+    cut_rng = jax.random.fold_in(rng, 1)
+    prediction, target = view.cut(cut_rng, prediction, target)
+  of_image = lpips(prediction, target, view)
   return of_image.mean(), of_image
 
 
@@ -232,6 +241,7 @@ def reconstruction(
   weights: Mapping[str, float],
   variance: float,
   rng: Array | None = None,
+  view: perceptual.View = _ALEXNET,
 ) -> tuple[Array, dict[str, Array]]:
   """Returns the reconstruction loss and its terms.
 
@@ -242,6 +252,8 @@ def reconstruction(
       not computed.
     variance: variance of the training pixels.
     rng: random key, in training.
+    view: how LPIPS sees the images; in training a part of them, in evaluation
+      whole images.
 
   Returns:
     The loss, a scalar, which is the weighted sum of the terms; and metrics of
@@ -251,8 +263,9 @@ def reconstruction(
   total, total_of_image, metrics = 0, 0, {}
   for name, weight in weights.items():
     if weight:
+      seen = {'view': view} if name == 'lpips' else {}
       mean, of_image = RECONSTRUCTION_TERMS[name](
-        prediction, target, variance, rng
+        prediction, target, variance, rng, **seen
       )
       total += weight * mean
       total_of_image += weight * of_image

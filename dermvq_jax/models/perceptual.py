@@ -4,6 +4,7 @@ Both images pass through a network that was trained on photographs. The
 distance is the weighted squared difference of their features, at five depths.
 """
 
+import dataclasses
 import functools
 import pathlib
 import zipfile
@@ -44,17 +45,16 @@ class _Layer(NamedTuple):
   is_feature: bool
 
 
-# By the number of convolutions, which tells a file's network.
-_NETWORKS = {
-  5: ('alexnet', [_Layer(p, True) for p in (0, 3, 3, 0, 0)]),
-  13: (
-    'vgg16',
-    [
-      _Layer(2 if first and stage else 0, last)
-      for stage, size in enumerate((2, 2, 3, 3, 3))
-      for first, last in [(i == 0, i == size - 1) for i in range(size)]
-    ],
-  ),
+_ALEXNET = [_Layer(p, True) for p in (0, 3, 3, 0, 0)]
+_VGG16 = [
+  _Layer(2 if first and stage else 0, last)
+  for stage, size in enumerate((2, 2, 3, 3, 3))
+  for first, last in [(i == 0, i == size - 1) for i in range(size)]
+]
+# By the number of convolutions, which tells a file's network. A file may hold
+# the first stages of VGG16 alone: they see fine texture, and cost less.
+_NETWORKS = {5: ('alexnet', _ALEXNET)} | {
+  number: ('vgg16', _VGG16[:number]) for number in (4, 7, 10, 13)
 }
 
 
@@ -64,7 +64,8 @@ class Network(NamedTuple):
   Attributes:
     name: 'alexnet' or 'vgg16'.
     convs: kernel `[k, k, C, C']` and bias `[C']` of each convolution.
-    heads: weights of the squared differences of each feature, `[C]`.
+    heads: weights of the squared differences of each feature, `[C]`; as many
+      as there are features.
   """
 
   name: str
@@ -101,9 +102,47 @@ def load(path: epath.PathLike = ALEXNET) -> Network:
 
 
 @functools.cache
-def alexnet() -> Network:
-  """AlexNet, whose weights come with the package."""
-  return load()
+def _cached(path: str) -> Network:
+  return load(path or ALEXNET)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """How a network sees images.
+
+  Attributes:
+    weights: an .npz file of `load`; '': AlexNet, which comes with the package.
+    crop: side of the square that it sees of each image, in pixels; 0: all.
+  """
+
+  weights: str = ''
+  crop: int = 0
+
+  def load(self) -> Network:
+    """Returns the network, which is read once.
+
+    Raises:
+      UserError: as in `load`.
+    """
+    return _cached(self.weights)
+
+  def cut(self, rng: Array | None, *images: Array) -> tuple[Array, ...]:
+    """Cuts the same random square from all images.
+
+    Args:
+      rng: random key; None: nothing is cut.
+      *images: arrays `[B, H, W, 3]` of the same shape.
+
+    Returns:
+      Arrays `[B, crop, crop, 3]`.
+    """
+    if rng is None or not self.crop:
+      return images
+    number, *size, channels = images[0].shape
+    limits = np.array(size) - self.crop + 1
+    offset = jax.random.randint(rng, (2,), 0, limits)
+    shape = (number, self.crop, self.crop, channels)
+    return tuple(lax.dynamic_slice(x, (0, *offset, 0), shape) for x in images)
 
 
 def _network(arrays: Mapping[str, np.ndarray]) -> Network:
@@ -115,12 +154,12 @@ def _network(arrays: Mapping[str, np.ndarray]) -> Network:
     (arrays[f'conv_{i}/kernel'], arrays[f'conv_{i}/bias'])
     for i in range(number)
   ]
-  heads = [arrays[f'head_{i}'] for i in range(5)]
   widths = [
     kernel.shape[-1]
     for (kernel, _), layer in zip(convs, network)
     if layer.is_feature
   ]
+  heads = [arrays[f'head_{i}'] for i in range(len(widths))]
   if [head.shape for head in heads] != [(width,) for width in widths]:
     raise ValueError('the heads do not fit the convolutions')
   if name == 'alexnet':
@@ -167,7 +206,7 @@ def _first_blocks(x: Array) -> Array:
 
 
 def features(network: Network, images: Array) -> list[Array]:
-  """Returns the five features of images.
+  """Returns the features of images, five or fewer.
 
   Args:
     network: the network.

@@ -93,7 +93,8 @@ class Adversary:
 
     def judge(params, images):
       images = discriminator.augment(rng, images)
-      return self.model.apply({'params': params}, images)
+      view_rng = jax.random.fold_in(rng, 1)
+      return self.model.apply({'params': params}, images, view_rng)
 
     def discriminator_loss(params):
       real_logits, _ = judge(params, real)

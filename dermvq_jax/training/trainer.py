@@ -67,8 +67,9 @@ def resolve(
     )
   config = ml_collections.ConfigDict(config.to_dict())
   epoch = facts_lib.steps_per_epoch(facts, config.batch_size)
-  if config.data_dir:  # later commands may run in another folder
-    config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
+  config.data_dir = _absolute(config.data_dir)
+  if 'perceptual' in config:
+    config.perceptual.weights = _absolute(config.perceptual.weights)
   config.num_train_steps = config.num_train_steps or max(
     math.ceil(config.num_epochs * epoch), config.min_train_steps
   )
@@ -82,6 +83,11 @@ def resolve(
       longest = int(_MAX_WARMUP_SHARE * steps)
       optimizer.warmup_steps = min(optimizer.warmup_steps, longest)
   return config
+
+
+def _absolute(path: str) -> str:
+  """Makes a path mean the same in whatever folder later commands run."""
+  return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
 def _has_schedule(field: Any) -> bool:

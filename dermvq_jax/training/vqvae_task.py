@@ -116,6 +116,13 @@ def _reconstructions(
   return summary_images
 
 
+def _best_metric(config: ml_collections.ConfigDict) -> str:
+  if not config.loss.lpips:
+    return 'mse'
+  # The network of the loss chooses, so that others can judge.
+  return 'lpips_loss' if config.perceptual.weights else 'lpips'
+
+
 def make(
   config: ml_collections.ConfigDict,
   facts: dict[str, Any],
@@ -137,7 +144,7 @@ def make(
     k: v for k, v in weights.items() if k not in adversarial.TERMS
   }
   image_losses.check_reconstruction(pixel_weights)
-  model = build.vqvae(config)
+  model, view = build.vqvae(config), build.view(config)
   num_codes, variance = model.quantizer.num_codes, facts['train_variance']
   given = start.weights['params'] if start else {}
   frozen = {k: v for k, v in given.items() if k != 'decoder'}
@@ -182,7 +189,12 @@ def make(
 
     def reconstruction_loss(made):
       return image_losses.reconstruction(
-        made, target, pixel_weights, variance, shift_rng if train else None
+        made,
+        target,
+        pixel_weights,
+        variance,
+        shift_rng if train else None,
+        view,
       )
 
     adversarial_terms = {}
@@ -225,7 +237,7 @@ def make(
 
   return task_lib.Task(
     keys=('image',),
-    best_metric='lpips' if weights['lpips'] else 'mse',
+    best_metric=_best_metric(config),
     shown=('psnr', 'codebook_usage'),
     init=init,
     loss_fn=loss_fn,

@@ -4,6 +4,7 @@ import os
 import pickle
 import runpy
 
+import image_references
 import numpy as np
 import pytest
 
@@ -86,3 +87,22 @@ def test_the_script_writes_a_file(tmp_path, monkeypatch):
   monkeypatch.setattr('sys.argv', ['lpips_weights', str(file), str(out)])
   runpy.run_path(lpips_weights.__file__, run_name='__main__')
   assert perceptual.load(out).name == 'alexnet'
+
+
+def test_the_first_stages_are_those_of_the_whole_network(tmp_path):
+  arrays = image_references.random_weights(
+    [3, 2, 2, 3, 3, 2, 2, 4, 3, 3, 4, 2, 2, 3], [3] * 13
+  )
+  image = np.float32(np.random.default_rng(0).random((1, 32, 32, 3)))
+  found = {}
+  for name, kept in (
+    ('all', arrays),
+    ('first', lpips_weights.first_stages(arrays, 3)),
+  ):
+    np.savez(tmp_path / f'{name}.npz', **kept)
+    network = perceptual.load(tmp_path / f'{name}.npz')
+    assert network.name == 'vgg16'
+    found[name] = perceptual.features(network, image)
+  assert (len(found['all']), len(found['first'])) == (5, 3)
+  for one, other in zip(found['all'], found['first']):
+    np.testing.assert_array_equal(one, other)

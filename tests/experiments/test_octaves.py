@@ -53,7 +53,7 @@ def test_study(smoke_run, tmp_path, capsys, monkeypatch):
   def means(images):
     return images.mean((1, 2))
 
-  monkeypatch.setattr(octaves.sharpness, 'Vgg16', lambda path: means)
+  monkeypatch.setattr(octaves.sharpness, 'Stages', lambda path: means)
   arguments = [f'--run={smoke_run}', '--vgg16=none', f'--out={tmp_path}']
   octaves.main(arguments)
   told = capsys.readouterr().out

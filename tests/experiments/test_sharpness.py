@@ -23,6 +23,28 @@ def test_a_run_is_judged(smoke_run, tmp_path, capsys):
   assert capsys.readouterr().out == told
 
 
+def test_networks_that_saw_photographs(
+  smoke_run, tmp_path, capsys, monkeypatch
+):
+  """Each that is asked for is a space; the images are too small for them."""
+
+  def stages(path):
+    return lambda images: images.mean((1, 2))
+
+  monkeypatch.setattr(sharpness, 'Stages', stages)
+  sharpness.main(
+    [
+      f'--runs={smoke_run}',
+      '--vgg16=vgg16.npz',
+      '--alexnet',
+      f'--out={tmp_path}',
+      '--controls',
+    ]
+  )
+  told = capsys.readouterr().out
+  assert 'KID VGG16 x 1000' in told and 'KID AlexNet x 1000' in told
+
+
 def test_without_a_judge(smoke_run, tmp_path, capsys):
   sharpness.main([f'--runs={smoke_run}', f'--out={tmp_path}', '--controls'])
   told = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import functools
 
+import image_references
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 
 from dermvq_jax.models import discriminator, perceptual
 
-# Number of parameters by (features, num_stages, is_projected).
+_ALEXNET = perceptual.View()
+# Number of parameters by (features, num_stages, view).
 GOLDEN = {
-  (8, 1, False): 1_809,
-  (8, 2, False): 6_537,
-  (32, 3, False): 377_313,
-  (32, 3, True): 377_313 + 5 * (64 * 64 * 9 + 4 * 64 + 64 + 1) + 64 * 1152,
+  (8, 1, None): 1_809,
+  (8, 2, None): 6_537,
+  (32, 3, None): 377_313,
+  (32, 3, _ALEXNET): 377_313 + 5 * (64 * 64 * 9 + 4 * 64 + 64 + 1) + 64 * 1152,
 }
 
 
@@ -23,9 +25,9 @@ def _images(shape=(2, 24, 32, 3), seed=0):
 
 
 @functools.cache
-def _made(features=8, num_stages=2, is_projected=False, dtype=jnp.float32):
+def _made(features=8, num_stages=2, view=None, dtype=jnp.float32):
   """A discriminator with random parameters, without a zero among them."""
-  model = discriminator.Discriminator(features, num_stages, is_projected, dtype)
+  model = discriminator.Discriminator(features, num_stages, view, dtype)
   shapes = jax.eval_shape(model.init, jax.random.key(0), _images())
   rng = np.random.default_rng(0)
 
@@ -37,9 +39,9 @@ def _made(features=8, num_stages=2, is_projected=False, dtype=jnp.float32):
   return variables, jax.jit(functools.partial(model.apply, variables))
 
 
-@pytest.mark.parametrize(('features', 'num_stages', 'is_projected'), GOLDEN)
-def test_shapes_and_number_of_parameters(features, num_stages, is_projected):
-  model = discriminator.Discriminator(features, num_stages, is_projected)
+@pytest.mark.parametrize(('features', 'num_stages', 'view'), GOLDEN)
+def test_shapes_and_number_of_parameters(features, num_stages, view):
+  model = discriminator.Discriminator(features, num_stages, view)
   images = _images((2, 48, 64, 3))
   (logits, stages), variables = jax.eval_shape(
     model.init_with_output, jax.random.key(0), images
@@ -50,12 +52,12 @@ def test_shapes_and_number_of_parameters(features, num_stages, is_projected):
   ]
   of_features = [(11, 15), (5, 7), (2, 3), (2, 3), (2, 3)]
   assert [x.shape for x in logits] == [
-    (2, *size) for size in [sizes[-1]] + is_projected * of_features
+    (2, *size) for size in [sizes[-1]] + (of_features if view else [])
   ]
   leaves = jax.tree.leaves(variables)
   assert {x.dtype for x in leaves} == {jnp.dtype('float32')}
   count = sum(x.size for x in leaves)
-  assert count == GOLDEN[features, num_stages, is_projected]
+  assert count == GOLDEN[features, num_stages, view]
 
 
 def test_bfloat16_is_used_inside_only():
@@ -131,12 +133,12 @@ def test_features_of_alexnet_are_judged(monkeypatch):
   rng = np.random.default_rng(0)
 
   def features(network, images):
-    assert network is perceptual.alexnet()
+    assert network is _ALEXNET.load()
     mean = images.mean((1, 2), keepdims=True)
     return [jnp.tile(mean, (1, 1, 2, 2)), jnp.tile(mean, (1, 2, 3, 4))]
 
   monkeypatch.setattr(perceptual, 'features', features)
-  model = discriminator.Discriminator(8, 1, True)
+  model = discriminator.Discriminator(8, 1, _ALEXNET)
   images = _images()
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)
   variables = jax.tree.map(
@@ -162,6 +164,31 @@ def test_features_of_alexnet_are_judged(monkeypatch):
   x = np.where(x > 0, x, 0.2 * x)
   expected = x @ kernels[2]['kernel'][0, 0] + kernels[2]['bias']
   np.testing.assert_allclose(logits[1], expected[..., 0], rtol=1e-3, atol=1e-3)
+
+
+def test_the_network_sees_a_random_square(tmp_path):
+  arrays = image_references.random_weights([3, 2, 3, 4, 2], [3] * 4)
+  np.savez(tmp_path / 'vgg16.npz', **arrays)
+  path = str(tmp_path / 'vgg16.npz')
+  images = _images((1, 40, 40, 3))
+  variables, judge = _made(view=perceptual.View(path, crop=32))
+  assert [x.shape[1:] for x in judge(images)[0]] == [
+    (10, 10),
+    (40, 40),
+    (20, 20),
+  ]
+
+  (_, *seen), _ = judge(images, jax.random.key(0))
+  assert [x.shape[1:] for x in seen] == [(32, 32), (16, 16)]
+  whole = discriminator.Discriminator(8, 2, perceptual.View(path))
+  squares = np.concatenate(
+    [images[:, i : i + 32, j : j + 32] for i in range(9) for j in range(9)]
+  )
+  (_, *possible), _ = jax.jit(whole.apply)(variables, squares)
+  distances = np.abs(possible[0] - seen[0]).max((1, 2))
+  assert distances.min() < 1e-4 < 1e-2 < np.median(distances)
+  (_, *others), _ = judge(images, jax.random.key(1))
+  assert np.abs(others[0] - seen[0]).max() > 1e-2
 
 
 # Views.

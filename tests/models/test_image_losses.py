@@ -61,19 +61,17 @@ _ALEXNET = image_references.random_weights([3, 4, 6, 5, 4, 3], [11, 5, 3, 3, 3])
 
 
 def test_lpips_is_that_of_the_shipped_network():
-  shipped, used = perceptual.load(), perceptual.alexnet()
+  shipped, used = perceptual.load(), perceptual.View().load()
   assert (used.name, len(used.convs)) == ('alexnet', 5)
   for a, b in zip(jax.tree.leaves(used[1:]), jax.tree.leaves(shipped[1:])):
     np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture
-def small_alexnet(tmp_path, monkeypatch):
+def small_alexnet(tmp_path):
   """LPIPS with few channels, which is compiled fast."""
   np.savez(tmp_path / 'alexnet.npz', **_ALEXNET)
-  network = perceptual.load(tmp_path / 'alexnet.npz')
-  monkeypatch.setattr(perceptual, 'alexnet', lambda: network)
-  return network
+  return perceptual.View(str(tmp_path / 'alexnet.npz'))
 
 
 def _numpy_terms(prediction, target, variance):
@@ -103,14 +101,14 @@ _RTOL |= {'lpips': 1e-4, 'spectrum': 1e-4}
 every_term = pytest.mark.parametrize('name', image_losses.RECONSTRUCTION_TERMS)
 
 
-def _loss_of(name):
+def _loss_of(name, view):
   """A term alone, with weight 2, as a function of prediction and target."""
   weights = dict.fromkeys(image_losses.RECONSTRUCTION_TERMS, 0.0) | {name: 2.0}
 
   def loss(prediction, target, rng=None):
-    return image_losses.reconstruction(prediction, target, weights, 0.04, rng)[
-      0
-    ]
+    return image_losses.reconstruction(
+      prediction, target, weights, 0.04, rng, view
+    )[0]
 
   return loss
 
@@ -120,7 +118,7 @@ def test_reconstruction_terms(name, small_alexnet):
   target, prediction = _lpips_pictures()
   expected = _numpy_terms(prediction, target, 0.04)
   assert expected.keys() == image_losses.RECONSTRUCTION_TERMS.keys()
-  run = jax.jit(jax.value_and_grad(_loss_of(name)))
+  run = jax.jit(jax.value_and_grad(_loss_of(name, small_alexnet)))
   value, gradient = run(prediction, target)
   np.testing.assert_allclose(value, 2 * expected[name], rtol=_RTOL[name])
   # A step against the gradient moves towards the target.
@@ -136,7 +134,7 @@ def test_gradients_are_finite_where_images_are_equal_or_black(
   """Roots and logarithms have no gradient at 0."""
   picture, other = _lpips_pictures()
   black = np.zeros_like(picture)
-  grad = jax.jit(jax.grad(_loss_of(name)))
+  grad = jax.jit(jax.grad(_loss_of(name, small_alexnet)))
   for prediction, target in (
     (picture, picture),
     (black, black),
@@ -151,7 +149,9 @@ def test_reconstruction_is_the_weighted_sum_of_its_terms(small_alexnet):
   terms = _numpy_terms(prediction, target, 0.04)
   weights = {name: 0.5 + i for i, name in enumerate(terms)}
   value, metrics = jax.jit(
-    lambda a, b: image_losses.reconstruction(a, b, weights, 0.04)
+    lambda a, b: image_losses.reconstruction(
+      a, b, weights, 0.04, view=small_alexnet
+    )
   )(prediction, target)
   expected = sum(weights[name] * terms[name] for name in weights)
   np.testing.assert_allclose(value, expected, rtol=1e-4)
@@ -182,8 +182,9 @@ def test_lpips_sees_both_images_after_the_same_shift(small_alexnet):
     np.stack([shifted(images, *offset) for offset in offsets])
     for images in (prediction, target)
   )
-  possible = jax.jit(lambda a, b: perceptual.lpips(small_alexnet, a, b))(*pairs)
-  run = jax.jit(_loss_of('lpips'))
+  network = small_alexnet.load()
+  possible = jax.jit(lambda a, b: perceptual.lpips(network, a, b))(*pairs)
+  run = jax.jit(_loss_of('lpips', small_alexnet))
   keys = jax.random.split(jax.random.key(0), 4)
   values = [float(run(prediction, target, key)) / 2 for key in keys]
   for value in values:
@@ -194,12 +195,27 @@ def test_lpips_sees_both_images_after_the_same_shift(small_alexnet):
   assert run(target, target, keys[0]) == 0
 
 
+def test_lpips_sees_the_same_square_of_both_images(tmp_path):
+  """Of whole images in evaluation."""
+  arrays = image_references.random_weights([3, 2, 3, 4, 2], [3] * 4)
+  np.savez(tmp_path / 'vgg16.npz', **arrays)
+  view = perceptual.View(str(tmp_path / 'vgg16.npz'), crop=31)
+  target, prediction = (x[:1] for x in _lpips_pictures())
+  run = jax.jit(_loss_of('lpips', view))
+  whole = image_references.lpips(arrays, prediction, target)
+  np.testing.assert_allclose(run(prediction, target), 2 * whole, rtol=1e-4)
+  keys = jax.random.split(jax.random.key(0), 4)
+  values = {float(run(prediction, target, key)) for key in keys}
+  assert len(values) > 1
+  assert run(target, target, keys[0]) == 0
+
+
 @pytest.mark.parametrize(
   'name', sorted(set(image_losses.RECONSTRUCTION_TERMS) - {'lpips'})
 )
 def test_other_terms_are_not_random(name):
   target, prediction = _pictures()
-  loss = jax.jit(_loss_of(name))
+  loss = jax.jit(_loss_of(name, perceptual.View()))
   expected = loss(prediction, target)
   assert loss(prediction, target, jax.random.key(0)) == expected
 

@@ -194,10 +194,32 @@ def test_best_weights_are_those_that_look_best():
   assert _vqvae_task('loss.lpips=0.5').best_metric == 'lpips'
 
 
+def test_the_network_of_the_loss_chooses_the_best_weights(tmp_path):
+  """So that no other one has taken part."""
+  arrays = image_references.random_weights([3, 2, 3, 4, 2], [3] * 4)
+  np.savez(tmp_path / 'vgg16.npz', **arrays)
+  task = _vqvae_task(
+    'loss.lpips=0.5', f'perceptual.weights={tmp_path / "vgg16.npz"}'
+  )
+  assert task.best_metric == 'lpips_loss'
+
+
 @pytest.mark.parametrize(
   ('overrides', 'size', 'message'),
   [
     (['loss.lpips=1'], 16, '16 px are smaller than the 31 px'),
+    (['loss.lpips=1', 'perceptual.crop=30'], 64, 'give 0 .* or 31 to 64 px'),
+    (['loss.lpips=1', 'perceptual.crop=65'], 64, 'perceptual.crop is 65'),
+    (['loss.lpips=1', 'perceptual.weights=no'], 64, 'no does not hold the'),
+    (
+      [
+        'loss.adversarial=1',
+        'discriminator.is_projected=True',
+        'perceptual.weights=no',
+      ],
+      64,
+      'no does not hold the',
+    ),
     (['loss.adversarial=-1'], 64, 'loss.adversarial is -1'),
     (['loss.adversarial=nan'], 64, 'loss.adversarial is nan'),
     (['loss.adversarial=1', 'loss.feature_matching=inf'], 64, 'is inf'),

@@ -179,3 +179,12 @@ def test_workers_in_a_script(smoke_run, monkeypatch):
   finally:
     flags.FLAGS.mark_as_parsed()
   assert [kwargs['num_workers'] for kwargs in asked] == [0, 2]
+
+
+def test_paths_mean_the_same_in_another_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = _resolve('vqvae', 100, 'data_dir=data', 'perceptual.weights=w.npz')
+  assert config.data_dir == str(tmp_path / 'data')
+  assert config.perceptual.weights == str(tmp_path / 'w.npz')
+  config = _resolve('vqvae', 100)
+  assert not config.data_dir and not config.perceptual.weights
