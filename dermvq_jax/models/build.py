@@ -146,13 +146,17 @@ def view(config: Config) -> perceptual.View:
   return perceptual.View(**config.perceptual)
 
 
-def _check_view(config: Config, image_size: int, remedy: str):
-  """Raises UserError unless a network can see images of this size.
+def check_view(config: Config, image_size: int, remedy: str):
+  """Checks that the network of a training can see its images.
 
   Args:
     config: of a VQ-VAE.
     image_size: side of the images, in pixels.
     remedy: what to set if the images are too small.
+
+  Raises:
+    UserError: the images, or what it would see of them, are too small, or its
+      file cannot be read.
   """
   crop, least = config.perceptual.crop, perceptual.MIN_SIZE
   if image_size < least:
@@ -186,7 +190,7 @@ def check_discriminator(config: Config, image_size: int):
       'lower config.discriminator.num_stages'
     )
   if own.is_projected:
-    _check_view(config, image_size, 'config.discriminator.is_projected=False')
+    check_view(config, image_size, 'config.discriminator.is_projected=False')
 
 
 def _check_divisors(model: Config):
@@ -241,8 +245,6 @@ def check_vqvae(config: Config, image_size: int):
       f'{image_losses.SSIM_WINDOW} px that SSIM is measured over; choose '
       'another dataset size'
     )
-  if config.loss.lpips:
-    _check_view(config, image_size, 'config.loss.lpips=0')
   if image_size % factor:
     raise errors.UserError(
       f'images of {image_size} px are not divisible by '

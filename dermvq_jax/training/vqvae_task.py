@@ -116,6 +116,11 @@ def _reconstructions(
   return summary_images
 
 
+def _check_lpips(config: ml_collections.ConfigDict, image_size: int):
+  if config.loss.lpips:
+    build.check_view(config, image_size, 'config.loss.lpips=0')
+
+
 def _best_metric(config: ml_collections.ConfigDict) -> str:
   if not config.loss.lpips:
     return 'mse'
@@ -138,6 +143,7 @@ def make(
   draws fit together less well than those of images.
   """
   build.check_vqvae(config, facts['image_size'])
+  _check_lpips(config, facts['image_size'])
   weights = config.loss.to_dict()
   adversary = adversarial.make(config, facts['image_size'])
   pixel_weights = {

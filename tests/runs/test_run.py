@@ -384,6 +384,14 @@ def test_a_config_that_gives_no_model_is_refused(workdir, values):
   assert '\n' not in str(e.value) and str(e.value).count('is damaged') == 1
 
 
+def test_what_only_the_training_needed_may_be_gone(workdir):
+  facts = {'class_names': ['a'], 'image_size': 64, 'train_variance': 0.1}
+  _edit(workdir, 'facts', **facts)
+  network = {'weights': str(workdir / 'gone.npz'), 'crop': 0}
+  _edit(workdir, 'config', loss__lpips=1.0, perceptual=network)
+  assert vqvae(workdir).shapes['params']
+
+
 def test_a_config_nested_too_deep(workdir):
   text = '{"config": ' * 100_000 + '1' + '}' * 100_000
   (workdir / 'vqvae' / 'config.json').write_text(text)
