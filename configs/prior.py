@@ -7,11 +7,14 @@ dermvq train --config=prior --workdir=W
 
 Without an argument it is 'gated_pixelcnn', for grids of 8x8 to 32x32 codes;
 'pixelcnn', 'rnn' and 'transformer' are the other priors, about as large. 'demo'
-takes minutes; 'smoke' takes seconds, for tests. Words are joined by '+':
-`--config=prior:rnn+demo`. Expected results are in experiments/RESULTS.md.
+takes minutes; 'smoke' takes seconds, for tests. 'align' trains the prior of
+another run on, until its samples show their label without guidance: give
+`--config.start_from=RUN`. Words are joined by '+': `--config=prior:rnn+demo`.
+Expected results are in experiments/RESULTS.md.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from dermvq_jax.configs import common
 
@@ -59,9 +62,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config.
 
   Args:
-    arg: a prior, 'demo' or 'smoke', or both, joined by '+'.
+    arg: words from the list above, joined by '+'.
   """
-  words = common.words('prior', arg, (*_PRIORS, *_SIZES))
+  words = common.words('prior', arg, (*_PRIORS, *_SIZES, 'align'))
   config = common.base('prior')
   config.dataset = 'codes'  # the codes of the VQ-VAE in the workdir
   name = common.one_of(words, _PRIORS, 'gated_pixelcnn')
@@ -74,6 +77,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.class_balance = 0.5
   config.loss = 'cross_entropy'  # or 'bce': one-vs-rest, as in the report
   config.label_smoothing = 0.0  # share of the target for all codes
+  # Folder of a run whose prior is trained on, on the same codes; '': a new one.
+  config.start_from = ''
+  config.alignment = {  # if a prior is trained on: `losses.alignment`
+    'beta': 0.1,  # the higher, the less it changes
+    'negative_weight': 1.0,  # how much other labels count
+  }
   config.optim.warmup_steps = 200
   config.params_ema_decay = 0.999
   config.num_epochs = 36.0
@@ -87,6 +96,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   elif size == 'smoke':
     common.shorten_to_smoke(config)
     _shrink(config, num_layers=2, features=8, head_features=8)
+  if 'align' in words:
+    # Prior, conditions and codes are those of the other run.
+    config.start_from = config_dict.placeholder(str)
+    config.optim.learning_rate = 3e-4
+    config.params_ema_decay = 0.99
+    if size != 'smoke':
+      config.num_train_steps = 500
+      config.eval_every_steps = 100
   return config
 
 

@@ -370,8 +370,8 @@ def parsers() -> tuple[
     'Trains a phase, or resumes one that was interrupted.',
     '--config=vqvae --workdir=RUN --config.data_dir=DATA',
     '--config=vqvae:sharpen --config.start_from=OLD --workdir=RUN',
-    '--config=vqvae:smoke --workdir=/tmp/run --config.num_train_steps=20',
     '--config=prior --workdir=RUN --config.prior.num_layers=15',
+    '--config=prior:align --config.start_from=OLD --workdir=RUN',
     '--config=classifier --workdir=RUN',
   )
   sub.add_argument(

@@ -37,6 +37,7 @@ GOLDEN = {
   ('prior', 'pixelcnn'): (1_421_696, 0),
   ('prior', 'rnn'): (1_427_280, 0),
   ('prior', 'transformer'): (1_454_080, 0),
+  ('prior', 'align'): (1_457_024, 0),
   ('prior', 'demo'): (832_000, 0),
   ('prior', 'smoke'): (5_464, 0),
   ('classifier', ''): (429_727, 0),

@@ -128,5 +128,28 @@ def code_loss(
   return LOSSES[loss](logits, codes, label_smoothing)
 
 
+def alignment(
+  ratio: Array, negative_ratio: Array, beta: float, negative_weight: float
+) -> Array:
+  """Condition contrastive alignment: Chen et al. 2024, arXiv 2410.09347.
+
+  Its gradient raises the likelihood of grids given their own label, and lowers
+  it given another one. A ratio is the log-likelihood of a grid under the prior
+  that is trained, minus that under the prior as it was before.
+
+  Args:
+    ratio: of the label of each grid, in nats, `[B]`.
+    negative_ratio: of another label, in nats, `[B]`.
+    beta: above 0; how early the loss is content, per nat.
+    negative_weight: weight of the second ratio's part.
+
+  Returns:
+    `[B]`; log(2) * (1 + negative_weight) if nothing was trained.
+  """
+  content = jax.nn.log_sigmoid(beta * ratio)
+  negative = jax.nn.log_sigmoid(-beta * negative_ratio)
+  return -content - negative_weight * negative
+
+
 # The losses of a prior, by their names in config.loss.
 LOSSES = {'cross_entropy': cross_entropy, 'bce': binary_cross_entropy}

@@ -307,7 +307,7 @@ def train(
   source = pretrained.source(config)
   if source:
     config = pretrained.resolve(config, source, run)
-  dataset = run.dataset(config)
+  dataset = pretrained.dataset(config, source, run)
   facts = dataset.facts
   given, config = config, trainer_lib.resolve(config, facts)
   hosts.check_same(run_lib.what_hosts_share(config, facts))
@@ -350,4 +350,4 @@ def train(
       if hosts.is_primary():
         _say(messages.outcome(trainer.task, phase.folder, phase.metrics()))
     if source and hosts.is_primary():
-      pretrained.copy_prior(source, run)
+      pretrained.copy_other(config.task, source, run)

@@ -3,15 +3,13 @@
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from dermvq_jax import errors
 from dermvq_jax.models import build, losses, nearest
-from dermvq_jax.models.priors import base
-from dermvq_jax.training import metrics, pretrained, vqvae_task
+from dermvq_jax.training import metrics, pretrained, prior_task, vqvae_task
 from dermvq_jax.training import task as task_lib
 
 
@@ -25,15 +23,15 @@ def make(
   Args:
     config: the run's config.
     facts: the facts of the dataset, `data.prepared.Dataset.facts`.
-    start: what the decoder of a VQ-VAE is trained on from; None: a new
-      VQ-VAE.
+    start: what a VQ-VAE's decoder, or a prior, is trained on from; None: a
+      new one.
 
   Raises:
     UserError: the config does not fit the dataset.
   """
   makers = {
     'vqvae': functools.partial(vqvae_task.make, start=start),
-    'prior': prior_task,
+    'prior': functools.partial(prior_task.make, start=start),
     'classifier': classifier_task,
   }
   if config.task not in makers:
@@ -48,75 +46,6 @@ def make(
       'prior needs codes, the others need images'
     )
   return makers[config.task](config, facts)
-
-
-def prior_task(
-  config: ml_collections.ConfigDict, facts: dict[str, Any]
-) -> task_lib.Task:
-  """The prior: predicts each code from those before it and the conditions.
-
-  The metrics `nll` and `bits_per_code` refer to the probabilities that codes
-  are sampled from, whatever `config.loss` and `config.label_smoothing` are.
-  """
-  losses.check(config.loss, config.label_smoothing)
-  model = build.prior(config, facts)
-  names = tuple(config.conditions)
-  drop_rates = tuple(config.conditions.values())
-  for name, rate in config.conditions.items():
-    if name != 'label' and not rate:
-      raise errors.UserError(
-        f'config.conditions.{name} is 0: the prior would need {name} for every '
-        'image; give the share of training images in which it is hidden, such '
-        'as 0.3'
-      )
-
-  def init(rng, batches):
-    batch = next(batches)
-    conditions = {name: batch[name][:1] for name in names}
-    return build.init(model, rng, batch['codes'][:1], conditions, train=False)
-
-  def loss_fn(
-    params, model_state, batch, rng, *, train, step=0, axis_name=None
-  ):
-    del step
-    codes, mask = batch['codes'], batch.get('mask')
-    conditions = {name: batch[name] for name in names}
-    rngs = {}
-    if train:
-      if axis_name is not None:  # Noise differs between devices.
-        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-      dropout_rng, condition_rng = jax.random.split(rng)
-      conditions = base.drop_conditions(
-        condition_rng, conditions, model.conditions, drop_rates
-      )
-      rngs = {'dropout': dropout_rng}
-    logits = model.apply(
-      {'params': params, **model_state},
-      codes,
-      conditions,
-      train=train,
-      rngs=rngs,
-    )
-    loss = losses.code_loss(
-      logits, codes, config.loss, config.label_smoothing
-    )  # [B, h, w]
-    nll = losses.nll(logits, codes, config.loss)
-    correct = nearest.argmax(logits) == codes
-    parts = {
-      'nll': metrics.Mean.of(nll, mask),
-      'bits_per_code': metrics.Mean.of(nll / np.log(2), mask),
-      'accuracy': metrics.Mean.of(correct, mask),
-      f'{config.loss}_loss': metrics.Mean.of(loss, mask),
-    }
-    return jnp.mean(loss), (parts, ())
-
-  return task_lib.Task(
-    keys=('codes', *names),
-    best_metric='nll',
-    shown=('bits_per_code',),
-    init=init,
-    loss_fn=loss_fn,
-  )
 
 
 def classifier_task(

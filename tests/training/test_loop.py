@@ -591,6 +591,8 @@ def shrink(config):
 def every_config():
   """All shipped configs; the small ones are fast enough."""
   for name, argument in test_configs.GOLDEN:
+    if argument == 'align':
+      continue  # tests/training/test_alignment.py trains it.
     if name == 'vqvae' and quantizers.QUANTIZERS.keys() & argument.split('+'):
       continue  # tests/test_every_quantizer.py trains them.
     fast = argument == 'smoke'

@@ -1,0 +1,161 @@
+"""The phase of the prior."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dermvq_jax import errors
+from dermvq_jax.models import build, losses, nearest
+from dermvq_jax.models.priors import base
+from dermvq_jax.training import metrics, pretrained
+from dermvq_jax.training import task as task_lib
+
+Array = jax.Array
+PyTree = Any
+# The sub-tree of the parameters that holds the prior as it was before.
+_REFERENCE = 'reference'
+
+
+def _check_conditions(config: ml_collections.ConfigDict):
+  for name, rate in config.conditions.items():
+    if name != 'label' and not rate:
+      raise errors.UserError(
+        f'config.conditions.{name} is 0: the prior would need {name} for every '
+        'image; give the share of training images in which it is hidden, such '
+        'as 0.3'
+      )
+
+
+def _check_labels(num_classes: int):
+  if num_classes < 2:
+    raise errors.UserError(
+      'all images have the same label, so there is no other one to tell them '
+      'from; leave the prior as it is'
+    )
+
+
+def _other_labels(labels: Array, num_classes: int, rng: Array | None) -> Array:
+  """Labels that differ from `labels` [B], at random; always the same if None.
+
+  A label that is not known gets any.
+  """
+  if rng is None:
+    offsets = jnp.arange(len(labels)) % (num_classes - 1)
+  else:
+    offsets = jax.random.randint(rng, labels.shape, 0, num_classes - 1)
+  return (labels + 1 + offsets) % num_classes
+
+
+def _twice(x: PyTree, y: PyTree) -> PyTree:
+  return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, y)
+
+
+def make(
+  config: ml_collections.ConfigDict,
+  facts: dict[str, Any],
+  start: pretrained.Start | None = None,
+) -> task_lib.Task:
+  """The prior: predicts each code from those before it and the conditions.
+
+  The metrics `nll` and `bits_per_code` refer to the probabilities that codes
+  are sampled from, whatever `config.loss` and `config.label_smoothing` are.
+
+  With a start, that prior is trained on by `losses.alignment`: its samples then
+  show their label without guidance.
+  """
+  losses.check(config.loss, config.label_smoothing)
+  model = build.prior(config, facts)
+  names = tuple(config.conditions)
+  drop_rates = tuple(config.conditions.values())
+  num_classes = dict(model.conditions).get('label', 0)
+  _check_conditions(config)
+  if start:
+    _check_labels(num_classes)
+
+  def init(rng, batches):
+    if start:
+      params = start.weights['params']
+      return params | {_REFERENCE: params}, start.weights['model_state']
+    batch = next(batches)
+    conditions = {name: batch[name][:1] for name in names}
+    return build.init(model, rng, batch['codes'][:1], conditions, train=False)
+
+  def nll(params, codes, conditions, dropout_rng=None):
+    """Logits, and nats `[B, h, w]`."""
+    logits = model.apply(
+      {'params': params},
+      codes,
+      conditions,
+      train=dropout_rng is not None,
+      rngs={} if dropout_rng is None else {'dropout': dropout_rng},
+    )
+    return logits, losses.nll(logits, codes, config.loss)
+
+  def align(params, codes, conditions, rng, dropout_rng):
+    """Logits and nats of the codes, and the loss of each grid, `[B]`."""
+    labels = conditions['label']
+    others = conditions | {'label': _other_labels(labels, num_classes, rng)}
+    pair = _twice(codes, codes), _twice(conditions, others)
+    logits, nats = nll(params, *pair, dropout_rng)
+    _, before = nll(jax.lax.stop_gradient(params[_REFERENCE]), *pair)
+    ratio, negative_ratio = jnp.split((before - nats).sum((1, 2)), 2)
+    is_known = labels < num_classes
+    of_grid = losses.alignment(
+      ratio,
+      # Its part is then a constant: no label is wrong for an unknown one.
+      jnp.where(is_known, negative_ratio, 0),
+      config.alignment.beta,
+      config.alignment.negative_weight,
+    )
+    size = len(codes)
+    return logits[:size], nats[:size], of_grid
+
+  def loss_fn(
+    params, model_state, batch, rng, *, train, step=0, axis_name=None
+  ):
+    del step, model_state
+    codes, mask = batch['codes'], batch.get('mask')
+    conditions = {name: batch[name] for name in names}
+    dropout_rng = other_rng = None
+    if train:
+      if axis_name is not None:  # Noise differs between devices.
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+      dropout_rng, condition_rng = jax.random.split(rng)
+      other_rng = jax.random.fold_in(rng, 1)
+      conditions = base.drop_conditions(
+        condition_rng, conditions, model.conditions, drop_rates
+      )
+    if start:
+      logits, nats, loss = align(
+        params, codes, conditions, other_rng, dropout_rng
+      )
+      # Gradients are then as long as those of the likelihood of a code.
+      total = loss.mean() / (config.alignment.beta * codes[0].size)
+      name = 'alignment'
+    else:
+      logits, nats = nll(params, codes, conditions, dropout_rng)
+      loss = losses.code_loss(
+        logits, codes, config.loss, config.label_smoothing
+      )  # [B, h, w]
+      total, name = jnp.mean(loss), config.loss
+    correct = nearest.argmax(logits) == codes
+    parts = {
+      'nll': metrics.Mean.of(nats, mask),
+      'bits_per_code': metrics.Mean.of(nats / np.log(2), mask),
+      'accuracy': metrics.Mean.of(correct, mask),
+      f'{name}_loss': metrics.Mean.of(loss, mask),
+    }
+    return total, (parts, ())
+
+  return task_lib.Task(
+    keys=('codes', *names),
+    best_metric='alignment_loss' if start else 'nll',
+    shown=('bits_per_code',),
+    init=init,
+    loss_fn=loss_fn,
+    optimizers={'': 'optim', **({_REFERENCE: ''} if start else {})},
+    kept=lambda params: {k: v for k, v in params.items() if k != _REFERENCE},
+  )

@@ -1,0 +1,215 @@
+"""A prior is trained on, until samples show their label without guidance."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dermvq_jax import config_files, errors, inference, main
+from dermvq_jax.models import build, losses
+from dermvq_jax.runs import run as run_lib
+from dermvq_jax.training import loop, metrics, pretrained, prior_task, tasks
+
+_FACTS = {
+  'dataset': 'codes/0',
+  'codebook_size': 5,
+  'class_names': ['a', 'b'],
+  'conditions': {'label': ['a', 'b'], 'site': ['x']},
+}
+_BETA, _WEIGHT = 0.2, 3.0
+
+
+def test_loss_against_numpy():
+  rng = np.random.default_rng(0)
+  ratio, negative = 5 * rng.normal(size=(2, 6))
+  expected = np.log1p(np.exp(-_BETA * ratio))
+  expected += _WEIGHT * np.log1p(np.exp(_BETA * negative))
+  found = losses.alignment(ratio, negative, _BETA, _WEIGHT)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  # More of the own label, and less of the other one, is better.
+  own, other = jax.grad(
+    lambda *r: losses.alignment(*r, _BETA, _WEIGHT), (0, 1)
+  )(0.0, 0.0)
+  assert own < 0 < other and other == pytest.approx(-3 * own)
+
+
+def test_other_labels_are_others():
+  labels = jnp.arange(7).repeat(40)
+  found = prior_task._other_labels(labels, 7, jax.random.key(0))
+  pairs = set(zip(labels.tolist(), found.tolist()))
+  assert pairs == {(i, j) for i in range(7) for j in range(7) if i != j}
+  always = [prior_task._other_labels(labels, 7, None) for _ in range(2)]
+  np.testing.assert_array_equal(*always)
+  assert np.all(always[0] != labels)
+  # A null label gets one that exists.
+  null = prior_task._other_labels(jnp.full(9, 7), 7, jax.random.key(0))
+  assert null.min() >= 0 and null.max() < 7
+
+
+@pytest.fixture(
+  scope='module', params=['gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer']
+)
+def toy(request):
+  """A task, its model, the prior as it was, and one that was trained on."""
+  config = config_files.load(
+    f'prior:{request.param}+smoke+align',
+    [
+      f'--config.alignment.beta={_BETA}',
+      f'--config.alignment.negative_weight={_WEIGHT}',
+    ],
+  )
+  model = build.prior(config, _FACTS)
+  codes, label = np.zeros((1, 3, 4), np.int32), {'label': np.zeros(1, np.int32)}
+  shapes = jax.eval_shape(
+    lambda key: model.init(key, codes, label, train=False)['params'],
+    jax.random.key(0),
+  )
+  rng = np.random.default_rng(0)
+  before, after = (
+    jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape) / 2), shapes)
+    for _ in range(2)
+  )
+  start = pretrained.Start({'params': before, 'model_state': {}})
+  return tasks.make(config, _FACTS, start), model, before, after
+
+
+def _batch(labels):
+  codes = np.random.default_rng(1).integers(0, 5, (len(labels), 3, 4))
+  return {'codes': np.int32(codes), 'label': np.int32(labels)}
+
+
+def test_loss_of_each_prior(toy):
+  task, model, before, after = toy
+  params, state = task.init(jax.random.key(0), iter([]))
+  assert params.keys() == before.keys() | {'reference'}
+  batch = _batch([0, 1, 1])
+  run = jax.jit(
+    jax.value_and_grad(
+      lambda p: task.loss_fn(p, state, batch, None, train=False), has_aux=True
+    )
+  )
+  (_, (parts, _)), _ = run(params)
+  unchanged = np.log(2) * (1 + _WEIGHT)
+  told = metrics.compute(parts)
+  assert told['alignment_loss'] == pytest.approx(unchanged, rel=1e-5)
+
+  (value, (parts, _)), gradient = run(after | {'reference': before})
+
+  @jax.jit
+  def likelihood(params, label):
+    logits = model.apply(
+      {'params': params}, batch['codes'], {'label': label}, train=False
+    )
+    return -losses.nll(logits, batch['codes']).sum((1, 2))
+
+  own, other = (
+    likelihood(after, label) - likelihood(before, label)
+    for label in (batch['label'], 1 - batch['label'])
+  )
+  expected = losses.alignment(own, other, _BETA, _WEIGHT).mean()
+  told = metrics.compute(parts)
+  assert told['alignment_loss'] == pytest.approx(float(expected), rel=1e-4)
+  assert value == pytest.approx(float(expected) / (_BETA * 12), rel=1e-4)
+  nll = -float(likelihood(after, batch['label']).mean()) / 12
+  assert told['nll'] == pytest.approx(nll, rel=1e-5)
+  # Only the prior learns, and only the prior is kept.
+  for name, tree in gradient.items():
+    is_zero = not any(np.any(x) for x in jax.tree.leaves(tree))
+    assert is_zero == (name == 'reference'), name
+  assert task.kept(params).keys() == before.keys()
+
+
+def test_no_label_is_wrong_for_an_unknown_one(toy):
+  task, _, before, after = toy
+  batch = _batch([2])
+  run = jax.jit(lambda p: task.loss_fn(p, {}, batch, None, train=False)[1][0])
+  found = metrics.compute(run(after | {'reference': before}))
+  same = metrics.compute(run(before | {'reference': before}))
+  ratio = 12 * (same['nll'] - found['nll'])
+  expected = np.log1p(np.exp(-_BETA * ratio)) + _WEIGHT * np.log(2)
+  assert found['alignment_loss'] == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_class_is_refused():
+  facts = _FACTS | {'class_names': ['a'], 'conditions': {'label': ['a']}}
+  config = config_files.load('prior:smoke+align')
+  start = pretrained.Start({'params': {}, 'model_state': {}})
+  with pytest.raises(errors.UserError, match='all images have the same label'):
+    tasks.make(config, facts, start)
+
+
+# The whole way.
+
+
+def _config(start):
+  return config_files.load(
+    'prior:smoke+align',
+    [
+      f'--config.start_from={start}',
+      '--config.optim.learning_rate=0.01',
+      '--config.params_ema_decay=0',
+    ],
+  )
+
+
+@pytest.fixture(scope='module')
+def aligned(smoke_run, tmp_path_factory):
+  run = run_lib.Run(tmp_path_factory.mktemp('aligned') / 'run')
+  loop.train(_config(smoke_run), run)
+  return run
+
+
+def test_the_vqvae_comes_along_and_the_prior_learns(smoke_run, aligned):
+  old = run_lib.Run(smoke_run)
+  assert aligned.vqvae_digest == old.vqvae_digest
+  aligned.check_codes()
+  before, after = (run.prior.weights['params'] for run in (old, aligned))
+  assert jax.tree.structure(before) == jax.tree.structure(after)
+  pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after))
+  assert any(np.any(a != b) for a, b in pairs)
+  row = aligned.prior.metrics()[-1]
+  assert row['val/alignment_loss'] < 2 * np.log(2)
+  for field in ('prior', 'conditions', 'loss'):
+    assert aligned.prior.config[field] == old.prior.config[field]
+
+
+def test_images_and_codes_are_found(smoke_run, aligned, tmp_path, capsys):
+  old = run_lib.Run(smoke_run)
+  assert aligned.codes.data_dir == old.codes.data_dir
+  assert aligned.images.facts == old.images.facts
+  out = tmp_path / 'samples'
+  argv = ['sample', f'--workdir={aligned.workdir}', f'--out={out}']
+  assert main.main([*argv, '--balance']) == 0
+  capsys.readouterr()
+  codes = inference.Model(aligned).sample_codes(['mel'] * 4, seed=1)
+  other = inference.load(smoke_run).sample_codes(['mel'] * 4, seed=1)
+  assert codes.shape == other.shape
+
+
+def test_resumes_only_with_the_same_prior(smoke_run, aligned):
+  loop.train(_config(smoke_run), aligned)  # Nothing is left to do.
+  with pytest.raises(errors.UserError, match=r'config\.start_digest was'):
+    loop.train(_config(aligned.workdir), aligned)
+
+
+def test_mistakes(smoke_run, tmp_path):
+  new, start = run_lib.Run(tmp_path / 'new'), tmp_path / 'start'
+  shutil.copytree(smoke_run / 'vqvae', start / 'vqvae')
+  for folder in (tmp_path / 'nowhere', start):
+    with pytest.raises(errors.UserError, match='no trained prior to') as e:
+      loop.train(_config(folder), new)
+    assert '\n' not in str(e.value) and not new.workdir.exists()
+
+
+def test_another_vqvae_is_there(smoke_run, run_copy, monkeypatch):
+  real = run_lib.Run.vqvae_digest.fget
+
+  def digest(run):
+    return 'other' if run.workdir == run_copy else real(run)
+
+  monkeypatch.setattr(run_lib.Run, 'vqvae_digest', property(digest))
+  shutil.rmtree(run_copy / 'prior')
+  with pytest.raises(errors.UserError, match='has another VQ-VAE than'):
+    loop.train(_config(smoke_run), run_lib.Run(run_copy))
