@@ -77,7 +77,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.class_balance = 0.5
   config.loss = 'cross_entropy'  # or 'bce': one-vs-rest, as in the report
   config.label_smoothing = 0.0  # share of the target for all codes
-  # Folder of a run whose prior is trained on, on the same codes; '': a new one.
+  # Folder of a run whose prior continues to learn; '': a new prior.
   config.start_from = ''
   config.alignment = {  # if a prior is trained on: `losses.alignment`
     'beta': 0.1,  # the higher, the less it changes
@@ -97,7 +97,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     common.shorten_to_smoke(config)
     _shrink(config, num_layers=2, features=8, head_features=8)
   if 'align' in words:
-    # Prior, conditions and codes are those of the other run.
+    if any(word in words for word in _PRIORS):
+      raise ValueError(
+        f"'align' takes the prior of another run; leave out {name}"
+      )
+    # Prior, conditions, loss and codes are those of the other run.
     config.start_from = config_dict.placeholder(str)
     config.optim.learning_rate = 3e-4
     config.params_ema_decay = 0.99

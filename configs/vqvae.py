@@ -98,13 +98,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'adversarial': 0.0,
     'feature_matching': 10.0,
   }
-  # The network of LPIPS and of the discriminator.
-  config.perceptual = {
-    # A file of VGG16 from experiments/lpips_weights.py; '': AlexNet, which
-    # comes with the package.
-    'weights': '',
-    'crop': 0,  # side of the random squares that it sees; 0: whole images
-  }
+  # The network of LPIPS and of the discriminator: a file of VGG16 from
+  # experiments/lpips_weights.py; '': AlexNet, which comes with the package.
+  config.perceptual_weights = ''
+  # Side of the random squares that it sees in training; 0: whole images.
+  config.perceptual_crop = 0
   config.discriminator = {
     'features': 32,
     'num_stages': 3,

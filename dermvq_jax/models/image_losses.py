@@ -77,7 +77,7 @@ def _gaussian_windows(size: int) -> np.ndarray:
 _HUBER_DELTA = 0.1
 
 # The network that comes with the package.
-_ALEXNET = perceptual.View()
+_DEFAULT_VIEW = perceptual.View()
 # LPIPS' first stages repeat every 8 pixels.
 _MAX_SHIFT = 7
 # Far below the power of the finest octave of real images, which is about 1e-6.
@@ -147,13 +147,13 @@ def _gradient(
   return vertical[0] + horizontal[0], vertical[1] + horizontal[1]
 
 
-def lpips(a: Array, b: Array, view: perceptual.View = _ALEXNET) -> Array:
+def lpips(a: Array, b: Array, view: perceptual.View = _DEFAULT_VIEW) -> Array:
   """LPIPS by AlexNet, whose weights come with the package, or another network.
 
   Args:
     a: `[B, H, W, 3]` in [0, 1]; H and W at least `perceptual.MIN_SIZE`.
     b: the same shape.
-    view: the network; whole images are compared.
+    view: the network; its `crop` does not count, whole images are compared.
 
   Returns:
     `[B]`, 0 if the images are the same.
@@ -166,9 +166,9 @@ def _lpips(
   target: Array,
   variance: float,
   rng: Array | None,
-  view: perceptual.View = _ALEXNET,
+  view: perceptual.View = _DEFAULT_VIEW,
 ) -> Means:
-  """LPIPS of both images after the same random shift.
+  """LPIPS of the same part of both images, after the same random shift.
 
   The network's strides would print a grid on images that are never shifted.
   """
@@ -176,7 +176,7 @@ def _lpips(
   if rng is not None:
     offset = jax.random.randint(rng, (2,), 0, _MAX_SHIFT + 1)
     prediction, target = (_shift(x, offset) for x in (prediction, target))
-    cut_rng = jax.random.fold_in(rng, 1)
+    cut_rng = jax.random.fold_in(rng, 3)
     prediction, target = view.cut(cut_rng, prediction, target)
   of_image = lpips(prediction, target, view)
   return of_image.mean(), of_image
@@ -241,7 +241,7 @@ def reconstruction(
   weights: Mapping[str, float],
   variance: float,
   rng: Array | None = None,
-  view: perceptual.View = _ALEXNET,
+  view: perceptual.View = _DEFAULT_VIEW,
 ) -> tuple[Array, dict[str, Array]]:
   """Returns the reconstruction loss and its terms.
 

@@ -140,7 +140,7 @@ def alignment(
   Args:
     ratio: of the label of each grid, in nats, `[B]`.
     negative_ratio: of another label, in nats, `[B]`.
-    beta: above 0; how early the loss is content, per nat.
+    beta: above 0, per nat; the higher, the less the prior changes.
     negative_weight: weight of the second ratio's part.
 
   Returns:

@@ -1,7 +1,8 @@
 """LPIPS: how different two images look to a network (Zhang et al. 2018).
 
 Both images pass through a network that was trained on photographs. The
-distance is the weighted squared difference of their features, at five depths.
+distance is the weighted squared difference of their features, at up to five
+depths.
 """
 
 import dataclasses
@@ -38,23 +39,23 @@ class _Layer(NamedTuple):
 
   Attributes:
     pool: side of the maximum pool before it, with stride 2; 0: none.
-    is_feature: whether its output is one of the five features.
+    is_feature: whether its output is one of the features.
   """
 
   pool: int
   is_feature: bool
 
 
-_ALEXNET = [_Layer(p, True) for p in (0, 3, 3, 0, 0)]
-_VGG16 = [
+_ALEXNET_LAYERS = [_Layer(p, True) for p in (0, 3, 3, 0, 0)]
+_VGG16_LAYERS = [
   _Layer(2 if first and stage else 0, last)
   for stage, size in enumerate((2, 2, 3, 3, 3))
   for first, last in [(i == 0, i == size - 1) for i in range(size)]
 ]
 # By the number of convolutions, which tells a file's network. A file may hold
 # the first stages of VGG16 alone: they see fine texture, and cost less.
-_NETWORKS = {5: ('alexnet', _ALEXNET)} | {
-  number: ('vgg16', _VGG16[:number]) for number in (4, 7, 10, 13)
+_NETWORKS = {5: ('alexnet', _ALEXNET_LAYERS)} | {
+  number: ('vgg16', _VGG16_LAYERS[:number]) for number in (4, 7, 10, 13)
 }
 
 

@@ -27,7 +27,7 @@ from dermvq_jax.training import tasks
 
 def _best_row(phase: phase_lib.Phase) -> dict[str, Any]:
   """The metrics of the weights in `best/`; empty if there are none."""
-  metric = f'val/{tasks.make(phase.config, phase.facts).best_metric}'
+  metric = f'val/{tasks.best_metric(phase.config)}'
   rows = [row for row in phase.metrics() if metric in row]
   return min(rows, key=lambda row: row[metric], default={})
 
@@ -59,8 +59,7 @@ def training(run: run_lib.Run) -> page.Section:
     charts.append(
       page.Figure(
         'prior_curves',
-        'Training of the prior. It overfits where the validation curve rises; '
-        'the weights of its lowest point are kept.',
+        'Training of the prior. It overfits where the validation curve rises.',
         svg=figures.curves(run.prior.metrics(), 'prior'),
       )
     )

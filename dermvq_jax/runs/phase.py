@@ -20,9 +20,9 @@ _FILE = 'config.json'
 _FORMAT = 2
 # They name folders of this machine. No result depends on them: facts and
 # digests name what is in them.
-_PATHS = ('data_dir', 'start_from')
+PATHS = ('data_dir', 'start_from', 'perceptual_weights')
 # These may change between two starts of the same run.
-_FREE = {'parallel', 'num_workers', 'patience', *_PATHS}
+_FREE = {'parallel', 'num_workers', 'patience', *PATHS}
 _FREE_SUFFIX = '_every_steps'
 
 
@@ -206,7 +206,7 @@ class Phase:
     weights, weights_id = self.weights, self.weights_id
     folder.mkdir(parents=True)
     config = self.config.to_dict()
-    config |= {name: '' for name in _PATHS if name in config}
+    config |= {name: '' for name in PATHS if name in config}
     said = {k: v for k, v in self.made_by.items() if k != 'command'}
     (folder / _FILE).write_text(_as_text(config, self.facts, said))
     exported.save(folder, weights, weights_id)

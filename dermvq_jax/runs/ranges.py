@@ -89,6 +89,8 @@ _RANGES = {
   'params_ema_decay': _BELOW_1,
   'label_smoothing': _BELOW_1,
   'class_balance': _SHARE,
+  'perceptual_weights': _TEXT,
+  'perceptual_crop': _whole(0),
   'alignment.beta': _POSITIVE,
   'alignment.negative_weight': _AT_LEAST_0,
   # Of every optimiser.
@@ -98,7 +100,6 @@ _RANGES = {
   '*.b2': _BELOW_1,
   '*.weight_decay': _AT_LEAST_0,
   '*.max_grad_norm': _AT_LEAST_0,
-  'perceptual.crop': _whole(0),
   'model.features': _whole(1),
   'model.num_residual_blocks': _whole(0, _LAYERS),
   'model.residual_features': _whole(1),

@@ -50,7 +50,7 @@ def what_hosts_share(
 ) -> dict[str, Any]:
   """What must be the same on all hosts of a training, as JSON values."""
   # Each host may have its own.
-  own = ('data_dir', 'num_workers', 'start_from')
+  own = ('num_workers', *phase_lib.PATHS)
   shared = {k: v for k, v in config.to_dict().items() if k not in own}
   versions = phase_lib.made_by()['versions']
   return {'config': shared, 'data': facts, 'versions': versions}

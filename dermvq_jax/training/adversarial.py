@@ -93,8 +93,9 @@ class Adversary:
 
     def judge(params, images):
       images = discriminator.augment(rng, images)
-      view_rng = jax.random.fold_in(rng, 1)
-      return self.model.apply({'params': params}, images, view_rng)
+      # Another key than the three that `augment` makes.
+      cut_rng = jax.random.fold_in(rng, 3)
+      return self.model.apply({'params': params}, images, cut_rng)
 
     def discriminator_loss(params):
       real_logits, _ = judge(params, real)

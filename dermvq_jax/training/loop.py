@@ -323,6 +323,7 @@ def train(
     if hosts.is_primary():
       stack.enter_context(run.locked())
       phase.start(config, facts)
+      pretrained.copy_vqvae(config.task, source, run)
     hosts.wait_for_all('the config is written')
     saved = checkpoints.Checkpoints(phase.folder)
     stack.enter_context(contextlib.closing(saved))
@@ -340,7 +341,8 @@ def train(
         end = config.num_train_steps
         logging.info('Resuming %s at step %d of %d.', config.task, start, end)
       else:
-        _say(messages.plan(given, config, facts, tree['state'].params))
+        kept = trainer.task.kept(tree['state'].params)
+        _say(messages.plan(given, config, facts, kept))
       log = logs.open_log(phase.folder, start, is_verbose=verbose)
       stack.enter_context(contextlib.closing(log))
       traces = phase.folder / 'profile' if profile else None
@@ -349,5 +351,5 @@ def train(
       _loop(trainer, start, tree, best, saved, requests, log, trace, stack)
       if hosts.is_primary():
         _say(messages.outcome(trainer.task, phase.folder, phase.metrics()))
-    if source and hosts.is_primary():
-      pretrained.copy_other(config.task, source, run)
+    if hosts.is_primary():
+      pretrained.copy_prior(config.task, source, run)

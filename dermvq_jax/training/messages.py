@@ -26,7 +26,7 @@ def plan(
     given: the phase's config, before `trainer.resolve`.
     config: the same after it.
     facts: the facts of its dataset.
-    params: all parameters.
+    params: the parameters that are kept.
   """
   size = sum(leaf.size for leaf in jax.tree.leaves(params))
   steps, batch = config.num_train_steps, config.batch_size

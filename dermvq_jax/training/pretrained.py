@@ -1,7 +1,7 @@
-"""Trains on from another run: its codes stay what they are.
+"""Continues the training of another run; its codes stay what they are.
 
-Either its decoder is trained on: encoder and codebook stay, so its prior
-remains right. Or its prior is trained on, on the same codes.
+Either that of its decoder: encoder and codebook stay, so its prior remains
+right. Or that of its prior, on the same codes.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from dermvq_jax.data import prepared
 from dermvq_jax.models import build, chunks, digests
 from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.runs import hosts
+from dermvq_jax.runs import phase as phase_lib
 from dermvq_jax.runs import run as run_lib
 
 PyTree = Any
-_NAMES = {'vqvae': 'VQ-VAE', 'prior': 'prior'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,22 +76,28 @@ def resolve(
   workdir = os.fspath(run.workdir)
   if not files.is_remote(workdir):  # later commands may run in another folder
     workdir = os.path.abspath(workdir)
-  data_dir = run.data_dir()
-  is_own = os.path.abspath(data_dir) == os.path.abspath(target.workdir / 'data')
-  kept = _kept_of_prior if config.task == 'prior' else _kept_of_vqvae
+  if config.task == 'prior':
+    _check_prior(run, target)
+    kept = _kept_of_prior(run, target)
+  else:
+    kept = _kept_of_vqvae(config, run, target)
   return ml_collections.ConfigDict(
-    config.to_dict()
-    | {'data_dir': '' if is_own else str(data_dir), 'start_from': workdir}
-    | kept(config, run, target)
+    config.to_dict() | {'start_from': workdir} | kept
   )
+
+
+def _seen_from(target: run_lib.Run, data_dir: epath.PathLike) -> str:
+  """A folder of datasets as in a config; '' is the target's own one."""
+  is_own = os.path.abspath(data_dir) == os.path.abspath(target.workdir / 'data')
+  return '' if is_own else os.fspath(data_dir)
 
 
 def _kept_of_vqvae(
   config: ml_collections.ConfigDict, run: run_lib.Run, target: run_lib.Run
 ) -> dict[str, Any]:
-  del target  # Whatever it has is checked when its phase starts.
   kept = run.vqvae
   values = {
+    'data_dir': _seen_from(target, run.data_dir()),
     'start_digest': digests.of_tree(kept.weights),
     'model': kept.config.model.to_dict(),
     'quantizer': kept.config.quantizer.to_dict(),
@@ -109,10 +115,9 @@ def _kept_of_vqvae(
   return values
 
 
-def _kept_of_prior(
-  config: ml_collections.ConfigDict, run: run_lib.Run, target: run_lib.Run
-) -> dict[str, Any]:
-  del config
+def _check_prior(run: run_lib.Run, target: run_lib.Run):
+  """Raises UserError unless the prior of a run can be trained on here."""
+  run.vqvae.check_trainable()
   if not run.prior.has_weights:
     raise errors.UserError(
       f'{run.workdir} has no trained prior to train on; train it first'
@@ -123,13 +128,16 @@ def _kept_of_prior(
       f'{target.workdir} has another VQ-VAE than {run.workdir}; use a new '
       '--workdir'
     )
+
+
+def _kept_of_prior(run: run_lib.Run, target: run_lib.Run) -> dict[str, Any]:
   kept = run.prior
   return {
     'start_digest': digests.of_tree(kept.weights),
     'prior': kept.config.prior.to_dict(),
     'conditions': kept.config.conditions.to_dict(),
     'loss': kept.config.loss,
-    'dataset': kept.facts['dataset'],
+    'data_dir': _seen_from(target, run.codes.data_dir),
   }
 
 
@@ -188,26 +196,35 @@ def start(config: ml_collections.ConfigDict, run: run_lib.Run) -> Start:
   return Start(weights, codes)
 
 
-def copy_other(task: str, start: run_lib.Run, run: run_lib.Run):
-  """Copies the phase that was not trained on, unless there is one.
+def copy_prior(task: str, start: run_lib.Run | None, run: run_lib.Run):
+  """Copies the prior of the run whose VQ-VAE was trained on.
 
-  Args:
-    task: the phase that was trained on, 'vqvae' or 'prior'.
-    start: the run that it was trained on from.
-    run: the run of the training.
+  Nothing is copied if there is no such run or prior, or the target has one.
   """
-  name = 'prior' if task == 'vqvae' else 'vqvae'
-  old, new = start.phase(name), run.phase(name)
-  if new.started or not old.has_weights:
+  is_due = start and task == 'vqvae' and not run.prior.started
+  if not (is_due and start.prior.has_weights):
     return
+  files.refuse_links(start.prior.folder)
+  with files.new_folder(run.prior.folder) as folder:
+    _copy(start.prior.folder, folder)
+  logging.info('Copied the prior of %s, which fits.', start.workdir)
+
+
+def copy_vqvae(task: str, start: run_lib.Run | None, run: run_lib.Run):
+  """Copies the VQ-VAE of the run whose prior is trained on.
+
+  Nothing is copied if there is no such run, or the target has a VQ-VAE.
+  """
+  if not start or task != 'prior' or run.vqvae.started:
+    return
+  old = start.vqvae
   files.refuse_links(old.folder)
-  with files.new_folder(new.folder) as folder:
+  config = ml_collections.ConfigDict(old.config.to_dict())
+  config.data_dir = _seen_from(run, start.data_dir())
+  with files.new_folder(run.vqvae.folder) as folder:
     _copy(old.folder, folder)
-  if name == 'vqvae':  # Its images are where they were.
-    data_dir = run.phase(task).config.data_dir
-    config = new.config.to_dict() | {'data_dir': data_dir}
-    new.start(ml_collections.ConfigDict(config), old.facts)
-  logging.info('Copied the %s of %s, which fits.', _NAMES[name], start.workdir)
+    phase_lib.Phase(old.name, folder).start(config, old.facts)
+  logging.info('Copied the VQ-VAE of %s.', start.workdir)
 
 
 def _copy(source: epath.Path, folder: epath.Path):

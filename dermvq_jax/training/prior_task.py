@@ -37,13 +37,20 @@ def _check_labels(num_classes: int):
     )
 
 
-def _other_labels(labels: Array, num_classes: int, rng: Array | None) -> Array:
-  """Labels that differ from `labels` [B], at random; always the same if None.
+def _other_labels(
+  labels: Array, codes: Array, num_classes: int, rng: Array | None
+) -> Array:
+  """Returns labels `[B]` that differ from those of the images.
 
-  A label that is not known gets any.
+  Args:
+    labels: `[B]`; one that is not known gets any but the first.
+    codes: `[B, h, w]`.
+    num_classes: number of classes.
+    rng: random key; None: the codes decide, so that an image always gets the
+      same label, on whatever device.
   """
   if rng is None:
-    offsets = jnp.arange(len(labels)) % (num_classes - 1)
+    offsets = codes.sum((1, 2)) % (num_classes - 1)
   else:
     offsets = jax.random.randint(rng, labels.shape, 0, num_classes - 1)
   return (labels + 1 + offsets) % num_classes
@@ -51,6 +58,15 @@ def _other_labels(labels: Array, num_classes: int, rng: Array | None) -> Array:
 
 def _twice(x: PyTree, y: PyTree) -> PyTree:
   return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, y)
+
+
+def best_metric(config: ml_collections.ConfigDict) -> str:
+  """The metric that chooses the best weights; see `task.Task`.
+
+  Args:
+    config: the phase's config, from `trainer.resolve`.
+  """
+  return 'alignment_loss' if 'start_digest' in config else 'nll'
 
 
 def make(
@@ -97,9 +113,12 @@ def make(
   def align(params, codes, conditions, rng, dropout_rng):
     """Logits and nats of the codes, and the loss of each grid, `[B]`."""
     labels = conditions['label']
-    others = conditions | {'label': _other_labels(labels, num_classes, rng)}
+    others = conditions | {
+      'label': _other_labels(labels, codes, num_classes, rng)
+    }
     pair = _twice(codes, codes), _twice(conditions, others)
     logits, nats = nll(params, *pair, dropout_rng)
+    # Without dropout: it is fixed.
     _, before = nll(jax.lax.stop_gradient(params[_REFERENCE]), *pair)
     ratio, negative_ratio = jnp.split((before - nats).sum((1, 2)), 2)
     is_known = labels < num_classes
@@ -124,7 +143,7 @@ def make(
       if axis_name is not None:  # Noise differs between devices.
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
       dropout_rng, condition_rng = jax.random.split(rng)
-      other_rng = jax.random.fold_in(rng, 1)
+      other_rng = jax.random.fold_in(rng, 2)  # not one of the two
       conditions = base.drop_conditions(
         condition_rng, conditions, model.conditions, drop_rates
       )
@@ -152,7 +171,7 @@ def make(
 
   return task_lib.Task(
     keys=('codes', *names),
-    best_metric='alignment_loss' if start else 'nll',
+    best_metric=best_metric(config),
     shown=('bits_per_code',),
     init=init,
     loss_fn=loss_fn,

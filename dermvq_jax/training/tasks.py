@@ -48,6 +48,19 @@ def make(
   return makers[config.task](config, facts)
 
 
+def best_metric(config: ml_collections.ConfigDict) -> str:
+  """The metric that chooses a phase's best weights; see `task.Task`.
+
+  Args:
+    config: the phase's config, as it is stored.
+  """
+  return {
+    'vqvae': vqvae_task.best_metric,
+    'prior': prior_task.best_metric,
+    'classifier': lambda config: 'balanced_nll',
+  }[config.task](config)
+
+
 def classifier_task(
   config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> task_lib.Task:

@@ -13,9 +13,10 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from dermvq_jax import errors
+from dermvq_jax import errors, files
 from dermvq_jax.data import augment, pipeline
 from dermvq_jax.data import facts as facts_lib
+from dermvq_jax.models import digests, perceptual
 from dermvq_jax.runs import ranges
 from dermvq_jax.training import (
   metrics,
@@ -56,7 +57,8 @@ def resolve(
     A copy in which all values are given.
 
   Raises:
-    UserError: a number is out of its range.
+    UserError: a number is out of its range, or the network of the loss cannot
+      be read.
   """
   ranges.check_ranges(config)
   most = max(facts['num_train'], _ANY_BATCH)
@@ -68,8 +70,13 @@ def resolve(
   config = ml_collections.ConfigDict(config.to_dict())
   epoch = facts_lib.steps_per_epoch(facts, config.batch_size)
   config.data_dir = _absolute(config.data_dir)
-  if 'perceptual' in config:
-    config.perceptual.weights = _absolute(config.perceptual.weights)
+  if config.get('perceptual_weights'):
+    config.perceptual_weights = _absolute(config.perceptual_weights)
+    network = perceptual.View(config.perceptual_weights).load()
+    # The file may move: what is in it counts.
+    config.perceptual_digest = digests.of_tree(
+      {str(i): x for i, x in enumerate(jax.tree.leaves(network[1:]))}
+    )
   config.num_train_steps = config.num_train_steps or max(
     math.ceil(config.num_epochs * epoch), config.min_train_steps
   )
@@ -87,7 +94,9 @@ def resolve(
 
 def _absolute(path: str) -> str:
   """Makes a path mean the same in whatever folder later commands run."""
-  return os.path.abspath(os.path.expanduser(path)) if path else path
+  if not path or files.is_remote(path):
+    return path
+  return os.path.abspath(os.path.expanduser(path))
 
 
 def _has_schedule(field: Any) -> bool:

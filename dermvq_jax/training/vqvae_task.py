@@ -121,11 +121,17 @@ def _check_lpips(config: ml_collections.ConfigDict, image_size: int):
     build.check_view(config, image_size, 'config.loss.lpips=0')
 
 
-def _best_metric(config: ml_collections.ConfigDict) -> str:
+def best_metric(config: ml_collections.ConfigDict) -> str:
+  """The metric that chooses the best weights; see `task.Task`.
+
+  Args:
+    config: the phase's config, from `trainer.resolve`.
+  """
   if not config.loss.lpips:
     return 'mse'
   # The network of the loss chooses, so that others can judge.
-  return 'lpips_loss' if config.perceptual.weights else 'lpips'
+  is_other = config.get('perceptual_weights') or 'perceptual_digest' in config
+  return 'lpips_loss' if is_other else 'lpips'
 
 
 def make(
@@ -243,7 +249,7 @@ def make(
 
   return task_lib.Task(
     keys=('image',),
-    best_metric=_best_metric(config),
+    best_metric=best_metric(config),
     shown=('psnr', 'codebook_usage'),
     init=init,
     loss_fn=loss_fn,

@@ -35,7 +35,7 @@ from dermvq_jax.training import trainer
     ('prior', 'num_epochs=inf'),
     ('vqvae', 'num_train_steps=4294967296'),
     ('vqvae', 'model.num_residual_blocks=-1'),
-    ('vqvae', 'perceptual.crop=-1'),
+    ('vqvae', 'perceptual_crop=-1'),
     ('vqvae', 'quantizer.commitment_weight=inf'),
     ('vqvae', 'quantizer.codebook_ema_decay=nan'),
     ('prior', 'conditions.label=2.0'),

@@ -387,8 +387,8 @@ def test_a_config_that_gives_no_model_is_refused(workdir, values):
 def test_what_only_the_training_needed_may_be_gone(workdir):
   facts = {'class_names': ['a'], 'image_size': 64, 'train_variance': 0.1}
   _edit(workdir, 'facts', **facts)
-  network = {'weights': str(workdir / 'gone.npz'), 'crop': 0}
-  _edit(workdir, 'config', loss__lpips=1.0, perceptual=network)
+  gone = str(workdir / 'gone.npz')
+  _edit(workdir, 'config', loss__lpips=1.0, perceptual_weights=gone)
   assert vqvae(workdir).shapes['params']
 
 

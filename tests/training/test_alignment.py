@@ -37,14 +37,17 @@ def test_loss_against_numpy():
 
 def test_other_labels_are_others():
   labels = jnp.arange(7).repeat(40)
-  found = prior_task._other_labels(labels, 7, jax.random.key(0))
-  pairs = set(zip(labels.tolist(), found.tolist()))
-  assert pairs == {(i, j) for i in range(7) for j in range(7) if i != j}
-  always = [prior_task._other_labels(labels, 7, None) for _ in range(2)]
-  np.testing.assert_array_equal(*always)
-  assert np.all(always[0] != labels)
+  codes = np.random.default_rng(0).integers(0, 9, (280, 2, 3))
+  everywhere = {(i, j) for i in range(7) for j in range(7) if i != j}
+  for rng in (jax.random.key(0), None):
+    found = prior_task._other_labels(labels, codes, 7, rng)
+    assert set(zip(labels.tolist(), found.tolist())) == everywhere
+  # Without a key an image has the same one, wherever it is in a batch.
+  np.testing.assert_array_equal(
+    prior_task._other_labels(labels[::-1], codes[::-1], 7, None), found[::-1]
+  )
   # A null label gets one that exists.
-  null = prior_task._other_labels(jnp.full(9, 7), 7, jax.random.key(0))
+  null = prior_task._other_labels(jnp.full(280, 7), codes, 7, jax.random.key(0))
   assert null.min() >= 0 and null.max() < 7
 
 
@@ -54,12 +57,13 @@ def test_other_labels_are_others():
 def toy(request):
   """A task, its model, the prior as it was, and one that was trained on."""
   config = config_files.load(
-    f'prior:{request.param}+smoke+align',
+    'prior:smoke+align',
     [
       f'--config.alignment.beta={_BETA}',
       f'--config.alignment.negative_weight={_WEIGHT}',
     ],
   )
+  config.prior = config_files.load(f'prior:{request.param}+smoke').prior
   model = build.prior(config, _FACTS)
   codes, label = np.zeros((1, 3, 4), np.int32), {'label': np.zeros(1, np.int32)}
   shapes = jax.eval_shape(
@@ -194,6 +198,34 @@ def test_resumes_only_with_the_same_prior(smoke_run, aligned):
     loop.train(_config(aligned.workdir), aligned)
 
 
+def test_the_vqvae_is_there_while_the_prior_learns(
+  smoke_run, tmp_path, monkeypatch
+):
+  """So that an interrupted training leaves a whole run."""
+  run = run_lib.Run(tmp_path / 'run')
+
+  def stop(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(loop, '_loop', stop)
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(_config(smoke_run), run)
+  assert run_lib.Run(run.workdir).vqvae_digest == run.vqvae_digest
+  assert run_lib.Run(run.workdir).vqvae.config.data_dir == str(
+    smoke_run / 'data'
+  )
+
+
+def test_the_report_shows_the_weights_that_are_kept(aligned):
+  metric = tasks.best_metric(aligned.prior.config)
+  assert metric == 'alignment_loss'
+  config = aligned.prior.config
+  with config.unlocked():
+    config = config.copy_and_resolve_references()
+    config.start_from = ''  # as in an export
+  assert tasks.best_metric(config) == metric
+
+
 def test_mistakes(smoke_run, tmp_path):
   new, start = run_lib.Run(tmp_path / 'new'), tmp_path / 'start'
   shutil.copytree(smoke_run / 'vqvae', start / 'vqvae')
@@ -201,6 +233,18 @@ def test_mistakes(smoke_run, tmp_path):
     with pytest.raises(errors.UserError, match='no trained prior to') as e:
       loop.train(_config(folder), new)
     assert '\n' not in str(e.value) and not new.workdir.exists()
+
+
+def test_an_export_cannot_be_trained_on(exported_run, tmp_path):
+  new = run_lib.Run(tmp_path / 'new')
+  with pytest.raises(errors.UserError, match='is an export, which cannot be'):
+    loop.train(_config(exported_run), new)
+  assert not new.workdir.exists()
+
+
+def test_a_prior_of_another_kind_is_refused():
+  with pytest.raises(errors.UserError, match='leave out rnn'):
+    config_files.load('prior:rnn+align')
 
 
 def test_another_vqvae_is_there(smoke_run, run_copy, monkeypatch):

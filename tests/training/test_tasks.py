@@ -199,7 +199,7 @@ def test_the_network_of_the_loss_chooses_the_best_weights(tmp_path):
   arrays = image_references.random_weights([3, 2, 3, 4, 2], [3] * 4)
   np.savez(tmp_path / 'vgg16.npz', **arrays)
   task = _vqvae_task(
-    'loss.lpips=0.5', f'perceptual.weights={tmp_path / "vgg16.npz"}'
+    'loss.lpips=0.5', f'perceptual_weights={tmp_path / "vgg16.npz"}'
   )
   assert task.best_metric == 'lpips_loss'
 
@@ -208,14 +208,14 @@ def test_the_network_of_the_loss_chooses_the_best_weights(tmp_path):
   ('overrides', 'size', 'message'),
   [
     (['loss.lpips=1'], 16, '16 px are smaller than the 31 px'),
-    (['loss.lpips=1', 'perceptual.crop=30'], 64, 'give 0 .* or 31 to 64 px'),
-    (['loss.lpips=1', 'perceptual.crop=65'], 64, 'perceptual.crop is 65'),
-    (['loss.lpips=1', 'perceptual.weights=no'], 64, 'no does not hold the'),
+    (['loss.lpips=1', 'perceptual_crop=30'], 64, 'give 0 .* or 31 to 64 px'),
+    (['loss.lpips=1', 'perceptual_crop=65'], 64, 'perceptual_crop is 65'),
+    (['loss.lpips=1', 'perceptual_weights=no'], 64, 'no does not hold the'),
     (
       [
         'loss.adversarial=1',
         'discriminator.is_projected=True',
-        'perceptual.weights=no',
+        'perceptual_weights=no',
       ],
       64,
       'no does not hold the',

@@ -1,5 +1,6 @@
 """The setup of a training."""
 
+import image_references
 import jax
 import numpy as np
 import pytest
@@ -181,10 +182,30 @@ def test_workers_in_a_script(smoke_run, monkeypatch):
   assert [kwargs['num_workers'] for kwargs in asked] == [0, 2]
 
 
+def _network(seed):
+  arrays = image_references.random_weights([3, 2, 3, 4, 2], [3] * 4)
+  return {name: x + seed for name, x in arrays.items()}
+
+
 def test_paths_mean_the_same_in_another_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  config = _resolve('vqvae', 100, 'data_dir=data', 'perceptual.weights=w.npz')
+  np.savez('w.npz', **_network(0))
+  config = _resolve('vqvae', 100, 'data_dir=data', 'perceptual_weights=w.npz')
   assert config.data_dir == str(tmp_path / 'data')
-  assert config.perceptual.weights == str(tmp_path / 'w.npz')
+  assert config.perceptual_weights == str(tmp_path / 'w.npz')
+  remote = _resolve('vqvae', 100, 'data_dir=gs://bucket/data')
+  assert remote.data_dir == 'gs://bucket/data'
   config = _resolve('vqvae', 100)
-  assert not config.data_dir and not config.perceptual.weights
+  assert not config.data_dir and not config.perceptual_weights
+
+
+def test_the_content_of_a_network_counts_and_not_its_place(tmp_path):
+  for name, seed in (('a', 0), ('b', 0), ('c', 1)):
+    np.savez(tmp_path / f'{name}.npz', **_network(seed))
+  first, moved, other = (
+    _resolve('vqvae', 100, f'perceptual_weights={tmp_path}/{name}.npz')
+    for name in 'abc'
+  )
+  assert first.perceptual_digest == moved.perceptual_digest
+  assert first.perceptual_digest != other.perceptual_digest
+  assert 'perceptual_digest' not in _resolve('vqvae', 100)
