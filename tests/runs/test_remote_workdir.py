@@ -233,11 +233,23 @@ def test_a_decoder_is_trained_on_from_a_bucket(whole_run, tmp_path):
   assert resolved.start_digest == digests.of_tree(start.vqvae.weights)
   assert resolved.prior_digest
   new = run_lib.Run(tmp_path)
-  pretrained.copy_prior(start, new)
+  pretrained.copy_prior('vqvae', start, new)
   assert new.prior.has_weights and not new.vqvae.started
   jax.tree.map(
     np.testing.assert_array_equal, new.prior.weights, start.prior.weights
   )
+
+
+def test_a_prior_is_trained_on_from_a_bucket(whole_run, tmp_path):
+  """Only what happens before the training."""
+  start, new = run_lib.Run(whole_run), run_lib.Run(tmp_path)
+  config = config_files.load('prior:smoke+align')
+  resolved = pretrained.resolve(config, start, new)
+  assert resolved.start_from == str(whole_run)
+  assert resolved.start_digest == digests.of_tree(start.prior.weights)
+  pretrained.copy_vqvae('prior', start, new)
+  assert new.vqvae_digest == start.vqvae_digest and not new.prior.started
+  assert new.images.facts == start.images.facts
 
 
 def test_damage_is_put_aside(run, first_run, smoke_run, capsys):
