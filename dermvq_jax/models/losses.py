@@ -146,9 +146,9 @@ def alignment(
   Returns:
     `[B]`; log(2) * (1 + negative_weight) if nothing was trained.
   """
-  content = jax.nn.log_sigmoid(beta * ratio)
+  own = jax.nn.log_sigmoid(beta * ratio)
   negative = jax.nn.log_sigmoid(-beta * negative_ratio)
-  return -content - negative_weight * negative
+  return -own - negative_weight * negative
 
 
 # The losses of a prior, by their names in config.loss.
