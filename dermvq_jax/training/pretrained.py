@@ -87,9 +87,12 @@ def resolve(
 
 
 def _seen_from(target: run_lib.Run, data_dir: epath.PathLike) -> str:
-  """A folder of datasets as in a config; '' is the target's own one."""
+  """A folder of datasets as in a config; '' is the target's own one.
+
+  It is absolute: later commands may run in another folder.
+  """
   is_own = os.path.abspath(data_dir) == os.path.abspath(target.workdir / 'data')
-  return '' if is_own else os.fspath(data_dir)
+  return '' if is_own else os.path.abspath(data_dir)
 
 
 def _kept_of_vqvae(

@@ -216,6 +216,18 @@ def test_the_vqvae_is_there_while_the_prior_learns(
   )
 
 
+def test_a_run_that_is_given_relative_to_the_folder(
+  smoke_run, tmp_path, monkeypatch
+):
+  """Later commands may run in another folder."""
+  monkeypatch.chdir(smoke_run.parent)
+  run = run_lib.Run(tmp_path / 'run')
+  pretrained.copy_vqvae('prior', run_lib.Run(smoke_run.name), run)
+  monkeypatch.chdir(tmp_path)
+  assert run.vqvae.config.data_dir == str(smoke_run / 'data')
+  assert run.images.facts['dataset'] == run.vqvae.facts['dataset']
+
+
 def test_the_report_shows_the_weights_that_are_kept(aligned):
   metric = tasks.best_metric(aligned.prior.config)
   assert metric == 'alignment_loss'
