@@ -129,7 +129,10 @@ def code_loss(
 
 
 def alignment(
-  ratio: Array, negative_ratio: Array, beta: float, negative_weight: float
+  ratio: Array,
+  negative_ratio: Array,
+  beta: float,
+  negative_weight: Array | float,
 ) -> Array:
   """Condition contrastive alignment: Chen et al. 2024, arXiv 2410.09347.
 
@@ -141,7 +144,7 @@ def alignment(
     ratio: of the label of each grid, in nats, `[B]`.
     negative_ratio: of another label, in nats, `[B]`.
     beta: above 0, per nat; the higher, the less the prior changes.
-    negative_weight: weight of the second ratio's part.
+    negative_weight: weight of the second ratio's part, `[B]` or one for all.
 
   Returns:
     `[B]`; log(2) * (1 + negative_weight) if nothing was trained.

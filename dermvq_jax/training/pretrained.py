@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from dermvq_jax import errors, files
-from dermvq_jax.data import prepared
+from dermvq_jax.data import pipeline, prepared
 from dermvq_jax.models import build, chunks, digests
 from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.runs import hosts
@@ -33,10 +33,13 @@ class Start:
       prior.
     drawn_codes: codes int32 `[N, h, w*L]` that the prior draws, whose images
       the discriminator sees; None: none.
+    label_shares: how often a prior's training sees each label, float
+      `[num_classes]`; None for a decoder.
   """
 
   weights: PyTree
   drawn_codes: np.ndarray | None = None
+  label_shares: np.ndarray | None = None
 
 
 def source(config: ml_collections.ConfigDict) -> run_lib.Run | None:
@@ -178,7 +181,8 @@ def start(config: ml_collections.ConfigDict, run: run_lib.Run) -> Start:
       not found.
   """
   if config.task == 'prior':
-    return Start(run.prior.weights)
+    shares = _label_shares(config, run)
+    return Start(run.prior.weights, label_shares=shares)
   weights, number = run.vqvae.weights, config.discriminator.num_samples
   if not number:
     return Start(weights)
@@ -197,6 +201,17 @@ def start(config: ml_collections.ConfigDict, run: run_lib.Run) -> Start:
     show_progress=hosts.is_primary(),
   )
   return Start(weights, codes)
+
+
+def _label_shares(
+  config: ml_collections.ConfigDict, run: run_lib.Run
+) -> np.ndarray:
+  labels = run.codes.labels('train')
+  labels = labels[pipeline.balance(labels, config.class_balance)]
+  num_classes = len(run.prior.facts['class_names'])
+  # A null label comes after the classes.
+  counts = np.bincount(labels, minlength=num_classes)[:num_classes]
+  return counts / len(labels)
 
 
 def copy_prior(task: str, start: run_lib.Run | None, run: run_lib.Run):

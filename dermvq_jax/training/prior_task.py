@@ -90,6 +90,7 @@ def make(
   _check_conditions(config)
   if start:
     _check_labels(num_classes)
+    label_shares = jnp.asarray(start.label_shares, jnp.float32)
 
   def init(rng, batches):
     if start:
@@ -122,12 +123,15 @@ def make(
     _, before = nll(jax.lax.stop_gradient(params[_REFERENCE]), *pair)
     ratio, negative_ratio = jnp.split((before - nats).sum((1, 2)), 2)
     is_known = labels < num_classes
+    # Other labels are drawn evenly: a rare one would be wrong far more often
+    # than it is right, and its samples would go astray.
+    weights = jnp.minimum(label_shares * (num_classes - 1), 1)
     of_grid = losses.alignment(
       ratio,
       # Its part is then a constant: no label is wrong for an unknown one.
       jnp.where(is_known, negative_ratio, 0),
       config.alignment.beta,
-      config.alignment.negative_weight,
+      config.alignment.negative_weight * weights[others['label']],
     )
     size = len(codes)
     return logits[:size], nats[:size], of_grid

@@ -19,6 +19,7 @@ _FACTS = {
   'conditions': {'label': ['a', 'b'], 'site': ['x']},
 }
 _BETA, _WEIGHT = 0.2, 3.0
+_SHARES = np.array([0.75, 0.25])  # of the labels in training
 
 
 def test_loss_against_numpy():
@@ -75,7 +76,9 @@ def toy(request):
     jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape) / 2), shapes)
     for _ in range(2)
   )
-  start = pretrained.Start({'params': before, 'model_state': {}})
+  start = pretrained.Start(
+    {'params': before, 'model_state': {}}, label_shares=_SHARES
+  )
   return tasks.make(config, _FACTS, start), model, before, after
 
 
@@ -95,7 +98,9 @@ def test_loss_of_each_prior(toy):
     )
   )
   (_, (parts, _)), _ = run(params)
-  unchanged = np.log(2) * (1 + _WEIGHT)
+  # A label counts as often for others as for its own images, at most.
+  weights = _WEIGHT * _SHARES[1 - batch['label']]
+  unchanged = np.log(2) * (1 + weights.mean())
   told = metrics.compute(parts)
   assert told['alignment_loss'] == pytest.approx(unchanged, rel=1e-5)
 
@@ -112,7 +117,7 @@ def test_loss_of_each_prior(toy):
     likelihood(after, label) - likelihood(before, label)
     for label in (batch['label'], 1 - batch['label'])
   )
-  expected = losses.alignment(own, other, _BETA, _WEIGHT).mean()
+  expected = losses.alignment(own, other, _BETA, weights).mean()
   told = metrics.compute(parts)
   assert told['alignment_loss'] == pytest.approx(float(expected), rel=1e-4)
   assert value == pytest.approx(float(expected) / (_BETA * 12), rel=1e-4)
@@ -132,8 +137,18 @@ def test_no_label_is_wrong_for_an_unknown_one(toy):
   found = metrics.compute(run(after | {'reference': before}))
   same = metrics.compute(run(before | {'reference': before}))
   ratio = 12 * (same['nll'] - found['nll'])
-  expected = np.log1p(np.exp(-_BETA * ratio)) + _WEIGHT * np.log(2)
+  weight = _WEIGHT * _SHARES[1]  # of the other label for one not known
+  expected = np.log1p(np.exp(-_BETA * ratio)) + weight * np.log(2)
   assert found['alignment_loss'] == pytest.approx(expected, rel=1e-4)
+
+
+def test_shares_are_those_of_training(smoke_run):
+  run = run_lib.Run(smoke_run)
+  config = config_files.load('prior:smoke+align', ['--config.class_balance=0.5'])
+  shares = pretrained.start(config, run).label_shares
+  counts = np.bincount(run.codes.labels('train'), minlength=7)
+  expected = np.sqrt(counts) / np.sqrt(counts).sum()
+  np.testing.assert_allclose(shares, expected, atol=0.02)
 
 
 def test_one_class_is_refused():
