@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import ml_collections
@@ -16,6 +16,11 @@ _PREFIX = '--config.'
 _FOLDER = os.path.dirname(configs.__file__)
 # The file that the configs share is not a config itself.
 _NOT_CONFIGS = ('__init__', 'common')
+# What a training takes from the run in `config.start_from`, by its task.
+OF_START = {
+  'vqvae': ('model', 'quantizer', 'dataset'),
+  'prior': ('prior', 'conditions', 'loss'),
+}
 _WITH_ANOTHER = {'cpu': '128+cpu'}
 
 
@@ -94,17 +99,30 @@ def load(
     ValueError,
   ) as e:
     raise errors.UserError(errors.one_line(e)) from e
-  _set_length(loaded, overrides)
+  given = {text.removeprefix(_PREFIX).partition('=')[0] for text in overrides}
+  _set_length(loaded, given)
+  _check_start(loaded, given)
   return loaded
 
 
-def _set_length(config: ml_collections.ConfigDict, overrides: Sequence[str]):
+def _check_start(config: ml_collections.ConfigDict, given: Set[str]):
+  """Raises UserError for a field that the run in `start_from` decides."""
+  if config.get('start_from', '') == '':
+    return
+  for field in sorted(given):
+    if field.partition('.')[0] in OF_START[config.task]:
+      raise errors.UserError(
+        f'config.{field} has no effect, because the run in config.start_from '
+        'decides it; leave it out'
+      )
+
+
+def _set_length(config: ml_collections.ConfigDict, given: Set[str]):
   """Makes a number of epochs that is given count.
 
   Raises:
     UserError: `num_train_steps` decides alone how long the training is.
   """
-  given = {text.removeprefix(_PREFIX).partition('=')[0] for text in overrides}
   for name in ('num_epochs', 'min_train_steps'):
     if name in given and config.get('num_train_steps'):
       raise errors.UserError(

@@ -127,6 +127,24 @@ def test_a_length_is_not_ignored(field):
   assert (config[field], config.num_train_steps) == (5, 0)
 
 
+@pytest.mark.parametrize(
+  'config, field, value',
+  [
+    ('prior:align', 'prior.features', 32),
+    ('prior:align', 'conditions.age', 0.3),
+    ('prior', 'loss', 'bce'),
+    ('vqvae:sharpen', 'quantizer.codebook_size', 64),
+    ('vqvae:sharpen', 'dataset', 'ham10000/64'),
+  ],
+)
+def test_what_the_run_that_is_trained_on_decides(config, field, value):
+  start = '--config.start_from=RUN'
+  config_files.load(config, [start])
+  for overrides in ([start], [f'{start}2', '--config.seed=3']):
+    with pytest.raises(errors.UserError, match=f'{field} has no effect, bec'):
+      config_files.load(config, [*overrides, f'--config.{field}={value}'])
+
+
 def test_a_number_of_epochs_alone_decides():
   epochs, steps = '--config.num_epochs=5', '--config.min_train_steps=70'
   for name in ('vqvae', 'prior', 'classifier'):

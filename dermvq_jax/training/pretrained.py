@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import errors, files
+from dermvq_jax import config_files, errors, files
 from dermvq_jax.data import pipeline, prepared
 from dermvq_jax.models import build, chunks, digests
 from dermvq_jax.models.priors import randomness, sampler
@@ -81,7 +81,7 @@ def resolve(
     workdir = os.path.abspath(workdir)
   if config.task == 'prior':
     _check_prior(run, target)
-    kept = _kept_of_prior(run, target)
+    kept = _kept_of_prior(config, run, target)
   else:
     kept = _kept_of_vqvae(config, run, target)
   return ml_collections.ConfigDict(
@@ -98,6 +98,13 @@ def _seen_from(target: run_lib.Run, data_dir: epath.PathLike) -> str:
   return '' if is_own else os.path.abspath(data_dir)
 
 
+def _fields_of_start(
+  config: ml_collections.ConfigDict, old: ml_collections.ConfigDict
+) -> dict[str, Any]:
+  values = old.to_dict()
+  return {name: values[name] for name in config_files.OF_START[config.task]}
+
+
 def _kept_of_vqvae(
   config: ml_collections.ConfigDict, run: run_lib.Run, target: run_lib.Run
 ) -> dict[str, Any]:
@@ -105,9 +112,7 @@ def _kept_of_vqvae(
   values = {
     'data_dir': _seen_from(target, run.data_dir()),
     'start_digest': digests.of_tree(kept.weights),
-    'model': kept.config.model.to_dict(),
-    'quantizer': kept.config.quantizer.to_dict(),
-    'dataset': kept.config.dataset,
+    **_fields_of_start(config, kept.config),
   }
   if config.discriminator.num_samples:
     if not run.prior.has_weights:
@@ -136,13 +141,13 @@ def _check_prior(run: run_lib.Run, target: run_lib.Run):
     )
 
 
-def _kept_of_prior(run: run_lib.Run, target: run_lib.Run) -> dict[str, Any]:
+def _kept_of_prior(
+  config: ml_collections.ConfigDict, run: run_lib.Run, target: run_lib.Run
+) -> dict[str, Any]:
   kept = run.prior
   return {
     'start_digest': digests.of_tree(kept.weights),
-    'prior': kept.config.prior.to_dict(),
-    'conditions': kept.config.conditions.to_dict(),
-    'loss': kept.config.loss,
+    **_fields_of_start(config, kept.config),
     'data_dir': _seen_from(target, run.codes.data_dir),
   }
 

@@ -56,6 +56,20 @@ def _other_labels(
   return (labels + 1 + offsets) % num_classes
 
 
+def _weights_of_others(labels: Array, shares: np.ndarray) -> Array:
+  """How much each label `[B]` counts as the other one, `[B]`.
+
+  It is drawn as often as any other label. At full weight a rare one would be
+  wrong far more often than it is right, and its samples would go astray.
+
+  Args:
+    labels: from `_other_labels`.
+    shares: how often training sees each label, `[num_classes]`.
+  """
+  drawn = 1 / (len(shares) - 1)
+  return jnp.minimum(jnp.asarray(shares, jnp.float32) / drawn, 1)[labels]
+
+
 def _twice(x: PyTree, y: PyTree) -> PyTree:
   return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, y)
 
@@ -90,7 +104,6 @@ def make(
   _check_conditions(config)
   if start:
     _check_labels(num_classes)
-    label_shares = jnp.asarray(start.label_shares, jnp.float32)
 
   def init(rng, batches):
     if start:
@@ -123,15 +136,13 @@ def make(
     _, before = nll(jax.lax.stop_gradient(params[_REFERENCE]), *pair)
     ratio, negative_ratio = jnp.split((before - nats).sum((1, 2)), 2)
     is_known = labels < num_classes
-    # Other labels are drawn evenly: a rare one would be wrong far more often
-    # than it is right, and its samples would go astray.
-    weights = jnp.minimum(label_shares * (num_classes - 1), 1)
+    weights = _weights_of_others(others['label'], start.label_shares)
     of_grid = losses.alignment(
       ratio,
       # Its part is then a constant: no label is wrong for an unknown one.
       jnp.where(is_known, negative_ratio, 0),
       config.alignment.beta,
-      config.alignment.negative_weight * weights[others['label']],
+      config.alignment.negative_weight * weights,
     )
     size = len(codes)
     return logits[:size], nats[:size], of_grid

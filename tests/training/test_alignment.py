@@ -144,9 +144,10 @@ def test_no_label_is_wrong_for_an_unknown_one(toy):
 
 def test_shares_are_those_of_training(smoke_run):
   run = run_lib.Run(smoke_run)
-  config = config_files.load('prior:smoke+align', ['--config.class_balance=0.5'])
+  config = config_files.load('prior:smoke+align')
   shares = pretrained.start(config, run).label_shares
   counts = np.bincount(run.codes.labels('train'), minlength=7)
+  assert config.class_balance == 0.5
   expected = np.sqrt(counts) / np.sqrt(counts).sum()
   np.testing.assert_allclose(shares, expected, atol=0.02)
 
