@@ -81,7 +81,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.start_from = ''
   config.alignment = {  # if a prior is trained on: `losses.alignment`
     'beta': 0.1,  # the higher, the less it changes
-    'negative_weight': 1.0,  # how much other labels count
+    'negative_weight': 1.0,  # how much other labels count; rare ones less
   }
   config.optim.warmup_steps = 200
   config.params_ema_decay = 0.999

@@ -11,16 +11,12 @@ from ml_collections import config_flags
 
 from dermvq_jax import configs, errors, spelling
 from dermvq_jax.configs import common
+from dermvq_jax.runs import starts
 
 _PREFIX = '--config.'
 _FOLDER = os.path.dirname(configs.__file__)
 # The file that the configs share is not a config itself.
 _NOT_CONFIGS = ('__init__', 'common')
-# What a training takes from the run in `config.start_from`, by its task.
-OF_START = {
-  'vqvae': ('model', 'quantizer', 'dataset'),
-  'prior': ('prior', 'conditions', 'loss'),
-}
 _WITH_ANOTHER = {'cpu': '128+cpu'}
 
 
@@ -109,8 +105,9 @@ def _check_start(config: ml_collections.ConfigDict, given: Set[str]):
   """Raises UserError for a field that the run in `start_from` decides."""
   if config.get('start_from', '') == '':
     return
+  decided = starts.FIELDS.get(config.get('task'), ())
   for field in sorted(given):
-    if field.partition('.')[0] in OF_START[config.task]:
+    if field.partition('.')[0] in decided:
       raise errors.UserError(
         f'config.{field} has no effect, because the run in config.start_from '
         'decides it; leave it out'

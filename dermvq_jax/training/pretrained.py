@@ -13,11 +13,11 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dermvq_jax import config_files, errors, files
+from dermvq_jax import errors, files
 from dermvq_jax.data import pipeline, prepared
 from dermvq_jax.models import build, chunks, digests
 from dermvq_jax.models.priors import randomness, sampler
-from dermvq_jax.runs import hosts
+from dermvq_jax.runs import hosts, starts
 from dermvq_jax.runs import phase as phase_lib
 from dermvq_jax.runs import run as run_lib
 
@@ -102,7 +102,7 @@ def _fields_of_start(
   config: ml_collections.ConfigDict, old: ml_collections.ConfigDict
 ) -> dict[str, Any]:
   values = old.to_dict()
-  return {name: values[name] for name in config_files.OF_START[config.task]}
+  return {name: values[name] for name in starts.FIELDS[config.task]}
 
 
 def _kept_of_vqvae(
@@ -211,8 +211,8 @@ def start(config: ml_collections.ConfigDict, run: run_lib.Run) -> Start:
 def _label_shares(
   config: ml_collections.ConfigDict, run: run_lib.Run
 ) -> np.ndarray:
-  labels = run.codes.labels('train')
-  labels = labels[pipeline.balance(labels, config.class_balance)]
+  labels = dataset(config, run, run).labels('train')
+  labels = labels[pipeline.balance(labels, config.get('class_balance', 0))]
   num_classes = len(run.prior.facts['class_names'])
   # A null label comes after the classes.
   counts = np.bincount(labels, minlength=num_classes)[:num_classes]
