@@ -144,6 +144,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.min_train_steps = 3500
   if loss == 'sharpen':
     # Model, quantizer and dataset are those of the other run.
+    if any(word in words for word in _QUANTIZERS):
+      raise ValueError(
+        f"'sharpen' keeps the codes of another run; leave out {name}"
+      )
     config.start_from = config_dict.placeholder(str)
     config.discriminator.start = 0.0
     config.discriminator.num_samples = 4096 if size != 'smoke' else 16
