@@ -41,7 +41,13 @@ from dermvq_jax.training import loop
 from dermvq_jax.training import trainer as trainer_lib
 from experiments import common
 
-PRIORS = ('gated_pixelcnn', 'pixelcnn', 'rnn', 'transformer')
+# About equally large.
+PRIORS = (
+  'gated_pixelcnn,prior.features=64',
+  'pixelcnn',
+  'rnn',
+  'transformer',
+)
 EQUAL_STEPS = 2000
 EVAL_EVERY = 250
 _ROUNDS, _STEPS_A_ROUND = 5, 6

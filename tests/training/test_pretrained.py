@@ -145,11 +145,6 @@ def test_mistakes(start, message, tmp_path):
   assert not (tmp_path / 'new').exists()
 
 
-def test_a_quantizer_is_refused():
-  with pytest.raises(errors.UserError, match='leave out fsq'):
-    config_files.load('vqvae:fsq+sharpen')
-
-
 def test_a_run_without_a_prior(smoke_run, tmp_path):
   start = tmp_path / 'start'
   shutil.copytree(smoke_run / 'vqvae', start / 'vqvae')
