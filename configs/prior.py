@@ -77,6 +77,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.class_balance = 0.5
   config.loss = 'cross_entropy'  # or 'bce': one-vs-rest, as in the report
   config.label_smoothing = 0.0  # share of the target for all codes
+  # The weak prior of autoguidance is what is learned in this share of the
+  # training; 0: none is kept.
+  config.weak_share = 0.3
   # Folder of a run whose prior continues to learn; '': a new prior.
   config.start_from = ''
   config.alignment = {  # if a prior is trained on: `losses.alignment`

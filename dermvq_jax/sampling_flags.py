@@ -99,6 +99,16 @@ CONTROLS = (
     step=0.1,
     least=-4,
   ),
+  Number(
+    'autoguidance_scale',
+    1.0,
+    'above 1 exaggerates what the prior has learned since the first part of '
+    'its training: more plausible images',
+    '1, off',
+    metavar='A',
+    most=3,
+    step=0.1,
+  ),
 )
 # What `dermvq sample` replaces.
 REJECTIONS = (

@@ -20,7 +20,7 @@ Given = Value | Sequence[Value]
 
 _CONTROLS = (
   *('seed', 'temperature', 'top_k', 'top_p', 'guidance_scale'),
-  *('guidance_rise', 'choose', 'choose_by'),
+  *('guidance_rise', 'autoguidance_scale', 'choose', 'choose_by'),
 )
 # Fields of records, columns of the tables of samples, and arguments in Python:
 # a condition with such a name would be mistaken for it.

@@ -19,7 +19,8 @@ class TrainedPrior:
 
   Attributes:
     model: the module.
-    variables: its variables, `{'params': ...}`.
+    variables: its variables, `{'params': ...}`, and `base.WEAK` if it has kept
+      a weak prior.
     loss: the loss that it was trained with.
     drop_rates: the share of training images that did not know a condition, by
       its name.
@@ -33,13 +34,18 @@ class TrainedPrior:
   score: Callable[..., tuple[jax.Array, jax.Array]]
 
   def check(self, controls: sampler.Controls):
-    """Raises UserError if guidance needs a null value that it never learned."""
+    """Raises UserError if guidance needs what this prior has not learned."""
     never = [name for name, rate in self.drop_rates.items() if not rate]
     if controls.guides and never:
       raise errors.UserError(
         'guidance is on, but this prior was trained with '
         f'config.conditions.{", ".join(never)}=0 and does not know its null '
         'value'
+      )
+    if controls.autoguides and base.WEAK not in self.variables:
+      raise errors.UserError(
+        'autoguidance is on, but this prior has kept no weights of an early '
+        'step; train it again with config.weak_share above 0'
       )
 
 

@@ -27,6 +27,7 @@ CONTROLS = {
   'top_p': (0.5, 0.8, 0.95, 1.0),
   'guidance_scale': (0.0, 1.0, 2.0, 4.0),
   'guidance_rise': (-1.0, 0.0, 2.0, 4.0),
+  'autoguidance_scale': (1.0, 1.5, 2.0, 3.0),
 }
 _CONTROL_TEXTS = {
   'temperature': 'Temperature: below 1, images are more typical and less '
@@ -38,6 +39,8 @@ _CONTROL_TEXTS = {
   'requested class; 1 is off; 0 ignores the class.',
   'guidance_rise': 'Rise of guidance: what its scale of 1 gains from the top '
   'left to the bottom right; 0 is off.',
+  'autoguidance_scale': 'Autoguidance: above 1 exaggerates what the prior has '
+  'learned since the first part of its training; 1 is off.',
 }
 
 
@@ -125,6 +128,8 @@ def controls(model: inference.Model, seed: int) -> page.Section:
   for control, values in CONTROLS.items():
     drop_rates = model.config.prior.conditions.values()
     if control.startswith('guidance') and not all(drop_rates):
+      continue
+    if control.startswith('autoguidance') and not model.has_weak_prior:
       continue
     rows = [
       model.sample(names, seed=seed, **{control: value}) for value in values

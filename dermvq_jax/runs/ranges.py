@@ -93,6 +93,7 @@ _RANGES = {
   'perceptual_crop': _whole(0),
   'alignment.beta': _POSITIVE,
   'alignment.negative_weight': _AT_LEAST_0,
+  'weak_share': _SHARE,
   # Of every optimiser.
   '*.learning_rate': _POSITIVE,
   '*.warmup_steps': _whole(0),

@@ -9,6 +9,7 @@ import ml_collections
 
 from dermvq_jax import errors
 from dermvq_jax.models import build, losses
+from dermvq_jax.models.priors import base
 
 PyTree = Any
 _NEEDED_FACTS = {
@@ -33,7 +34,11 @@ def _prior(config: ml_collections.ConfigDict, facts: Mapping[str, Any]):
   model = build.prior(config, facts)
   codes = jnp.zeros((1, 2, 2 * facts.get('num_levels', 1)), jnp.int32)
   conditions = {name: jnp.zeros(1, jnp.int32) for name in config.conditions}
-  return build.init(model, jax.random.key(0), codes, conditions, train=False)
+  init = build.init(model, jax.random.key(0), codes, conditions, train=False)
+  params, state = init
+  # Priors of earlier versions have kept no weak prior.
+  weak = {base.WEAK: params} if config.get('weak_share') else {}
+  return params, state | weak
 
 
 def _classifier(config: ml_collections.ConfigDict, facts: Mapping[str, Any]):

@@ -3,5 +3,5 @@
 # Fields of the config, by its task.
 FIELDS = {
   'vqvae': ('model', 'quantizer', 'dataset'),
-  'prior': ('prior', 'conditions', 'loss'),
+  'prior': ('prior', 'conditions', 'loss', 'weak_share'),
 }

@@ -1,5 +1,6 @@
 """The phase of the prior."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from dermvq_jax import errors
 from dermvq_jax.models import build, losses, nearest
 from dermvq_jax.models.priors import base
-from dermvq_jax.training import metrics, pretrained
+from dermvq_jax.training import metrics, pretrained, weak_prior
 from dermvq_jax.training import task as task_lib
 
 Array = jax.Array
@@ -74,6 +75,36 @@ def _twice(x: PyTree, y: PyTree) -> PyTree:
   return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, y)
 
 
+def _nll(
+  model: base.Prior,
+  loss: str,
+  params: PyTree,
+  codes: Array,
+  conditions: base.Conditions,
+  dropout_rng: Array | None = None,
+) -> tuple[Array, Array]:
+  """Logits, and nats `[B, h, w]`."""
+  logits = model.apply(
+    {'params': params},
+    codes,
+    conditions,
+    train=dropout_rng is not None,
+    rngs={} if dropout_rng is None else {'dropout': dropout_rng},
+  )
+  return logits, losses.nll(logits, codes, loss)
+
+
+def _measure(
+  codes: Array, logits: Array, nats: Array, mask: Array | None
+) -> metrics.Metrics:
+  correct = nearest.argmax(logits) == codes
+  return {
+    'nll': metrics.Mean.of(nats, mask),
+    'bits_per_code': metrics.Mean.of(nats / np.log(2), mask),
+    'accuracy': metrics.Mean.of(correct, mask),
+  }
+
+
 def best_metric(config: ml_collections.ConfigDict) -> str:
   """The metric that chooses the best weights; see `task.Task`.
 
@@ -98,10 +129,11 @@ def make(
   """
   losses.check(config.loss, config.label_smoothing)
   model = build.prior(config, facts)
+  nll = functools.partial(_nll, model, config.loss)
   names = tuple(config.conditions)
-  drop_rates = tuple(config.conditions.values())
   num_classes = dict(model.conditions).get('label', 0)
   _check_conditions(config)
+  weak = weak_prior.make(config)
   if start:
     _check_labels(num_classes)
 
@@ -111,18 +143,9 @@ def make(
       return params | {_REFERENCE: params}, start.weights['model_state']
     batch = next(batches)
     conditions = {name: batch[name][:1] for name in names}
-    return build.init(model, rng, batch['codes'][:1], conditions, train=False)
-
-  def nll(params, codes, conditions, dropout_rng=None):
-    """Logits, and nats `[B, h, w]`."""
-    logits = model.apply(
-      {'params': params},
-      codes,
-      conditions,
-      train=dropout_rng is not None,
-      rngs={} if dropout_rng is None else {'dropout': dropout_rng},
-    )
-    return logits, losses.nll(logits, codes, config.loss)
+    codes = batch['codes'][:1]
+    params, _ = build.init(model, rng, codes, conditions, train=False)
+    return params, weak.init(params)
 
   def align(params, codes, conditions, rng, dropout_rng):
     """Logits and nats of the codes, and the loss of each grid, `[B]`."""
@@ -160,7 +183,10 @@ def make(
       dropout_rng, condition_rng = jax.random.split(rng)
       other_rng = jax.random.fold_in(rng, 2)  # not one of the two
       conditions = base.drop_conditions(
-        condition_rng, conditions, model.conditions, drop_rates
+        condition_rng,
+        conditions,
+        model.conditions,
+        tuple(config.conditions.values()),
       )
     if start:
       logits, nats, loss = align(
@@ -175,13 +201,8 @@ def make(
         logits, codes, config.loss, config.label_smoothing
       )  # [B, h, w]
       total, name = jnp.mean(loss), config.loss
-    correct = nearest.argmax(logits) == codes
-    parts = {
-      'nll': metrics.Mean.of(nats, mask),
-      'bits_per_code': metrics.Mean.of(nats / np.log(2), mask),
-      'accuracy': metrics.Mean.of(correct, mask),
-      f'{name}_loss': metrics.Mean.of(loss, mask),
-    }
+    parts = _measure(codes, logits, nats, mask)
+    parts[f'{name}_loss'] = metrics.Mean.of(loss, mask)
     return total, (parts, ())
 
   return task_lib.Task(
@@ -190,6 +211,8 @@ def make(
     shown=('bits_per_code',),
     init=init,
     loss_fn=loss_fn,
+    # The weak prior of a prior that is trained on stays.
+    update_state=task_lib.keep_state if start else weak.update_state,
     optimizers={'': 'optim', **({_REFERENCE: ''} if start else {})},
     kept=lambda params: {k: v for k, v in params.items() if k != _REFERENCE},
   )

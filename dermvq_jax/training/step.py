@@ -147,7 +147,12 @@ def make_train_step(
       task, old, batch, step_rng, axis_name, num_microbatches
     )
     model_state = task.update_state(
-      old.params, old.model_state, observed, step_rng, axis_name=axis_name
+      old.params,
+      old.model_state,
+      observed,
+      step_rng,
+      step=old.step,
+      axis_name=axis_name,
     )
     if axis_name is not None:
       grads = jax.lax.pmean(grads, axis_name)

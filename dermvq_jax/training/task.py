@@ -13,9 +13,9 @@ PyTree = Any
 Batch = dict[str, jax.Array]
 
 
-def keep_state(params, model_state, observed, rng, *, axis_name=None):
+def keep_state(params, model_state, observed, rng, *, step=0, axis_name=None):
   """Returns the state as it is; see `Task.update_state`."""
-  del params, observed, rng, axis_name  # Everything is learned by gradients.
+  del params, observed, rng, step, axis_name  # All is learned by gradients.
   return model_state
 
 
@@ -39,9 +39,9 @@ class Task:
       one. Every term of the loss is a metric with its own name. A field `mask`
       [B] of the batch weights the metrics. Metrics are sums over this device's
       part; `observed` are arrays [B, ...].
-    update_state: `(params, model_state, observed, rng, *, axis_name) ->
+    update_state: `(params, model_state, observed, rng, *, step, axis_name) ->
       model_state`, once per training step: updates what is learned without
-      gradients, from `observed` of all parts of the batch.
+      gradients, from `observed` of all parts of the batch. `step` is as there.
     summary_images: `(params, model_state, batch) -> {name: [N, H, W, 3]}`.
     optimizers: how parameters are optimised: maps a top-level entry of params
       to the field of the config that describes its optimiser; '': it is not

@@ -236,7 +236,10 @@ def make(
     }
     return quantized.loss + loss, (parts, quantized.observed)
 
-  def update_state(params, model_state, observed, rng, *, axis_name=None):
+  def update_state(
+    params, model_state, observed, rng, *, step=0, axis_name=None
+  ):
+    del step
     _, new_state = model.apply(
       {'params': params, **model_state},
       observed,

@@ -25,6 +25,9 @@ Conditions = dict[str, Array]
 # Pairs of a name and its number of values, such as (('label', 7),).
 ConditionSpec = tuple[tuple[str, int], ...]
 Cache = dict[str, Any]
+# The collection of a prior's variables with the parameters of the weak prior:
+# the same prior after a small part of its training.
+WEAK = 'weak'
 
 
 class Prior(nn.Module):

@@ -45,6 +45,10 @@ class Controls:
       2022, equation 6 with s = 1 + w there); 1: off, 0: without conditions.
     guidance_rise: what is added to s in raster order, from nothing at the first
       code to this at the last; below 0, s falls, at most to 0. 0: off.
+    autoguidance_scale: a >= 0; samples from log w(code) + a (log p(code) - log
+      w(code)), where w is the weak prior, the same prior after a small part of
+      its training, and p is guided already (Karras et al. 2024, equation 3
+      with its w = a). 1: off.
 
   Raises:
     errors.UserError: a value is outside its range.
@@ -55,9 +59,10 @@ class Controls:
   top_p: float = 1.0
   guidance_scale: float = 1.0
   guidance_rise: float = 0.0
+  autoguidance_scale: float = 1.0
 
   def __post_init__(self):
-    for name in ('temperature', 'guidance_scale'):
+    for name in ('temperature', 'guidance_scale', 'autoguidance_scale'):
       value = getattr(self, name)
       if not arguments.is_number(value) or not 0 <= value < math.inf:
         raise errors.UserError(
@@ -94,6 +99,8 @@ class Controls:
     if self.guides:
       values['guidance_scale'] = float(self.guidance_scale)
       values['guidance_rise'] = float(self.guidance_rise)
+    if self.autoguides:
+      values['autoguidance_scale'] = float(self.autoguidance_scale)
     return values
 
   @property
@@ -101,26 +108,32 @@ class Controls:
     """Whether guidance is on."""
     return self.guidance_scale != 1 or self.guidance_rise != 0
 
+  @property
+  def autoguides(self) -> bool:
+    """Whether autoguidance is on."""
+    return self.autoguidance_scale != 1
+
 
 _MAX_TOP_K = 2**31 - 1  # the largest int32; no codebook has as many codes
 _DEFAULT_CONTROLS = Controls()
 
 
-def guide(conditional: Array, unconditional: Array, scale: Array) -> Array:
-  """Applies classifier-free guidance (Ho and Salimans 2022, equation 6).
+def guide(better: Array, worse: Array, scale: Array) -> Array:
+  """Guides by a worse estimate (Ho and Salimans 2022, equation 6).
 
   Args:
-    conditional: c, log-probabilities given the conditions, [..., K].
-    unconditional: u, the same given the null values, [..., K].
+    better: b, log-probabilities [..., K]; in classifier-free guidance those
+      given the conditions, in autoguidance those of the trained prior.
+    worse: w, the same given the null values, or by the weak prior, [..., K].
     scale: scalar s.
 
   Returns:
-    u + s (c - u), [..., K]; not normalised. Codes that are impossible in either
-    keep their log-probability in `conditional`.
+    w + s (b - w), [..., K]; not normalised. Codes that are impossible in either
+    keep their log-probability in `better`.
   """
-  guided = unconditional + scale * (conditional - unconditional)
-  possible = jnp.isfinite(conditional) & jnp.isfinite(unconditional)
-  return jnp.where(possible, guided, conditional)
+  guided = worse + scale * (better - worse)
+  possible = jnp.isfinite(better) & jnp.isfinite(worse)
+  return jnp.where(possible, guided, better)
 
 
 def _nucleus_weight(weights: Array, top_k: Array | None, top_p: Array) -> Array:
@@ -261,7 +274,8 @@ def sample_codes(
 
   Args:
     prior: the module.
-    variables: its variables, `{'params': ...}`.
+    variables: its variables, `{'params': ...}`, and for autoguidance
+      `base.WEAK`.
     conditions: int [B] each.
     keys: random keys [B], from `randomness.image_keys`.
     grid: (h, w).
@@ -314,52 +328,67 @@ def _sample_codes(
   """Samples grids; `controls` and `known` hold only what is on."""
   height, width = grid
   batch = len(keys)
-  methods = prior.bind(variables)
   controls = dict(controls)
   scales = _guidance_scales(controls, grid)
+  auto_scale = controls.pop('autoguidance_scale', None)
+  models = [prior.bind(variables)]
+  if auto_scale is not None:
+    models.append(prior.bind({'params': variables[base.WEAK]}))
   known = {k: einops.rearrange(x, 'b h w -> h w b') for k, x in known.items()}
 
-  def streams(x):
-    """Runs all images twice if guidance is on: [B, ...] -> [2B, ...]."""
-    return x if scales is None else jnp.concatenate([x, x])
+  def streams(x, null=None):
+    """What each model sees: [B, ...]; guided, the first sees [2B, ...]."""
+    twice = jnp.concatenate([x, x if null is None else null])
+    return [x if scales is None else twice, x][: len(models)]
+
+  def score(logits, i, j):
+    """Log-probabilities [B, K] of the next code from the models' logits."""
+    scores = [losses.log_probs(x, loss) for x in logits]
+    if scales is not None:
+      scores[0] = guide(*jnp.split(scores[0], 2), scales[i, j])
+    return scores[0] if auto_scale is None else guide(*scores, auto_scale)
 
   def sample_row(carry, row):
-    cache, row_above = carry
+    caches, row_above = carry
     i, known = row
-    cache = methods.start_row(cache, i, streams(row_above))
+    caches = [
+      model.start_row(cache, i, above)
+      for model, cache, above in zip(models, caches, streams(row_above))
+    ]
     # Small calls inside the inner loop would take longer than the model.
     noise = randomness.row_noise(
       keys, i, width, prior.codebook_size
     )  # [w, B, K]
 
     def sample_code(carry, column):
-      cache, previous = carry
+      caches, previous = carry
       j, noise, known = column
-      cache, logits = methods.step(cache, i, j, streams(previous))
-      scores = losses.log_probs(logits, loss)
-      if scales is not None:
-        scores = guide(*jnp.split(scores, 2), scales[i, j])
-      code = choose(scores, noise, **controls)
+      stepped = [
+        model.step(cache, i, j, codes)
+        for model, cache, codes in zip(models, caches, streams(previous))
+      ]
+      caches, logits = map(list, zip(*stepped))
+      code = choose(score(logits, i, j), noise, **controls)
       if known:
         code = jnp.where(known['known_mask'], known['known_codes'], code)
-      return (cache, code), code
+      return (caches, code), code
 
     nothing = jnp.zeros(batch, jnp.int32)
-    (cache, _), row = lax.scan(
-      sample_code, (cache, nothing), (jnp.arange(width), noise, known)
+    (caches, _), row = lax.scan(
+      sample_code, (caches, nothing), (jnp.arange(width), noise, known)
     )
     row = einops.rearrange(row, 'w b -> b w')
-    return (cache, row), row
+    return (caches, row), row
 
-  if scales is not None:
-    conditions = {
-      name: jnp.concatenate([conditions[name], null])
-      for name, null in prior.null_conditions(batch).items()
-    }
-  cache = methods.init_cache(conditions, grid)
+  nulls = prior.null_conditions(batch)
+  seen = {name: streams(x, nulls[name]) for name, x in conditions.items()}
+  caches = [
+    model.init_cache({name: x[n] for name, x in seen.items()}, grid)
+    for n, model in enumerate(models)
+  ]
   row_above = jnp.zeros((batch, width), jnp.int32)
   rows = jnp.arange(height), known
-  _, codes = lax.scan(sample_row, (cache, row_above), rows)
+  _, codes = lax.scan(sample_row, (caches, row_above), rows)
   return einops.rearrange(codes, 'h b w -> b h w')
 
 

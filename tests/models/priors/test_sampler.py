@@ -31,9 +31,14 @@ def _variables(dtype=np.float32, prior=_PRIOR):
     lambda: prior.init(jax.random.key(0), *inputs, train=False)
   )
   rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(dtype), shapes
-  )
+
+  def draw():
+    return jax.tree.map(
+      lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(dtype),
+      shapes['params'],
+    )
+
+  return {'params': draw(), base.WEAK: draw()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -85,6 +90,8 @@ def _recomputing_sampler(
   """Samples with the same keys, and runs the full prior for every code."""
   settings = dataclasses.asdict(controls)
   start, rise = settings.pop('guidance_scale'), settings.pop('guidance_rise')
+  auto_scale = settings.pop('autoguidance_scale')
+  weak = {'params': variables[base.WEAK]}
   codes = np.zeros((len(keys), *grid), np.int32)
   for i in range(grid[0]):
     noise = np.asarray(_noise(keys, i, grid[1]))  # [B, w, K]
@@ -100,6 +107,10 @@ def _recomputing_sampler(
         }
         logits = _all_logits(prior, variables, codes, nothing)[:, i, j]
         scores = scale * scores + (1 - scale) * _log_probs(logits, loss)
+      if auto_scale != 1:
+        logits = _all_logits(prior, weak, codes, conditions)[:, i, j]
+        weak_scores = _log_probs(logits, loss)
+        scores = auto_scale * scores + (1 - auto_scale) * weak_scores
       for b in range(len(keys)):
         codes[b, i, j] = _choice(scores[b], noise[b, j], **settings)
         if known and known['known_mask'][b, i, j]:
@@ -121,7 +132,12 @@ def _args(labels, seed=0):
 
 
 _ALL_ON = sampler.Controls(
-  0.8, top_k=5, top_p=0.7, guidance_scale=2.5, guidance_rise=-1.5
+  0.8,
+  top_k=5,
+  top_p=0.7,
+  guidance_scale=2.5,
+  guidance_rise=-1.5,
+  autoguidance_scale=1.7,
 )
 
 
@@ -136,6 +152,8 @@ _ALL_ON = sampler.Controls(
     (sampler.Controls(guidance_scale=0), (1, 5), True, 'cross_entropy'),
     (sampler.Controls(guidance_rise=3), _GRID, False, 'cross_entropy'),
     (sampler.Controls(guidance_rise=-4), _GRID, False, 'bce'),
+    (sampler.Controls(autoguidance_scale=2), _GRID, False, 'cross_entropy'),
+    (sampler.Controls(autoguidance_scale=0), _GRID, True, 'bce'),
     (_ALL_ON, (3, 4), True, 'cross_entropy'),
     (_ALL_ON, (5, 2), True, 'bce'),
     (_ALL_ON, (5, 1), False, 'cross_entropy'),
@@ -305,7 +323,9 @@ def test_values_do_not_recompile():
 # Controls.
 
 
-@pytest.mark.parametrize('control', ['temperature', 'guidance_scale'])
+@pytest.mark.parametrize(
+  'control', ['temperature', 'guidance_scale', 'autoguidance_scale']
+)
 @pytest.mark.parametrize('value', [-0.1, float('nan'), float('inf')])
 def test_refuses_impossible_scales(control, value):
   with pytest.raises(errors.UserError, match=f'{control} is {value}'):
