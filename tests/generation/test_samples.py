@@ -51,6 +51,7 @@ def test_sample(smoke_run, model, out):
       'top_p': '1.0',
       'guidance_scale': '1.0',
       'guidance_rise': '0.0',
+      'autoguidance_scale': '1.0',
     }
   assert len(rows) == 4
   np.testing.assert_array_equal(

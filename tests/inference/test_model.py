@@ -1,5 +1,6 @@
 """Tests of the Python interface to a trained run."""
 
+import dataclasses
 import inspect
 import json
 import pathlib
@@ -16,6 +17,7 @@ from dermvq_jax import errors, inference
 from dermvq_jax.data import prepared
 from dermvq_jax.data.datasets import builder
 from dermvq_jax.models import build
+from dermvq_jax.models.priors import sampler
 from dermvq_jax.runs import checkpoints, logs
 from dermvq_jax.runs import run as run_lib
 
@@ -238,9 +240,9 @@ def test_every_option_is_in_the_signatures(model):
     name: set(inspect.signature(getattr(model, name)).parameters)
     for name in ('sample', 'sample_codes', 'complete')
   }
-  controls = {'seed', 'temperature', 'top_k', 'top_p', 'guidance_scale'}
+  controls = {field.name for field in dataclasses.fields(sampler.Controls)}
   for found in names.values():
-    assert controls | {'count', 'show_progress'} <= found
+    assert controls | {'seed', 'count', 'show_progress'} <= found
     assert 'kwargs' not in found
   assert names['sample'] - {'output'} == names['sample_codes']
 

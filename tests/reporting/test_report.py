@@ -31,6 +31,7 @@ PRIOR_FIGURES = [
   'top_p.png',
   'guidance_scale.png',
   'guidance_rise.png',
+  'autoguidance_scale.png',
   'completions.png',
   'prior_curves.svg',
 ]

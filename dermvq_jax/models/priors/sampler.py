@@ -47,8 +47,8 @@ class Controls:
       code to this at the last; below 0, s falls, at most to 0. 0: off.
     autoguidance_scale: a >= 0; samples from log w(code) + a (log p(code) - log
       w(code)), where w is the weak prior, the same prior after a small part of
-      its training, and p is guided already (Karras et al. 2024, equation 3
-      with its w = a). 1: off.
+      its training, and p is guided already (autoguidance, Karras et al. 2024,
+      with its weight a). 1: off.
 
   Raises:
     errors.UserError: a value is outside its range.
