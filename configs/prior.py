@@ -19,7 +19,7 @@ from ml_collections import config_dict
 from dermvq_jax.configs import common
 
 # The fields of each prior in dermvq_jax/models/priors. With 512 codes and 7
-# classes the first has 2.6 million parameters, the others 1.2 to 1.3 million.
+# classes the first has 2.7 million parameters, the others 1.2 to 1.3 million.
 _PRIORS = {
   'gated_pixelcnn': {
     'num_layers': 12,
@@ -77,7 +77,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.class_balance = 0.5
   config.loss = 'cross_entropy'  # or 'bce': one-vs-rest, as in the report
   config.label_smoothing = 0.0  # share of the target for all codes
-  # The weak prior of autoguidance is what is learned in this share of the
+  # The weak prior of autoguidance is what the prior is after this share of its
   # training; 0: none is kept.
   config.weak_share = 0.3
   # Folder of a run whose prior continues to learn; '': a new prior.
@@ -86,7 +86,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'beta': 0.1,  # the higher, the less it changes
     'negative_weight': 1.0,  # how much other labels count; rare ones less
   }
-  # At 64 px 0.1 needs 0.15 bits per code more, 1.5 0.24, none 0.31.
+  # With 64 features 0.1 needs 0.15 bits per code more, 1.5 0.24, none 0.31.
   config.optim.weight_decay = 0.5
   config.optim.warmup_steps = 200
   config.params_ema_decay = 0.999
@@ -95,7 +95,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
   size = common.one_of(words, _SIZES, '')
   if size == 'demo':  # on codes of `dermvq encode`
-    _shrink(config, num_layers=8, features=64, head_features=128)
+    _shrink(config, num_layers=8, head_features=128)
+    if name == 'gated_pixelcnn':
+      config.prior.features = 64
     config.num_train_steps = 2000
     config.eval_every_steps = 500
   elif size == 'smoke':
@@ -106,7 +108,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       raise ValueError(
         f"'align' takes the prior of another run; leave out {name}"
       )
-    # Prior, conditions, loss and codes are those of the other run.
+    # Prior, weak prior, conditions, loss and codes are those of the other run.
     config.start_from = config_dict.placeholder(str)
     config.optim.learning_rate = 3e-4
     config.params_ema_decay = 0.99

@@ -232,7 +232,8 @@ def narrow_run(smoke_run, tmp_path_factory) -> pathlib.Path:
     'grid': [8, 8],
     'vqvae_digest': run.vqvae_digest,
   }
-  config = config_files.load('prior:smoke', ['--config.loss=bce'])
+  overrides = ['--config.loss=bce', '--config.weak_share=0']
+  config = config_files.load('prior:smoke', overrides)
   codes = np.zeros((1, 8, 8), np.int32)
   init = functools.partial(build.prior(config, facts).init, train=False)
   save(config, facts, init, codes, {'label': codes[0, 0, :1]})

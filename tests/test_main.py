@@ -416,7 +416,7 @@ def test_whole_path_in_single_commands(run_copy, tmp_path, capsys):
   assert set(os.listdir(tmp_path / 'a')) == made
   assert len(os.listdir(tmp_path / 'b')) == 6
   [row] = (tmp_path / 'c' / 'metadata.csv').read_text().splitlines()[1:]
-  assert row == 'synthetic_mel_00000.png,mel,true,0,0,1.0,9,0.9,2.0,0.0'
+  assert row == 'synthetic_mel_00000.png,mel,true,0,0,1.0,9,0.9,2.0,0.0,1.0'
   assert (run_copy / 'report' / 'evaluate_test.json').exists()
 
 

@@ -62,7 +62,7 @@ class Inputs:
     self._seed = gr.Number(
       0, precision=0, minimum=0, maximum=2**32 - 1, label='Seed'
     )
-    numbers = list(sampling_flags.CONTROLS)
+    numbers = requests.controls(model)
     sliders = [_slider(number, model) for number in numbers]
     choose_by = []
     if selection:

@@ -5,7 +5,8 @@ import dataclasses
 import shlex
 from typing import Any
 
-from dermvq_jax import errors, flag_types, sampling_flags
+from dermvq_jax import errors, flag_types, inference, sampling_flags
+from dermvq_jax.inference import trained_prior
 
 _NUMBERS = (
   *sampling_flags.CONTROLS,
@@ -13,6 +14,16 @@ _NUMBERS = (
   sampling_flags.CHOOSE,
 )
 _CHOOSE_BY = sampling_flags.CHOOSE_BY[0]
+
+
+def controls(model: inference.Model) -> list[sampling_flags.Number]:
+  """The controls that this model's prior has learned to follow."""
+  has_weak = trained_prior.has_weak_prior(model.run.prior)
+  return [
+    number
+    for number in sampling_flags.CONTROLS
+    if has_weak or number.name != 'autoguidance_scale'
+  ]
 
 
 @dataclasses.dataclass(frozen=True)

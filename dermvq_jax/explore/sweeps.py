@@ -18,7 +18,8 @@ _SEEDS = '0, 1, 2, 3'
 
 def names(model: inference.Model) -> list[str]:
   """What can be changed: controls, the seed, the class, conditions."""
-  return [*_NUMBERS, 'seed', 'class', *model.conditions]
+  numbers = (number.name for number in requests.controls(model))
+  return [*numbers, 'seed', 'class', *model.conditions]
 
 
 def suggestion(model: inference.Model, name: str) -> str:

@@ -17,7 +17,7 @@ from dermvq_jax.inference import (
   vqvae,
 )
 from dermvq_jax.models import arguments, bayes, chunks
-from dermvq_jax.models.priors import base, randomness, sampler
+from dermvq_jax.models.priors import randomness, sampler
 from dermvq_jax.outliers import reference, scoring
 from dermvq_jax.runs import run as run_lib
 from dermvq_jax.training import compile_cache
@@ -226,11 +226,6 @@ class Model(vqvae.Vqvae):
     """Whether the prior was trained without its label now and then."""
     return bool(self.config.prior.conditions['label'])
 
-  @property
-  def has_weak_prior(self) -> bool:
-    """Whether autoguidance is possible."""
-    return base.WEAK in self._prior.variables
-
   @functools.cached_property
   def calibration(self) -> reference.Calibration:
     """What the run's own images look like; see `outliers.reference`."""
@@ -292,9 +287,8 @@ class Model(vqvae.Vqvae):
         the conditions that are given; 1: off.
       guidance_rise: what the guidance scale gains from the first code to the
         last; 0: off.
-      autoguidance_scale: above 1 exaggerates what the prior has learned since
-        a small part of its training: sharper, more plausible, less varied; 1:
-        off.
+      autoguidance_scale: above 1 exaggerates what sets the prior apart from
+        its weak prior, so images are more plausible; 1: off.
       choose: number of candidates for each image, of which the best is taken;
         1: off. Those of image n have the ids n * choose, n * choose + 1, ...
       choose_by: 'classifier': the best is what the run's classifier finds most
@@ -309,19 +303,12 @@ class Model(vqvae.Vqvae):
 
     Raises:
       UserError: no trained prior, an unknown class, condition or value, a wrong
-        count, seed or id, a control out of its range (`sampler.Controls`),
-        known codes that do not fit, guidance by a prior that was trained
-        without dropping its conditions, autoguidance without a weak prior, or
-        no classifier to choose by.
+        count, seed or id, a control out of its range (`sampler.Controls`) or
+        that this prior cannot follow (`TrainedPrior.check`), known codes that
+        do not fit, or no classifier to choose by.
     """
-    controls = sampler.Controls(
-      temperature,
-      top_k,
-      top_p,
-      guidance_scale,
-      guidance_rise,
-      autoguidance_scale,
-    )
+    guidance = guidance_scale, guidance_rise, autoguidance_scale
+    controls = sampler.Controls(temperature, top_k, top_p, *guidance)
     choosing.check(choose, choose_by)
     labels = arguments.requested(labels, count, self.class_names)
     prior = self._prior

@@ -10,6 +10,7 @@ import jax
 from dermvq_jax import errors
 from dermvq_jax.models import build
 from dermvq_jax.models.priors import base, sampler
+from dermvq_jax.runs import phase as phase_lib
 from dermvq_jax.runs import run as run_lib
 
 
@@ -44,9 +45,18 @@ class TrainedPrior:
       )
     if controls.autoguides and base.WEAK not in self.variables:
       raise errors.UserError(
-        'autoguidance is on, but this prior has kept no weights of an early '
-        'step; train it again with config.weak_share above 0'
+        'autoguidance is on, but this prior has no weak prior; train it again, '
+        'with config.weak_share above 0 and until its best step is later'
       )
+
+
+def has_weak_prior(phase: phase_lib.Phase) -> bool:
+  """Whether a prior has kept a weak prior, of an earlier step than its own."""
+  config = phase.config
+  if not config.weak_share or 'start_digest' in config:
+    # One that was trained on keeps what it started with, and counts anew.
+    return bool(config.weak_share)
+  return int(phase.weights_id.partition('-')[0]) > base.weak_step(config)
 
 
 def load(run: run_lib.Run) -> TrainedPrior:
@@ -60,6 +70,8 @@ def load(run: run_lib.Run) -> TrainedPrior:
   weights = phase.weights  # first, as those of the VQ-VAE
   model = build.prior(phase.config, phase.facts)
   variables = jax.device_put(build.variables(weights))
+  if not has_weak_prior(phase):
+    variables.pop(base.WEAK, None)
   return TrainedPrior(
     model,
     variables,

@@ -8,6 +8,7 @@ from absl import logging
 
 from dermvq_jax import errors, inference
 from dermvq_jax.data import images
+from dermvq_jax.inference import trained_prior
 from dermvq_jax.models import build
 from dermvq_jax.reporting import figures, page, pictures
 from dermvq_jax.runs import run as run_lib
@@ -125,11 +126,12 @@ def samples(
 def controls(model: inference.Model, seed: int) -> page.Section:
   """The section that shows what each control of sampling does."""
   names, shown = model.class_names, []
+  has_weak = trained_prior.has_weak_prior(model.run.prior)
   for control, values in CONTROLS.items():
     drop_rates = model.config.prior.conditions.values()
     if control.startswith('guidance') and not all(drop_rates):
       continue
-    if control.startswith('autoguidance') and not model.has_weak_prior:
+    if control.startswith('autoguidance') and not has_weak:
       continue
     rows = [
       model.sample(names, seed=seed, **{control: value}) for value in values

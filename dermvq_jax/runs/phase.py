@@ -97,6 +97,8 @@ class Phase:
         'version cannot read; use that version, or train again in another '
         '--workdir'
       )
+    if self.name == 'prior':  # Earlier commits kept no weak prior.
+      content['config'].setdefault('weak_share', 0.0)
     try:
       ranges.check_stored(content['config'], self.name)
       facts_lib.check(content['facts'])
@@ -229,7 +231,8 @@ class Phase:
     old, new = _flatten(self.config.to_dict()), _flatten(config.to_dict())
     free = {k for k in old | new if k in _FREE or k.endswith(_FREE_SUFFIX)}
     optimisers = ranges.optimisers(config)
-    if {fields.schedule for fields in optimisers.values()} == {'constant'}:
+    is_constant = {x.schedule for x in optimisers.values()} == {'constant'}
+    if is_constant and not config.get('weak_share'):
       # The steps so far do not depend on how many will follow.
       free |= {'num_train_steps', 'min_train_steps', 'num_epochs'}
     differing = [

@@ -93,7 +93,7 @@ _RANGES = {
   'perceptual_crop': _whole(0),
   'alignment.beta': _POSITIVE,
   'alignment.negative_weight': _AT_LEAST_0,
-  'weak_share': _SHARE,
+  'weak_share': _BELOW_1,
   # Of every optimiser.
   '*.learning_rate': _POSITIVE,
   '*.warmup_steps': _whole(0),

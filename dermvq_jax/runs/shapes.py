@@ -36,8 +36,7 @@ def _prior(config: ml_collections.ConfigDict, facts: Mapping[str, Any]):
   conditions = {name: jnp.zeros(1, jnp.int32) for name in config.conditions}
   init = build.init(model, jax.random.key(0), codes, conditions, train=False)
   params, state = init
-  # Priors of earlier versions have kept no weak prior.
-  weak = {base.WEAK: params} if config.get('weak_share') else {}
+  weak = {base.WEAK: params} if config.weak_share else {}
   return params, state | weak
 
 

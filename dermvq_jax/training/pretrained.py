@@ -101,8 +101,7 @@ def _seen_from(target: run_lib.Run, data_dir: epath.PathLike) -> str:
 def _fields_of_start(
   config: ml_collections.ConfigDict, old: ml_collections.ConfigDict
 ) -> dict[str, Any]:
-  # Runs of earlier versions have kept no weak prior.
-  values = {'weak_share': 0.0} | old.to_dict()
+  values = old.to_dict()
   return {name: values[name] for name in starts.FIELDS[config.task]}
 
 

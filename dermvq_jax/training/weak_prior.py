@@ -41,9 +41,9 @@ def make(config: ml_collections.ConfigDict) -> WeakPrior:
   Args:
     config: a prior's config, from `trainer.resolve`.
   """
-  num_steps = round(config.weak_share * config.num_train_steps)
-  if not num_steps:
+  if not config.weak_share:
     return WeakPrior()
+  num_steps = base.weak_step(config)
 
   def init(params):
     # A copy: two donated arguments must not share memory.

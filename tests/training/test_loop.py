@@ -230,6 +230,7 @@ def test_constant_schedule_goes_on_longer(first_run, tmp_path):
     data,
     '--config.optim.schedule=constant',
     '--config.prior.num_layers=1',  # Two programs are compiled.
+    '--config.weak_share=0',  # It is a share of all steps.
   )
   train_smoke('prior', workdir, *options, '--config.num_train_steps=5')
   assert steps_in(workdir / 'prior' / 'checkpoints') == [4, 5]

@@ -1,5 +1,8 @@
 """The weak prior of autoguidance is the prior of an early step."""
 
+import json
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -7,9 +10,9 @@ import pytest
 
 import dermvq_jax
 from dermvq_jax import config_files, errors
-from dermvq_jax.models.priors import base
+from dermvq_jax.models.priors import base, sampler
 from dermvq_jax.runs import run as run_lib
-from dermvq_jax.training import loop, pretrained, state, weak_prior
+from dermvq_jax.training import loop, state, weak_prior
 
 
 def _config(share, decay):
@@ -46,7 +49,7 @@ def test_autoguidance_by_a_trained_run(smoke_run):
   model = dermvq_jax.load(smoke_run)
   weights = run_lib.Run(smoke_run).prior.weights
   weak, params = weights['model_state'][base.WEAK], weights['params']
-  assert weak.keys() == params.keys() and model.has_weak_prior
+  assert weak.keys() == params.keys()
   labels = ['mel'] * 8
   plain = model.sample_codes(labels)
   guided = model.sample_codes(labels, autoguidance_scale=3)
@@ -67,15 +70,58 @@ def test_a_prior_that_is_trained_on_keeps_its_weak_prior(smoke_run, tmp_path):
   np.testing.assert_equal(after, before)
 
 
-def test_earlier_runs_have_none(smoke_run):
+def test_earlier_runs_have_none():
   demo = dermvq_jax.load('demo')
-  assert not demo.has_weak_prior
   with pytest.raises(errors.UserError, match='config.weak_share above 0') as e:
     demo.sample('mel', autoguidance_scale=2)
   assert '\n' not in str(e.value)
   demo.sample('mel')
-  old = run_lib.Run(smoke_run).prior.config
-  with old.unlocked():
-    del old.weak_share
-  fields = pretrained._fields_of_start(_config(0.4, 0), old)
-  assert fields['weak_share'] == 0
+
+
+@pytest.mark.parametrize('steps', [1, 3])
+def test_a_short_training_has_none_to_guide_by(smoke_run, tmp_path, steps):
+  """Its weights can be read; those of step 3 of 10 are the weak ones."""
+  run = run_lib.Run(tmp_path / 'run')
+  shutil.copytree(smoke_run / 'vqvae', run.vqvae.folder)
+  data = f'--config.data_dir={smoke_run}/data'
+  config = config_files.load(
+    'prior:smoke',
+    [data, f'--config.num_train_steps={steps}', '--config.weak_share=0.99'],
+  )
+  loop.train(config, run)
+  model = dermvq_jax.load(run.workdir)
+  model.sample('mel')
+  with pytest.raises(errors.UserError, match='its best step is later'):
+    model.sample('mel', autoguidance_scale=2)
+
+
+def test_a_run_of_before_is_resumed(smoke_run, tmp_path):
+  """Nothing in its config.json says that there is no weak prior."""
+  run = run_lib.Run(tmp_path / 'run')
+  shutil.copytree(smoke_run / 'vqvae', run.vqvae.folder)
+  overrides = [
+    f'--config.data_dir={smoke_run}/data',
+    '--config.num_train_steps=2',
+    '--config.weak_share=0',
+  ]
+  config = config_files.load('prior:smoke', overrides)
+  loop.train(config, run)
+  file = run.prior.folder / 'config.json'
+  stored = json.loads(file.read_text())
+  del stored['config']['weak_share']
+  file.write_text(json.dumps(stored))
+  loop.train(config, run_lib.Run(run.workdir))
+  dermvq_jax.load(run.workdir).sample('mel')
+
+
+def test_an_export_keeps_it(smoke_run, exported_run):
+  images = dermvq_jax.load(smoke_run).sample('mel', 4, autoguidance_scale=3)
+  exported = dermvq_jax.load(exported_run)
+  np.testing.assert_array_equal(
+    exported.sample('mel', 4, autoguidance_scale=3), images
+  )
+
+
+def test_no_class_and_autoguidance():
+  with pytest.raises(errors.UserError, match='leave one out'):
+    sampler.Controls(guidance_scale=0, autoguidance_scale=2)

@@ -8,7 +8,7 @@ Dropping teaches a prior to do without conditions, which guidance needs.
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import einops
@@ -26,7 +26,7 @@ Conditions = dict[str, Array]
 ConditionSpec = tuple[tuple[str, int], ...]
 Cache = dict[str, Any]
 # The collection of a prior's variables with the parameters of the weak prior:
-# the same prior after a small part of its training.
+# the same prior after the first part of its training.
 WEAK = 'weak'
 
 
@@ -138,6 +138,11 @@ class Prior(nn.Module):
       name: jnp.full(batch_size, number, jnp.int32)
       for name, number in self.conditions
     }
+
+
+def weak_step(config: Mapping[str, Any]) -> int:
+  """The step of the weak prior, from a config that keeps one."""
+  return max(1, round(config['weak_share'] * config['num_train_steps']))
 
 
 def batch_size(conditions: Conditions) -> int:

@@ -1,11 +1,11 @@
 """The sampler of all priors (`base.Prior`).
 
 One jitted call samples entire grids. Each code is sampled from the prior's
-log-probabilities in these steps: guidance, temperature, top-k, top-p,
-Gumbel-max. The prior does not know about them. The noise of a code is the same
-whichever controls are on, and equally likely codes are ordered by their
-numbers. A known code then replaces the sampled one, and all codes after it
-depend on it.
+log-probabilities in these steps: guidance, autoguidance, temperature, top-k,
+top-p, Gumbel-max. The prior does not know about them. The noise of a code is
+the same whichever controls are on, and equally likely codes are ordered by
+their numbers. A known code then replaces the sampled one, and all codes after
+it depend on it.
 
 New shapes, and controls that are switched on or off, cause a compilation; new
 values, known codes and masks do not.
@@ -23,8 +23,8 @@ import numpy as np
 from jax import lax
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models import arguments, losses, nearest
-from dermvq_jax.models.priors import base, randomness
+from dermvq_jax.models import arguments, losses
+from dermvq_jax.models.priors import base, choice, randomness
 
 Array = jax.Array
 
@@ -88,6 +88,11 @@ class Controls:
         f'top_p is {self.top_p}; give a number above 0 and at most 1'
       )
 
+    if self.autoguides and self.guidance_scale == 0:
+      raise errors.UserError(
+        'guidance_scale is 0, but autoguidance knows the class; leave one out'
+      )
+
   def switched_on(self) -> dict[str, float | int]:
     """Returns the temperature and the values of the controls that are on."""
     # An int or a NumPy number in place of a float would compile again.
@@ -116,97 +121,6 @@ class Controls:
 
 _MAX_TOP_K = 2**31 - 1  # the largest int32; no codebook has as many codes
 _DEFAULT_CONTROLS = Controls()
-
-
-def guide(better: Array, worse: Array, scale: Array) -> Array:
-  """Guides by a worse estimate (Ho and Salimans 2022, equation 6).
-
-  Args:
-    better: b, log-probabilities [..., K]; in classifier-free guidance those
-      given the conditions, in autoguidance those of the trained prior.
-    worse: w, the same given the null values, or by the weak prior, [..., K].
-    scale: scalar s.
-
-  Returns:
-    w + s (b - w), [..., K]; not normalised. Codes that are impossible in either
-    keep their log-probability in `better`.
-  """
-  guided = worse + scale * (better - worse)
-  possible = jnp.isfinite(better) & jnp.isfinite(worse)
-  return jnp.where(possible, guided, better)
-
-
-def _nucleus_weight(weights: Array, top_k: Array | None, top_p: Array) -> Array:
-  """Computes the weight that the nucleus must reach, [B, 1].
-
-  Args:
-    weights: weights of the codes, in proportion to their probabilities, [B, K].
-    top_k: number of codes to choose from; None: all.
-    top_p: share of their weight.
-  """
-  if top_k is not None:
-    falling = -jnp.sort(-weights, axis=-1)
-    weights = jnp.where(jnp.arange(weights.shape[-1]) < top_k, falling, 0)
-  return top_p * weights.sum(axis=-1, keepdims=True)
-
-
-def choose(
-  scores: Array,
-  noise: Array,
-  temperature: Array,
-  top_k: Array | None = None,
-  top_p: Array | None = None,
-) -> Array:
-  """Samples codes by the Gumbel-max trick.
-
-  The code with the largest log p + T * noise is a sample from p^(1/T). At
-  temperature 0 it is the most likely code, the first of them if there are ties.
-
-  Args:
-    scores: log-probabilities [B, K]; need not be normalised.
-    noise: standard Gumbel [B, K].
-    temperature: scalar T >= 0.
-    top_k: scalar >= 1, see `Controls`; None: off.
-    top_p: scalar in (0, 1], see `Controls`; None: off.
-
-  Returns:
-    int32 [B].
-  """
-  noisy = scores + temperature * noise
-  if top_k is None and top_p is None:
-    return nearest.argmax(noisy)
-  numbers = jnp.arange(scores.shape[-1])
-  if top_p is not None:
-    # At temperature 0 the most likely codes have all the weight.
-    scaled = scores - scores.max(axis=-1, keepdims=True)
-    scaled = scaled / jnp.maximum(temperature, jnp.finfo(scores.dtype).tiny)
-    weights = jnp.exp(scaled)
-    enough = _nucleus_weight(weights, top_k, top_p)
-
-  def propose(carry):
-    """Proposes a code; if it is not allowed, excludes it and all less likely.
-
-    Sorting all codes would take longer than the prior itself. Few proposals
-    are rejected, and each rejection excludes many codes.
-    """
-    noisy, _, _ = carry
-    code = nearest.argmax(noisy)[:, None]
-    score = jnp.take_along_axis(scores, code, axis=-1)
-    before = (scores > score) | ((scores == score) & (numbers < code))
-    inside = jnp.ones(code.shape, bool)
-    if top_k is not None:
-      inside &= before.sum(axis=-1, keepdims=True) < top_k
-    if top_p is not None:  # The code that reaches top_p is included.
-      weight = jnp.where(before, weights, 0).sum(axis=-1, keepdims=True)
-      inside &= weight < enough
-    inside |= ~before.any(axis=-1, keepdims=True)  # Ends even if all are NaN.
-    return jnp.where(inside | before, noisy, -jnp.inf), code, inside
-
-  start = noisy, jnp.zeros((len(scores), 1), jnp.int32), False
-  _, code, _ = lax.while_loop(
-    lambda carry: ~carry[2].all(), propose, propose(start)
-  )
-  return code[:, 0]
 
 
 def check_known(
@@ -338,15 +252,19 @@ def _sample_codes(
 
   def streams(x, null=None):
     """What each model sees: [B, ...]; guided, the first sees [2B, ...]."""
-    twice = jnp.concatenate([x, x if null is None else null])
-    return [x if scales is None else twice, x][: len(models)]
+    first = x
+    if scales is not None:
+      first = jnp.concatenate([x, x if null is None else null])
+    return [first, x][: len(models)]
 
   def score(logits, i, j):
     """Log-probabilities [B, K] of the next code from the models' logits."""
     scores = [losses.log_probs(x, loss) for x in logits]
     if scales is not None:
-      scores[0] = guide(*jnp.split(scores[0], 2), scales[i, j])
-    return scores[0] if auto_scale is None else guide(*scores, auto_scale)
+      scores[0] = choice.guide(*jnp.split(scores[0], 2), scales[i, j])
+    if auto_scale is None:
+      return scores[0]
+    return choice.guide(*scores, auto_scale)
 
   def sample_row(carry, row):
     caches, row_above = carry
@@ -368,7 +286,7 @@ def _sample_codes(
         for model, cache, codes in zip(models, caches, streams(previous))
       ]
       caches, logits = map(list, zip(*stepped))
-      code = choose(score(logits, i, j), noise, **controls)
+      code = choice.choose(score(logits, i, j), noise, **controls)
       if known:
         code = jnp.where(known['known_mask'], known['known_codes'], code)
       return (caches, code), code

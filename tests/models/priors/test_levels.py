@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dermvq_jax.models import losses
-from dermvq_jax.models.priors import levels, pixelcnn, randomness, sampler
+from dermvq_jax.models.priors import base, levels, pixelcnn, randomness, sampler
 
 _LEVELS, _K, _GRID = 2, 3, (3, 4)
 _PRIOR = levels.LeveledPrior(
@@ -93,13 +93,14 @@ def test_losses_count_only_the_possible_codes(variables, loss, smoothing):
     {'temperature': 0},
     {'top_k': _K + 1, 'top_p': 0.99},
     {'guidance_scale': 3.0, 'temperature': 5.0},
+    {'autoguidance_scale': 3.0, 'temperature': 5.0},
   ],
 )
 def test_samples_have_possible_codes(variables, controls):
   labels = np.arange(8) % 2
   codes = sampler.sample_codes(
     _PRIOR,
-    variables,
+    variables | {base.WEAK: jax.tree.map(lambda x: x / 2, variables['params'])},
     {'label': labels},
     randomness.image_keys(0, labels),
     _GRID,

@@ -10,7 +10,13 @@ import pytest
 import test_priors
 
 from dermvq_jax import errors, progress
-from dermvq_jax.models.priors import base, gated_pixelcnn, randomness, sampler
+from dermvq_jax.models.priors import (
+  base,
+  choice,
+  gated_pixelcnn,
+  randomness,
+  sampler,
+)
 
 _CODES = 6
 _LABEL = (('label', 2),)
@@ -314,6 +320,8 @@ def test_values_do_not_recompile():
   assert not compiles(1, **on)
   assert not compiles(2, **on, temperature=3)
   assert not compiles(1, **on, guidance_rise=2)
+  assert compiles(0, **on, autoguidance_scale=2)
+  assert not compiles(0, **on, autoguidance_scale=1.5)
   other = dict(completes=True, top_k=10**12, top_p=0.1, guidance_scale=3)
   assert not compiles(0, **other)
   other = dict(top_k=np.int64(2), top_p=np.float64(0.5), guidance_scale=0)
@@ -365,7 +373,7 @@ def test_choose_against_numpy(temperature, top_k, top_p):
   scores[rng.random(scores.shape) < 0.1] = -np.inf
   noise = rng.gumbel(size=scores.shape).astype(np.float32)
   controls = sampler.Controls(temperature, top_k, top_p).switched_on()
-  codes = sampler.choose(jnp.asarray(scores), jnp.asarray(noise), **controls)
+  codes = choice.choose(jnp.asarray(scores), jnp.asarray(noise), **controls)
   expected = [
     _choice(s.astype(np.float64), n, temperature, top_k, top_p)
     for s, n in zip(scores, noise)
@@ -380,7 +388,7 @@ def test_the_code_that_reaches_top_p_is_included():
   def possible(top_p):
     """Noise makes each code win in turn, if it is allowed."""
     noise = 100 * jnp.eye(4)
-    codes = sampler.choose(jnp.tile(scores, (4, 1)), noise, 1.0, top_p=top_p)
+    codes = choice.choose(jnp.tile(scores, (4, 1)), noise, 1.0, top_p=top_p)
     return set(np.asarray(codes).tolist())
 
   assert possible(0.01) == possible(0.5) == {1}
@@ -394,16 +402,16 @@ def test_top_p_is_a_share_of_what_top_k_keeps():
   scores = jnp.log(jnp.asarray([[0.3, 0.2, 0.5]]))
   noise = jnp.asarray([[100.0, 0, 0]])
   # 0.5 / 0.8 = 0.625: only above that the second code is needed.
-  assert sampler.choose(scores, noise, 1.0, 2, 0.62) == 2
-  assert sampler.choose(scores, noise, 1.0, 2, 0.63) == 0
-  assert sampler.choose(scores, noise, 1.0, None, 0.62) == 0
+  assert choice.choose(scores, noise, 1.0, 2, 0.62) == 2
+  assert choice.choose(scores, noise, 1.0, 2, 0.63) == 0
+  assert choice.choose(scores, noise, 1.0, None, 0.62) == 0
 
 
 def test_guide_against_numpy():
   rng = np.random.default_rng(0)
   c, u = np.log(rng.dirichlet(np.ones(7), (2, 5)))
   for scale in (0.0, 0.5, 1.0, 3.0):
-    guided = sampler.guide(jnp.asarray(c), jnp.asarray(u), scale)
+    guided = choice.guide(jnp.asarray(c), jnp.asarray(u), scale)
     expected = np.exp(u) * (np.exp(c) / np.exp(u)) ** scale
     np.testing.assert_allclose(np.exp(guided), expected, rtol=1e-4)
 
@@ -412,7 +420,7 @@ def test_guidance_leaves_impossible_codes_impossible():
   c = jnp.asarray([-1.0, -jnp.inf, -jnp.inf, -2.0])
   u = jnp.asarray([-1.0, -jnp.inf, -1.0, -jnp.inf])
   for scale in (0.0, 2.0):
-    guided = sampler.guide(c, u, scale)
+    guided = choice.guide(c, u, scale)
     np.testing.assert_array_equal(guided, [-1, -np.inf, -np.inf, -2])
 
 
@@ -614,6 +622,6 @@ def test_frequencies_of_the_nucleus(controls, kept):
 
 def test_choose_takes_the_first_of_equals():
   logits = jnp.asarray([[0.0, 2.0, 2.0], [3.0, 1.0, -jnp.inf]])
-  codes = sampler.choose(logits, jnp.zeros((2, 3)), 1.0)
+  codes = choice.choose(logits, jnp.zeros((2, 3)), 1.0)
   assert codes.dtype == jnp.int32
   np.testing.assert_array_equal(codes, [1, 0])
