@@ -39,6 +39,7 @@ GOLDEN = {
   ('prior', 'transformer'): (1_454_080, 0),
   ('prior', 'align'): (2_864_832, 0),
   ('prior', 'demo'): (832_000, 0),
+  ('prior', 'rnn+demo'): (1_107_024, 0),
   ('prior', 'smoke'): (5_464, 0),
   ('classifier', ''): (429_727, 0),
   ('classifier', 'demo'): (429_727, 0),
