@@ -37,6 +37,7 @@ GOLDEN = {
   ('prior', 'pixelcnn'): (1_421_696, 0),
   ('prior', 'rnn'): (1_427_280, 0),
   ('prior', 'transformer'): (1_454_080, 0),
+  ('prior', 'large'): (7_302_464, 0),
   ('prior', 'align'): (2_864_832, 0),
   ('prior', 'demo'): (832_000, 0),
   ('prior', 'rnn+demo'): (1_107_024, 0),
@@ -147,6 +148,9 @@ def test_every_argument_has_a_row(name):
     ('vqvae', 'vq+', "no config ''"),
     ('prior', 'rnn+none', "no config 'none'"),
     ('prior', 'rnn+pixelcnn', 'give only one of rnn, pixelcnn'),
+    ('prior', 'rnn+large', 'leave out rnn'),
+    ('prior', 'align+large', 'leave out large'),
+    ('prior', 'large+demo', 'give only one of large, demo'),
     ('classifier', 'demo+smoke', 'give only one of demo, smoke'),
   ],
 )
