@@ -19,7 +19,8 @@ the held-out images (val and test) of each run:
   --alexnet the last two stages of AlexNet, which comes with the package, are a
   space too;
 - evidence: the balanced accuracy of the classifier in JUDGE on reconstructions
-  and on samples, divided by that on the real images.
+  and on samples, divided by that on the real images. A classifier of another
+  size (`--config.dataset=ham10000/256`) sees all of them resized to it.
 
 Results are kept in STUDY; a run that is measured there is not measured again.
 Runs without a prior are judged by their reconstructions. Without --judge there
@@ -33,8 +34,10 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from PIL import Image
 
-from dermvq_jax import inference
+from dermvq_jax import errors, inference
+from dermvq_jax.data import images as images_lib
 from dermvq_jax.evaluation import (
   feature_spaces,
   generation_metrics,
@@ -71,12 +74,44 @@ class Stages:
     return chunks.apply(self._apply, images)
 
 
+class Judge:
+  """A classifier that sees images of any size, resized to its own.
+
+  Calling it returns features.
+
+  Attributes:
+    class_names: names of the labels 0, 1, ...
+  """
+
+  __name__ = 'judge'  # Functions have this attribute, too.
+
+  def __init__(self, run: run_lib.Run):
+    """Loads the classifier of a run."""
+    self._classifier = classifier_lib.Classifier(run)
+    self._size = run.classifier.facts['image_size']
+    self.class_names = self._classifier.class_names
+
+  def __call__(self, images: np.ndarray) -> np.ndarray:
+    """Returns features float32 `[B, F]` of uint8 images `[B, H, W, 3]`."""
+    return self._classifier(self._resize(images))
+
+  def predict(self, images: np.ndarray) -> np.ndarray:
+    """Returns the most likely labels, int `[B]`, of such images."""
+    return self._classifier.predict(self._resize(images))
+
+  def _resize(self, images: np.ndarray) -> np.ndarray:
+    if images.shape[1] == self._size:
+      return images
+    opened = map(Image.fromarray, images)
+    return np.stack([images_lib.crop_and_resize(x, self._size) for x in opened])
+
+
 def _power(real: np.ndarray, made: np.ndarray) -> list[float]:
   return measures.measure_texture(real, {'made': made}).power['made']
 
 
 def _evidence(
-  judge: classifier_lib.Classifier | None,
+  judge: Judge | None,
   images: np.ndarray,
   labels: np.ndarray,
 ) -> dict[str, float]:
@@ -90,7 +125,7 @@ def _evidence(
 
 def measure(
   run: run_lib.Run,
-  judge: classifier_lib.Classifier | None,
+  judge: Judge | None,
   spaces: dict[str, feature_spaces.Features],
   controls: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
@@ -105,8 +140,17 @@ def measure(
 
   Returns:
     JSON values by name.
+
+  Raises:
+    UserError: the judge knows other classes than the run.
   """
   model = inference.Model(run)
+  if judge and judge.class_names != model.class_names:
+    raise errors.UserError(
+      f'the judge knows the classes {", ".join(judge.class_names)}, the run in '
+      f'{run.workdir} has {", ".join(model.class_names)}; train a judge on its '
+      'classes'
+    )
   records = {s: list(run.images.split(s)) for s in HELD_OUT}
   real = {s: np.stack([r['image'] for r in records[s]]) for s in HELD_OUT}
   labels = {s: np.array([r['label'] for r in records[s]]) for s in HELD_OUT}
@@ -230,7 +274,7 @@ def main(argv: list[str] | None = None):
   with common.usage_errors(parser):
     judge, spaces = None, {}
     if args.judge:
-      judge = classifier_lib.Classifier(run_lib.Run(args.judge))
+      judge = Judge(run_lib.Run(args.judge))
       spaces['judge'] = judge
     if args.vgg16:
       spaces['VGG16'] = Stages(args.vgg16)

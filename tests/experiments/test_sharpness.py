@@ -1,6 +1,11 @@
 import json
 import re
 
+import numpy as np
+import pytest
+
+from dermvq_jax import errors
+from dermvq_jax.runs import run as run_lib
 from experiments import sharpness
 
 
@@ -49,3 +54,21 @@ def test_without_a_judge(smoke_run, tmp_path, capsys):
   sharpness.main([f'--runs={smoke_run}', f'--out={tmp_path}', '--controls'])
   told = capsys.readouterr().out
   assert 'power 1/4-1/2' in told and 'evidence' not in told
+
+
+def test_a_judge_of_another_size(smoke_run):
+  run = run_lib.Run(smoke_run)
+  judge = sharpness.Judge(run)
+  side = run.classifier.facts['image_size']
+  grey = np.array([[[[90]]], [[[130]]]], np.uint8)
+  own, larger = (np.tile(grey, (1, s, s, 3)) for s in (side, 3 * side))
+  np.testing.assert_array_equal(judge(larger), judge(own))
+  np.testing.assert_array_equal(judge.predict(larger), judge.predict(own))
+
+
+def test_a_judge_of_other_classes(smoke_run):
+  run = run_lib.Run(smoke_run)
+  judge = sharpness.Judge(run)
+  judge.class_names = ('benign', 'malignant')
+  with pytest.raises(errors.UserError, match='knows the classes benign, mal'):
+    sharpness.measure(run, judge, {}, {})
