@@ -83,8 +83,6 @@ class Judge:
     class_names: names of the labels 0, 1, ...
   """
 
-  __name__ = 'judge'  # Functions have this attribute, too.
-
   def __init__(self, run: run_lib.Run):
     """Loads the classifier of a run."""
     self._classifier = classifier_lib.Classifier(run)
