@@ -77,6 +77,18 @@ def _displace(real: np.ndarray, made: np.ndarray) -> np.ndarray:
   return swap(real, np.fft.ifft2(spectrum, axes=(1, 2)).real, _FINEST)
 
 
+def _exchange(
+  real: np.ndarray, made: np.ndarray, band: tuple[float, float]
+) -> np.ndarray:
+  """Each image gets a band of the one that has about as much power in it."""
+  del made
+  power = (octaves(real, *band) ** 2).mean((1, 2, 3))
+  order = np.argsort(power)
+  others = np.empty_like(real)
+  others[order] = real[np.roll(order, 1)]
+  return swap(real, others, band)
+
+
 # Real images and their reconstructions to changed images, all of them float.
 CHANGES: dict[str, Change] = {
   'real images': lambda real, made: real,
@@ -94,6 +106,8 @@ CHANGES: dict[str, Change] = {
     for x in (0.8, 0.6)
   },
   'real, finest octave at random places': _displace,
+  'real, finest octave of another': functools.partial(_exchange, band=_FINEST),
+  'real, both of another': functools.partial(_exchange, band=_BOTH),
   'real, finest octave reconstructed': lambda r, m: swap(r, m, _FINEST),
   'real, second octave reconstructed': lambda r, m: swap(r, m, _SECOND),
   'real, both reconstructed': lambda r, m: swap(r, m, _BOTH),

@@ -8,7 +8,7 @@ from experiments import octaves
 
 @pytest.fixture
 def images():
-  return np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3))
+  return np.random.default_rng(0).uniform(0, 255, (4, 16, 16, 3))
 
 
 def test_octaves_are_those_of_a_wave():
@@ -47,6 +47,16 @@ def test_a_displaced_octave_keeps_its_power(images):
   coarse = [x - octaves.octaves(x, 0.25, 1) for x in (images, changed)]
   np.testing.assert_allclose(*coarse, atol=1e-9)
   assert np.abs(changed - images).max() > 10
+
+
+def test_another_image_gives_an_octave_of_about_the_same_power(images):
+  images = images * np.array([4, 1, 2, 3])[:, None, None, None]
+  change = octaves.CHANGES['real, finest octave of another']
+  changed = change(images, None)
+  fine, found = (octaves.octaves(x, 0.25, 1) for x in (images, changed))
+  np.testing.assert_allclose(found, fine[[3, 0, 1, 2]], atol=1e-9)
+  coarse = [x - octaves.octaves(x, 0.25, 1) for x in (images, changed)]
+  np.testing.assert_allclose(*coarse, atol=1e-9)
 
 
 def test_study(smoke_run, tmp_path, capsys, monkeypatch):
