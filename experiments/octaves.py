@@ -85,7 +85,8 @@ def _exchange(
   power = (octaves(real, *band) ** 2).mean((1, 2, 3))
   order = np.argsort(power)
   others = np.empty_like(real)
-  others[order] = real[np.roll(order, 1)]
+  # Each gets that of the next weaker one, the weakest that of the second.
+  others[order] = real[order[np.abs(np.arange(len(order)) - 1)]]
   return swap(real, others, band)
 
 
